@@ -1,0 +1,422 @@
+// Package sessiontable is the table of sessions in a Chai database: its SQL
+// statements, the plans that they rely on, and the engine's traps around them.
+//
+// It knows nothing of SCS, of cleanup goroutines, or of when a session counts as
+// expired, other than that its expiry is compared with a time that the caller
+// gives.
+package sessiontable
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/writer"
+)
+
+// MaxKeyLen is how many bytes a token, or the name of a table, may have.
+//
+// Chai's order of keys is wrong for texts of 128 bytes or more (Compare in its
+// internal/encoding reads one key with the length of the other one's length):
+// other rows are no longer found, and looking for such a key can panic. A key of
+// an index holds the token and a few bytes more; 100 leaves room for those.
+const MaxKeyLen = 100
+
+// Chai keeps microseconds in 64 bits from the year 2000 on, and panics for times
+// beyond (EncodeTimestamp in its internal/encoding).
+var (
+	minExpiry = time.Unix(0, 0)
+	maxExpiry = time.Date(9999, time.December, 31, 23, 59, 59, 0, time.UTC)
+)
+
+// rangeLen is how many rows a sweep looks at in one transaction.
+const rangeLen = 1000
+
+// A page ends after pageLen rows, or once its rows hold pageBytes bytes of data.
+const (
+	pageLen   = 1000
+	pageBytes = 1 << 20
+)
+
+// A Table is a table of sessions. Its methods may be called from many
+// goroutines, also before the table exists.
+type Table struct {
+	name   string
+	engine *chai.DB
+	db     *writer.DB
+	logger func() *slog.Logger
+
+	checked  atomic.Value  // the engine's *TableInfo that Check has approved
+	repair   chan struct{} // holds an element while somebody repairs the indexes
+	repaired atomic.Bool
+
+	// Columns stand on the left of a comparison, because Chai reads `? < expiry`
+	// as `expiry < ?` where expiry has an index (operatorCanUseIndex in its
+	// internal/planner). A range is BETWEEN, because of `token >= ? AND token <=
+	// ?` the planner uses one half.
+	create, reindex string
+	find            string
+	scan            string
+	scanExpiry      string
+	replace         string
+	update, insert  string
+	delete          string
+	countExpired    string
+	deleteExpired   string
+}
+
+// New returns the table of the given name in db. The name must have passed
+// [CheckName]. The logger is asked for each time there is something to log.
+func New(db *chai.DB, name string, logger func() *slog.Logger) *Table {
+	sql := func(text string) string { return strings.ReplaceAll(text, "$table", name) }
+	return &Table{
+		name:   name,
+		engine: db,
+		db:     writer.For(db),
+		logger: logger,
+		repair: make(chan struct{}, 1),
+
+		create:        sql("CREATE TABLE IF NOT EXISTS $table (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)"),
+		reindex:       sql("REINDEX $table"),
+		find:          sql("SELECT data, expiry FROM $table WHERE token = ?"),
+		scan:          sql("SELECT token, data, expiry FROM $table WHERE token >= ?"),
+		scanExpiry:    sql("SELECT token, expiry FROM $table WHERE token >= ?"),
+		replace:       sql("INSERT INTO $table (token, data, expiry) VALUES (?, ?, ?) ON CONFLICT REPLACE"),
+		update:        sql("UPDATE $table SET data = ?, expiry = ? WHERE token = ?"),
+		insert:        sql("INSERT INTO $table (token, data, expiry) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"),
+		delete:        sql("DELETE FROM $table WHERE token = ?"),
+		countExpired:  sql("SELECT COUNT(*) FROM $table WHERE token BETWEEN ? AND ? AND expiry <= ?"),
+		deleteExpired: sql("DELETE FROM $table WHERE token BETWEEN ? AND ? AND expiry <= ?"),
+	}
+}
+
+// CheckName returns an error unless name can be the name of a table: letters,
+// digits and underscores, not starting with a digit, at most [MaxKeyLen] bytes,
+// and neither reserved by Chai nor a keyword of its SQL.
+//
+// A keyword would work in back quotes until the database is opened again, which
+// then fails: Chai writes the name to its catalog without the quotes.
+func CheckName(db *chai.DB, name string) error {
+	for i, c := range []byte(name) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', c == '_':
+		case '0' <= c && c <= '9' && i > 0:
+		default:
+			return fmt.Errorf("table name %q is not a plain identifier: letters, digits and underscores, not starting with a digit", name)
+		}
+	}
+	switch {
+	case name == "":
+		return errors.New("table name is empty")
+	case len(name) > MaxKeyLen:
+		return fmt.Errorf("table name is longer than %d bytes", MaxKeyLen)
+	case strings.HasPrefix(name, "__chai_"):
+		return fmt.Errorf("table name %q is reserved by Chai", name)
+	}
+	// Of a statement that defines something, Prepare does no more than parse it.
+	if _, err := db.Prepare("CREATE TABLE " + name + " (token TEXT)"); err != nil {
+		return fmt.Errorf("table name %q is a keyword of SQL", name)
+	}
+	return nil
+}
+
+// Create creates the table if it does not exist.
+func (t *Table) Create(ctx context.Context) error {
+	if _, err := t.engine.DB.Catalog().GetTableInfo(t.name); err == nil {
+		return nil
+	}
+	return t.db.Write(ctx, func(tx *writer.Tx) error {
+		return tx.Exec(t.create)
+	})
+}
+
+// Check returns an error unless the table exists, with the columns and the
+// primary key that a table of sessions has.
+func (t *Table) Check() error {
+	info, err := t.engine.DB.Catalog().GetTableInfo(t.name)
+	if err != nil {
+		return fmt.Errorf("table %q does not exist", t.name)
+	}
+	if t.checked.Load() == any(info) {
+		return nil
+	}
+	for _, column := range []struct{ name, typ string }{
+		{"token", "text"}, {"data", "blob"}, {"expiry", "timestamp"},
+	} {
+		found, ok := info.FieldConstraints.ByField[column.name]
+		if !ok {
+			return fmt.Errorf("table %q has no column %q", t.name, column.name)
+		}
+		if got := found.Type.String(); got != column.typ {
+			return fmt.Errorf("column %q of table %q is of type %s, not %s", column.name, t.name, got, column.typ)
+		}
+	}
+	key := info.PrimaryKey
+	if key == nil || len(key.Paths) != 1 || key.Paths[0].String() != "token" || key.SortOrder.IsDesc(0) {
+		return fmt.Errorf("the primary key of table %q is not its column \"token\", ascending", t.name)
+	}
+	t.checked.Store(info)
+	return nil
+}
+
+// Find returns the data and the expiry of the session with the given token. The
+// data is the caller's.
+func (t *Table) Find(token string) (data []byte, expiry time.Time, found bool, err error) {
+	if err := t.Check(); err != nil {
+		return nil, time.Time{}, false, err
+	}
+	err = t.db.Query(t.find, func(row *chai.Row) error {
+		if err := row.Scan(&data, &expiry); err != nil {
+			return err
+		}
+		data, found = bytes.Clone(data), true
+		return nil
+	}, token)
+	return data, expiry, found, err
+}
+
+// A Row is one session of the table.
+type Row struct {
+	Token  string
+	Data   []byte
+	Expiry time.Time
+}
+
+// errStop ends a query that has read enough.
+var errStop = errors.New("stop")
+
+// Page returns the sessions that follow from in the order of their tokens, up to
+// a limit of its own, and where the next page begins, which is "" after the
+// last one. The first page begins at "".
+func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string, err error) {
+	if err := t.Check(); err != nil {
+		return nil, "", err
+	}
+	size := 0
+	err = t.db.Query(t.scan, func(r *chai.Row) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if len(rows) == pageLen || size >= pageBytes {
+			next = after(rows[len(rows)-1].Token)
+			return errStop
+		}
+		var row Row
+		if err := r.Scan(&row.Token, &row.Data, &row.Expiry); err != nil {
+			return err
+		}
+		row.Data = bytes.Clone(row.Data)
+		size += len(row.Data)
+		rows = append(rows, row)
+		return nil
+	}, from)
+	if err != nil && !errors.Is(err, errStop) {
+		return nil, "", err
+	}
+	return rows, next, nil
+}
+
+// after returns the least token that is greater than token.
+func after(token string) string {
+	return token + "\x00"
+}
+
+// Upsert adds the session, or overwrites its data and its expiry. An expiry
+// before 1970 or after 9999 is moved there. The token must not be longer than
+// [MaxKeyLen].
+func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry time.Time) error {
+	if expiry.Before(minExpiry) {
+		expiry = minExpiry
+	} else if expiry.After(maxExpiry) {
+		expiry = maxExpiry
+	}
+	return t.write(ctx, func(tx *writer.Tx) error {
+		if !t.indexed() {
+			return t.exec(tx, t.replace, token, data, expiry)
+		}
+		// ON CONFLICT REPLACE does not maintain indexes (internal/stream,
+		// on_conflict.go): a renewed session would be swept away at its old expiry,
+		// or make every sweep fail.
+		if err := t.exec(tx, t.update, data, expiry, token); err != nil {
+			return err
+		}
+		return t.exec(tx, t.insert, token, data, expiry)
+	})
+}
+
+// Delete deletes the session with the given token, if there is one. The token
+// must not be longer than [MaxKeyLen].
+func (t *Table) Delete(ctx context.Context, token string) error {
+	return t.write(ctx, func(tx *writer.Tx) error {
+		return t.exec(tx, t.delete, token)
+	})
+}
+
+// A Sweep says what [Table.DeleteExpired] has done.
+type Sweep struct {
+	Scanned int // sessions looked at
+	Deleted int // sessions deleted
+}
+
+// DeleteExpired deletes the sessions whose expiry is not after now. It returns
+// what it has done also when it ends with an error.
+//
+// It looks for them without keeping anyone from writing, and deletes them by
+// short ranges of tokens, between which other writers have their turn. A session
+// that is committed meanwhile with an expiry after now stays.
+func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (Sweep, error) {
+	var sweep Sweep
+	from := ""
+	for {
+		expired, err := t.scanExpired(ctx, from, now)
+		if err != nil {
+			return sweep, err
+		}
+		sweep.Scanned += expired.scanned
+		if expired.found {
+			deleted, err := t.deleteExpiredIn(ctx, expired, now)
+			if err != nil {
+				return sweep, err
+			}
+			sweep.Deleted += deleted
+		}
+		if expired.next == "" {
+			return sweep, nil
+		}
+		from = expired.next
+	}
+}
+
+// An expiredRange is a range of tokens, with both its ends, in which sessions
+// have expired.
+type expiredRange struct {
+	first, last string
+	found       bool   // whether there is an expired session at all
+	scanned     int    // sessions looked at to find it
+	next        string // where to go on, "" at the end of the table
+}
+
+// scanExpired looks for expired sessions among the next rangeLen ones.
+func (t *Table) scanExpired(ctx context.Context, from string, now time.Time) (expiredRange, error) {
+	if err := t.Check(); err != nil {
+		return expiredRange{}, err
+	}
+	var r expiredRange
+	var token string
+	err := t.db.Query(t.scanExpiry, func(row *chai.Row) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if r.scanned == rangeLen {
+			r.next = after(token)
+			return errStop
+		}
+		r.scanned++
+		var expiry time.Time
+		if err := row.Scan(&token, &expiry); err != nil {
+			return err
+		}
+		if expiry.After(now) {
+			return nil
+		}
+		if !r.found {
+			r.first, r.found = token, true
+		}
+		r.last = token
+		return nil
+	}, from)
+	if err != nil && !errors.Is(err, errStop) {
+		return expiredRange{}, err
+	}
+	return r, nil
+}
+
+func (t *Table) deleteExpiredIn(ctx context.Context, r expiredRange, now time.Time) (deleted int, err error) {
+	err = t.write(ctx, func(tx *writer.Tx) error {
+		err := tx.Query(t.countExpired, func(row *chai.Row) error {
+			return row.Scan(&deleted)
+		}, r.first, r.last, now)
+		if err != nil || deleted == 0 {
+			return err
+		}
+		return t.exec(tx, t.deleteExpired, r.first, r.last, now)
+	})
+	if err != nil {
+		return 0, err
+	}
+	return deleted, nil
+}
+
+func (t *Table) write(ctx context.Context, op writer.Op) error {
+	if err := t.Check(); err != nil {
+		return err
+	}
+	if t.indexed() && !t.repaired.Load() {
+		if err := t.repairIndexes(ctx); err != nil {
+			return err
+		}
+	}
+	return t.db.Write(ctx, op)
+}
+
+// exec runs a statement that writes. Of its error it returns the innermost
+// cause, because the messages around that one quote the key of the row, which is
+// a token.
+func (t *Table) exec(tx *writer.Tx, sql string, args ...any) error {
+	err := tx.Exec(sql, args...)
+	if err == nil {
+		return nil
+	}
+	for cause := err; cause != nil; cause = errors.Unwrap(cause) {
+		err = cause
+	}
+	if chai.IsNotFoundError(err) {
+		if missing := t.Check(); missing != nil {
+			return missing
+		}
+		return fmt.Errorf("table %q and its indexes disagree", t.name)
+	}
+	return err
+}
+
+// indexed reports whether the table has an index besides its primary key.
+func (t *Table) indexed() bool {
+	return len(t.engine.DB.Catalog().ListIndexes(t.name)) > 0
+}
+
+// repairIndexes builds the table's indexes anew, once in the life of t.
+//
+// Writes with ON CONFLICT REPLACE, by whatever wrote to the table earlier, have
+// left entries of former expiries in the index, and none of the present ones. On
+// such a row DELETE and UPDATE fail with "key not found".
+func (t *Table) repairIndexes(ctx context.Context) error {
+	select {
+	case t.repair <- struct{}{}:
+		defer func() { <-t.repair }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if t.repaired.Load() {
+		return nil
+	}
+	t.logger().WarnContext(ctx, "chaistore: the table of sessions has an index, which makes the store slower and leaves memory behind at each renewal; drop it",
+		"table", t.name, "indexes", t.engine.DB.Catalog().ListIndexes(t.name))
+	// Through DB.Exec it would fail: REINDEX truncates the index while it is
+	// prepared, outside a transaction that may write (internal/query/statement,
+	// reindex.go).
+	err := t.db.Write(ctx, func(tx *writer.Tx) error {
+		return t.exec(tx, t.reindex)
+	})
+	if err != nil {
+		return fmt.Errorf("repair indexes: %w", err)
+	}
+	t.repaired.Store(true)
+	return nil
+}

@@ -1,0 +1,167 @@
+package sessiontable
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/testdb"
+	"go.elara.ws/chaistore/internal/writer"
+)
+
+func newTable(t *testing.T, db *chai.DB) *Table {
+	t.Helper()
+	return New(db, "sessions", func() *slog.Logger { return slog.New(slog.DiscardHandler) })
+}
+
+// The plans that the package relies on: sessions are reached through the primary
+// key only, by one lookup or one range, whether or not expiry has an index.
+func TestPlans(t *testing.T) {
+	const (
+		one  = `table.Scan("sessions", [{"min": [?], "exact": true}])`
+		from = `table.Scan("sessions", [{"min": [?]}])`
+		span = `table.Scan("sessions", [{"min": [?], "max": [?]}])`
+	)
+	for name, setup := range map[string][]string{
+		"plain":   {testdb.CreateTable},
+		"indexed": {testdb.CreateTable, testdb.CreateIndex},
+	} {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, setup...)
+		table := newTable(t, db)
+		for sql, want := range map[string]string{
+			table.find:          one + " | rows.Project(data, expiry)",
+			table.scan:          from + " | rows.Project(token, data, expiry)",
+			table.scanExpiry:    from + " | rows.Project(token, expiry)",
+			table.countExpired:  span + " | rows.Filter(expiry <= ?) | ",
+			table.deleteExpired: span + " | rows.Filter(expiry <= ?) | ",
+			table.delete:        one + " | ",
+			table.update:        one + " | ",
+		} {
+			row, err := db.QueryRow("EXPLAIN " + sql)
+			if err != nil {
+				t.Fatalf("%s: EXPLAIN %s: %v", name, sql, err)
+			}
+			var plan string
+			if err := row.Scan(&plan); err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasPrefix(plan, want) {
+				t.Errorf("%s: plan of %s:\n got %s\nwant %s", name, sql, plan, want)
+			}
+		}
+	}
+}
+
+func upsert(t *testing.T, table *Table, token string, expiry time.Time) {
+	t.Helper()
+	if err := table.Upsert(t.Context(), token, []byte(token), expiry); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSweepSparesSessionsRenewedMeanwhile(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable)
+	table := newTable(t, db)
+	now := time.Now()
+	for _, token := range []string{"a", "b", "c"} {
+		upsert(t, table, token, now.Add(-time.Minute))
+	}
+	expired, err := table.scanExpired(t.Context(), "", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !expired.found || expired.first != "a" || expired.last != "c" || expired.scanned != 3 || expired.next != "" {
+		t.Fatalf("scanExpired = %+v", expired)
+	}
+	upsert(t, table, "b", now.Add(time.Minute))
+	if n, err := table.deleteExpiredIn(t.Context(), expired, now); n != 2 || err != nil {
+		t.Fatalf("deleteExpiredIn = %d, %v; want 2, nil", n, err)
+	}
+	if _, _, found, err := table.Find("b"); !found || err != nil {
+		t.Errorf("Find of the renewed session = %v, %v; want true, nil", found, err)
+	}
+}
+
+func TestSweepLooksAtEverySessionOnce(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable)
+	table := newTable(t, db)
+	now := time.Now()
+	const sessions = 2*rangeLen + 1
+	for i := range sessions {
+		upsert(t, table, strings.Repeat("\x00", i%7)+string(rune('A'+i)), now.Add(time.Minute))
+	}
+	upsert(t, table, "\xff", now)
+	sweep, err := table.DeleteExpired(t.Context(), now)
+	if want := (Sweep{Scanned: sessions + 1, Deleted: 1}); sweep != want || err != nil {
+		t.Errorf("DeleteExpired = %+v, %v; want %+v, nil", sweep, err, want)
+	}
+}
+
+// A sweep that is interrupted ends before its next range, and says what it has
+// done until then.
+func TestSweepEndsBetweenRanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable)
+		table := newTable(t, db)
+		now := time.Now()
+		for i := range 3 * rangeLen {
+			upsert(t, table, string(rune('A'+i)), now)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		lock := writer.Lock(db)
+		lock.Lock()
+		go func() {
+			sweep, err := table.DeleteExpired(ctx, now)
+			if sweep.Deleted != rangeLen || !errors.Is(err, context.Canceled) {
+				t.Errorf("DeleteExpired = %+v, %v; want %d deleted, canceled", sweep, err, rangeLen)
+			}
+		}()
+		synctest.Wait() // until the first range waits for its turn
+		go func() {
+			lock.Lock() // after the first range, before the second
+			cancel()
+			lock.Unlock()
+		}()
+		synctest.Wait()
+		lock.Unlock()
+		synctest.Wait()
+	})
+}
+
+func TestCreateKeepsAnExistingTable(t *testing.T) {
+	db := testdb.Memory(t)
+	table := newTable(t, db)
+	for range 2 {
+		if err := table.Create(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		upsert(t, table, "a", time.Now())
+	}
+	if err := table.Check(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestIndexesAreRepairedOnce(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+	var log bytes.Buffer
+	table := New(db, "sessions", func() *slog.Logger { return slog.New(slog.NewTextHandler(&log, nil)) })
+	for range 3 {
+		upsert(t, table, "a", time.Now())
+	}
+	if n := strings.Count(log.String(), "idx_sessions_expiry"); n != 1 {
+		t.Errorf("the index was repaired %d times, want 1:\n%s", n, &log)
+	}
+}

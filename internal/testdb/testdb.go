@@ -1,0 +1,67 @@
+// Package testdb has what the tests of several packages need: databases, and a
+// limit on how long a test may hang.
+package testdb
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/chaisql/chai"
+)
+
+// The tables of sessions that there are: the one that the library creates, and
+// the one of older setups.
+const (
+	CreateTable = `CREATE TABLE sessions (
+		token  TEXT      PRIMARY KEY,
+		data   BLOB      NOT NULL,
+		expiry TIMESTAMP NOT NULL
+	)`
+	CreateIndex = `CREATE INDEX idx_sessions_expiry ON sessions(expiry)`
+)
+
+// Memory returns an empty database in memory, which is closed when the test ends.
+func Memory(t testing.TB) *chai.DB {
+	t.Helper()
+	return open(t, ":memory:")
+}
+
+// Disk returns an empty database on disk, which is closed when the test ends.
+func Disk(t testing.TB) *chai.DB {
+	t.Helper()
+	return open(t, t.TempDir())
+}
+
+func open(t testing.TB, path string) *chai.DB {
+	t.Helper()
+	db, err := chai.Open(path)
+	if err != nil {
+		t.Fatalf("open database: %v", err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// Exec runs statements, and fails the test if it can't. It must not be used
+// beside a store that writes.
+func Exec(t testing.TB, db *chai.DB, statements ...string) {
+	t.Helper()
+	for _, sql := range statements {
+		if err := db.Exec(sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+}
+
+// Watchdog ends the process with the stacks of all goroutines if the test still
+// runs after limit, because a deadlock in the engine can't be undone.
+func Watchdog(t testing.TB, limit time.Duration) {
+	timer := time.AfterFunc(limit, func() {
+		stacks := make([]byte, 4<<20)
+		stacks = stacks[:runtime.Stack(stacks, true)]
+		panic(fmt.Sprintf("%s still runs after %v\n\n%s", t.Name(), limit, stacks))
+	})
+	t.Cleanup(func() { timer.Stop() })
+}

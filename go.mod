@@ -2,7 +2,10 @@ module go.elara.ws/chaistore
 
 go 1.25.0
 
-require github.com/chaisql/chai v0.16.1
+require (
+	github.com/alexedwards/scs/v2 v2.9.0
+	github.com/chaisql/chai v0.16.1
+)
 
 require (
 	github.com/DataDog/zstd v1.5.5 // indirect

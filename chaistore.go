@@ -1,0 +1,276 @@
+// Package chaistore is a session store for [github.com/alexedwards/scs/v2] that
+// keeps the sessions in a Chai database.
+//
+//	store := chaistore.New(db)
+//	defer store.StopCleanup()
+//	sessionManager := scs.New()
+//	sessionManager.Store = store
+//
+// A commit has reached the disk when it returns. A Chai database can be opened
+// by one process at a time.
+//
+// # Sharing the database
+//
+// All stores on a database take turns in writing to it. An application that
+// writes to the same database takes its turn with [WriteLock]; without it, Chai
+// deadlocks. It must not begin transactions with SQL BEGIN, which the stores'
+// statements would join.
+package chaistore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/sessiontable"
+	"go.elara.ws/chaistore/internal/writer"
+)
+
+var (
+	_ scs.Store            = (*ChaiStore)(nil)
+	_ scs.CtxStore         = (*ChaiStore)(nil)
+	_ scs.IterableStore    = (*ChaiStore)(nil)
+	_ scs.IterableCtxStore = (*ChaiStore)(nil)
+)
+
+const (
+	defaultTableName       = "sessions"
+	defaultCleanupInterval = 5 * time.Minute
+)
+
+// ErrTokenTooLong is the error of committing a session whose token has more than
+// 100 bytes. The tokens that SCS makes have 43. Chai confuses rows whose keys are
+// longer than 127 bytes.
+var ErrTokenTooLong = fmt.Errorf("token is longer than %d bytes", sessiontable.MaxKeyLen)
+
+// Config says how [NewWithConfig] makes a store. The zero Config makes the store
+// that [New] makes.
+type Config struct {
+	// TableName is the name of the table that holds the sessions: letters, digits
+	// and underscores, not starting with a digit, at most 100 bytes, and not a
+	// keyword of SQL. Default: "sessions".
+	TableName string
+
+	// CleanupInterval is the time between two sweeps for expired sessions. If it
+	// is negative, there are none. Default: 5 minutes.
+	CleanupInterval time.Duration
+
+	// CreateTable makes NewWithConfig create the table if it does not exist.
+	// Default: false.
+	CreateTable bool
+
+	// Logger gets an error for each failed sweep, and a warning if the table has an
+	// index, which makes the store slow. It never gets tokens or data. Default:
+	// what slog.Default returns at that time.
+	Logger *slog.Logger
+}
+
+// ChaiStore is an SCS session store on a Chai database. Its methods may be
+// called from many goroutines.
+//
+// Each method has a twin that takes a context. A call whose context has ended
+// returns the context's error and writes nothing. A write whose context ends
+// while it waits for its turn does the same; once it has begun, it is finished.
+// The methods without a context never give up waiting.
+//
+// When the engine fails in a way that it can't recover from, such as a full disk
+// or a closed database, every call that needs it returns an error at once, until
+// the database is opened again, with a new store on it.
+type ChaiStore struct {
+	table   *sessiontable.Table
+	logger  func() *slog.Logger
+	cleanup *cleanup // nil if there is no cleanup goroutine
+}
+
+// New returns a store that keeps its sessions in the table "sessions" of db, and
+// deletes the expired ones every 5 minutes until [ChaiStore.StopCleanup].
+//
+// New does not touch the database, so that the table may be created afterwards.
+// As long as it does not exist, calls of the store return an error that says so.
+// New panics if db is nil; [NewWithConfig] returns an error instead.
+func New(db *chai.DB) *ChaiStore {
+	return NewWithCleanupInterval(db, defaultCleanupInterval)
+}
+
+// NewWithCleanupInterval is like [New] with another time between two sweeps for
+// expired sessions. With 0, or less, there are none: [ChaiStore.DeleteExpired]
+// makes one.
+func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiStore {
+	if isNil(db) {
+		panic("chaistore: the database is nil")
+	}
+	s := newStore(db, defaultTableName, nil)
+	s.startCleanup(cleanupInterval)
+	return s
+}
+
+// NewWithConfig returns a store as cfg describes it. It returns an error if db is
+// nil, if the table's name can't be used, and if the table does not exist or is
+// not one of sessions, which has the columns token of type TEXT, data of type
+// BLOB and expiry of type TIMESTAMP, and token as its primary key.
+func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
+	if isNil(db) {
+		return nil, errors.New("chaistore: the database is nil")
+	}
+	if cfg.TableName == "" {
+		cfg.TableName = defaultTableName
+	}
+	if cfg.CleanupInterval == 0 {
+		cfg.CleanupInterval = defaultCleanupInterval
+	}
+	if err := sessiontable.CheckName(db, cfg.TableName); err != nil {
+		return nil, fmt.Errorf("chaistore: %w", err)
+	}
+	s := newStore(db, cfg.TableName, cfg.Logger)
+	if cfg.CreateTable {
+		if err := s.table.Create(context.Background()); err != nil {
+			return nil, fmt.Errorf("chaistore: create table %q: %w", cfg.TableName, err)
+		}
+	}
+	if err := s.table.Check(); err != nil {
+		return nil, fmt.Errorf("chaistore: %w", err)
+	}
+	s.startCleanup(cfg.CleanupInterval)
+	return s, nil
+}
+
+func isNil(db *chai.DB) bool {
+	return db == nil || db.DB == nil
+}
+
+// newStore returns a store without a cleanup goroutine.
+func newStore(db *chai.DB, tableName string, logger *slog.Logger) *ChaiStore {
+	currentLogger := slog.Default
+	if logger != nil {
+		currentLogger = func() *slog.Logger { return logger }
+	}
+	return &ChaiStore{
+		table:  sessiontable.New(db, tableName, currentLogger),
+		logger: currentLogger,
+	}
+}
+
+// WriteLock returns the lock that the stores on db hold while they write. An
+// application that writes to the same database holds it around each of its
+// transactions, from before the transaction begins until it is committed or
+// rolled back, and around each statement that writes without one. Otherwise two
+// writers may meet in Chai, which then hangs.
+//
+//	lock := chaistore.WriteLock(db)
+//	lock.Lock()
+//	defer lock.Unlock()
+//	err := db.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
+//
+// Writes of a store wait as long as the lock is held. A goroutine that holds it
+// must not write through a store, because it would wait for itself.
+func WriteLock(db *chai.DB) sync.Locker {
+	return writer.Lock(db)
+}
+
+// Find is [ChaiStore.FindCtx] with a context that does not end.
+func (s *ChaiStore) Find(token string) (b []byte, exists bool, err error) {
+	return s.FindCtx(context.Background(), token)
+}
+
+// FindCtx returns the data of the session with the given token. If there is no
+// such session, or it has expired, or the token is not one that could have been
+// committed, exists is false and err is nil. The data is the caller's, and not
+// nil if exists is true.
+func (s *ChaiStore) FindCtx(ctx context.Context, token string) (b []byte, exists bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, false, fmt.Errorf("chaistore: find: %w", err)
+	}
+	if len(token) > sessiontable.MaxKeyLen {
+		return nil, false, nil
+	}
+	b, expiry, found, err := s.table.Find(token)
+	if err != nil {
+		return nil, false, fmt.Errorf("chaistore: find: %w", err)
+	}
+	if !found || !isActive(expiry, time.Now()) {
+		return nil, false, nil
+	}
+	return b, true, nil
+}
+
+// Commit is [ChaiStore.CommitCtx] with a context that does not end.
+func (s *ChaiStore) Commit(token string, b []byte, expiry time.Time) error {
+	return s.CommitCtx(context.Background(), token, b, expiry)
+}
+
+// CommitCtx adds the session to the store, or overwrites its data and its expiry.
+// When it returns nil, the session is on the disk.
+//
+// The session is found until expiry, which is kept in microseconds, and not
+// beyond the year 9999. Nil data is kept as empty data. A token of more than 100
+// bytes is refused with [ErrTokenTooLong].
+func (s *ChaiStore) CommitCtx(ctx context.Context, token string, b []byte, expiry time.Time) error {
+	if len(token) > sessiontable.MaxKeyLen {
+		return fmt.Errorf("chaistore: commit: %w", ErrTokenTooLong)
+	}
+	if err := s.table.Upsert(ctx, token, b, expiry); err != nil {
+		return fmt.Errorf("chaistore: commit: %w", err)
+	}
+	return nil
+}
+
+// Delete is [ChaiStore.DeleteCtx] with a context that does not end.
+func (s *ChaiStore) Delete(token string) error {
+	return s.DeleteCtx(context.Background(), token)
+}
+
+// DeleteCtx deletes the session with the given token. If there is none, it does
+// nothing and returns nil. When it returns nil, the deletion is on the disk.
+func (s *ChaiStore) DeleteCtx(ctx context.Context, token string) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("chaistore: delete: %w", err)
+	}
+	if len(token) > sessiontable.MaxKeyLen {
+		return nil
+	}
+	if err := s.table.Delete(ctx, token); err != nil {
+		return fmt.Errorf("chaistore: delete: %w", err)
+	}
+	return nil
+}
+
+// All is [ChaiStore.AllCtx] with a context that does not end.
+func (s *ChaiStore) All() (map[string][]byte, error) {
+	return s.AllCtx(context.Background())
+}
+
+// AllCtx returns the data of all active sessions, by token. The map is not nil,
+// even if there are none, and it is the caller's. Sessions that are committed or
+// deleted meanwhile may be in it or not.
+func (s *ChaiStore) AllCtx(ctx context.Context) (map[string][]byte, error) {
+	all := make(map[string][]byte)
+	now := time.Now()
+	from := ""
+	for {
+		rows, next, err := s.table.Page(ctx, from)
+		if err != nil {
+			return nil, fmt.Errorf("chaistore: read all sessions: %w", err)
+		}
+		for _, row := range rows {
+			if isActive(row.Expiry, now) {
+				all[row.Token] = row.Data
+			}
+		}
+		if next == "" {
+			return all, nil
+		}
+		from = next
+	}
+}
+
+// isActive reports whether a session has not expired: a session expires at its
+// expiry. [sessiontable.Table.DeleteExpired] deletes all others.
+func isActive(expiry, now time.Time) bool {
+	return expiry.After(now)
+}

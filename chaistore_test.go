@@ -1,0 +1,941 @@
+package chaistore_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// TestMain fails if a test leaves a cleanup goroutine behind.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	stacks := make([]byte, 4<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	if bytes.Contains(stacks, []byte("chaistore.(*cleanup)")) {
+		fmt.Fprintf(os.Stderr, "a cleanup goroutine is left:\n\n%s", stacks)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// forEachTable runs test as a subtest for each kind of table of sessions.
+func forEachTable(t *testing.T, test func(t *testing.T, db *chai.DB)) {
+	t.Run("plain", func(t *testing.T) {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable)
+		test(t, db)
+	})
+	t.Run("indexed", func(t *testing.T) {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+		test(t, db)
+	})
+}
+
+// newStore returns a store on db that logs nothing and sweeps on demand only.
+func newStore(t *testing.T, db *chai.DB) *chaistore.ChaiStore {
+	t.Helper()
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{
+		CleanupInterval: -1,
+		CreateTable:     true,
+		Logger:          slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func commit(t *testing.T, s scs.Store, token, data string, expiry time.Time) {
+	t.Helper()
+	if err := s.Commit(token, []byte(data), expiry); err != nil {
+		t.Fatalf("Commit(%q): %v", token, err)
+	}
+}
+
+func wantFound(t *testing.T, s scs.Store, token, want string) {
+	t.Helper()
+	got, found, err := s.Find(token)
+	if err != nil || !found || string(got) != want {
+		t.Fatalf("Find(%q) = %q, %v, %v; want %q, true, nil", token, got, found, err, want)
+	}
+}
+
+func wantMissing(t *testing.T, s scs.Store, token string) {
+	t.Helper()
+	got, found, err := s.Find(token)
+	if err != nil || found || got != nil {
+		t.Fatalf("Find(%q) = %q, %v, %v; want nil, false, nil", token, got, found, err)
+	}
+}
+
+func wantAll(t *testing.T, s scs.IterableStore, want map[string]string) {
+	t.Helper()
+	all, err := s.All()
+	if err != nil {
+		t.Fatalf("All: %v", err)
+	}
+	if all == nil {
+		t.Fatal("All returned a nil map")
+	}
+	got := make(map[string]string)
+	for token, data := range all {
+		got[token] = string(data)
+	}
+	if !maps.Equal(got, want) {
+		t.Fatalf("All = %q, want %q", got, want)
+	}
+}
+
+func inAnHour() time.Time  { return time.Now().Add(time.Hour) }
+func anHourAgo() time.Time { return time.Now().Add(-time.Hour) }
+
+func TestCommitFindDelete(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newStore(t, db)
+		wantMissing(t, s, "alice")
+		commit(t, s, "alice", "one", inAnHour())
+		commit(t, s, "bob", "two", inAnHour())
+		wantFound(t, s, "alice", "one")
+		commit(t, s, "alice", "three", inAnHour())
+		wantFound(t, s, "alice", "three")
+		wantFound(t, s, "bob", "two")
+
+		for range 2 { // the second time there is nothing to delete
+			if err := s.Delete("alice"); err != nil {
+				t.Fatalf("Delete: %v", err)
+			}
+			wantMissing(t, s, "alice")
+		}
+		wantFound(t, s, "bob", "two")
+	})
+}
+
+func TestAllReturnsActiveSessions(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newStore(t, db)
+		wantAll(t, s, map[string]string{})
+		commit(t, s, "old", "x", anHourAgo())
+		wantAll(t, s, map[string]string{})
+		commit(t, s, "alice", "one", inAnHour())
+		commit(t, s, "bob", "", inAnHour())
+		wantAll(t, s, map[string]string{"alice": "one", "bob": ""})
+	})
+}
+
+// All reads in pages, which end after a number of sessions or of bytes.
+func TestAllReadsEveryPage(t *testing.T) {
+	for _, test := range []struct{ sessions, size int }{{2500, 1}, {40, 100_000}} {
+		t.Run(fmt.Sprintf("%d of %d bytes", test.sessions, test.size), func(t *testing.T) {
+			s := newStore(t, testdb.Memory(t))
+			want := make(map[string]string)
+			for i := range test.sessions {
+				token := fmt.Sprint(i)
+				want[token] = strings.Repeat(token[:1], test.size)
+				commit(t, s, token, want[token], inAnHour())
+			}
+			wantAll(t, s, want)
+		})
+	}
+}
+
+func TestExpiry(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newStore(t, db)
+		now := time.Now()
+		for name, test := range map[string]struct {
+			expiry time.Time
+			active bool
+		}{
+			"east":          {now.Add(time.Minute).In(time.FixedZone("", 14*3600)), true},
+			"west":          {now.Add(time.Minute).In(time.FixedZone("", -12*3600)), true},
+			"past east":     {now.Add(-time.Minute).In(time.FixedZone("", 14*3600)), false},
+			"past west":     {now.Add(-time.Minute).In(time.FixedZone("", -12*3600)), false},
+			"a second ago":  {now.Add(-time.Second), false},
+			"now":           {now, false},
+			"1969":          {time.Unix(-1, 0), false},
+			"zero":          {time.Time{}, false},
+			"first instant": {time.Unix(-1<<62, 0), false},
+			"9999":          {time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC), true},
+			"20000":         {time.Date(20000, 1, 1, 0, 0, 0, 0, time.UTC), true},
+			"last instant":  {time.Unix(1<<62, 0), true},
+		} {
+			commit(t, s, name, name, test.expiry)
+			if test.active {
+				wantFound(t, s, name, name)
+			} else {
+				wantMissing(t, s, name)
+			}
+		}
+		if n, err := s.DeleteExpired(t.Context()); n != 7 || err != nil {
+			t.Errorf("DeleteExpired = %d, %v; want 7, nil", n, err)
+		}
+		wantAll(t, s, map[string]string{
+			"east": "east", "west": "west", "9999": "9999", "20000": "20000", "last instant": "last instant",
+		})
+	})
+}
+
+func TestSessionExpiresAtItsExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t, testdb.Memory(t))
+		commit(t, s, "alice", "one", time.Now().Add(time.Second))
+		time.Sleep(time.Second - time.Microsecond)
+		wantFound(t, s, "alice", "one")
+		wantAll(t, s, map[string]string{"alice": "one"})
+		if n, err := s.DeleteExpired(t.Context()); n != 0 || err != nil {
+			t.Fatalf("DeleteExpired before the expiry = %d, %v; want 0, nil", n, err)
+		}
+		time.Sleep(time.Microsecond)
+		wantMissing(t, s, "alice")
+		wantAll(t, s, map[string]string{})
+		if n, err := s.DeleteExpired(t.Context()); n != 1 || err != nil {
+			t.Fatalf("DeleteExpired at the expiry = %d, %v; want 1, nil", n, err)
+		}
+	})
+}
+
+func TestCommitMovesExpiryBothWays(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newStore(t, db)
+		commit(t, s, "alice", "one", inAnHour())
+		commit(t, s, "alice", "two", anHourAgo())
+		wantMissing(t, s, "alice")
+		commit(t, s, "alice", "three", inAnHour())
+		wantFound(t, s, "alice", "three")
+	})
+}
+
+func TestTokens(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newStore(t, db)
+		want := map[string]string{
+			"":                                     "the empty token",
+			"'; DROP TABLE sessions; --":           "quotes",
+			"\"`\\":                                "more quotes",
+			"a\x00b":                               "NUL",
+			"a\x00":                                "NUL at the end",
+			"a":                                    "a prefix of others",
+			"\xff\xfe\x80":                         "invalid UTF-8",
+			"日本":                                   "valid UTF-8",
+			strings.Repeat("x", 99):                "99 bytes",
+			strings.Repeat("x", 100):               "100 bytes",
+			strings.Repeat("\xff", 100):            "100 times 0xff",
+			strings.Repeat("x", 98) + "\x00" + "y": "100 bytes with a NUL",
+		}
+		for token, data := range want {
+			commit(t, s, token, "old", anHourAgo())
+			commit(t, s, token, data, inAnHour())
+		}
+		for _, n := range []int{101, 127, 128, 200, 5000, 1 << 20} {
+			token := strings.Repeat("x", n)
+			err := s.Commit(token, nil, inAnHour())
+			if !errors.Is(err, chaistore.ErrTokenTooLong) || strings.Contains(err.Error(), "xx") {
+				t.Errorf("Commit of a token of %d bytes: %v", n, err)
+			}
+			wantMissing(t, s, token)
+			if err := s.Delete(token); err != nil {
+				t.Errorf("Delete of a token of %d bytes: %v", n, err)
+			}
+		}
+		if n, err := s.DeleteExpired(t.Context()); n != 0 || err != nil {
+			t.Fatalf("DeleteExpired = %d, %v; want 0, nil", n, err)
+		}
+		wantAll(t, s, want)
+		for token, data := range want {
+			wantFound(t, s, token, data)
+			if err := s.Delete(token); err != nil {
+				t.Errorf("Delete(%q): %v", token, err)
+			}
+			wantMissing(t, s, token)
+		}
+		wantAll(t, s, map[string]string{})
+	})
+}
+
+func TestData(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newStore(t, db)
+		large := make([]byte, 1<<20)
+		for i := range large {
+			large[i] = byte(i * i)
+		}
+		for name, data := range map[string][]byte{"nil": nil, "empty": {}, "NUL": {0}, "large": large} {
+			for range 2 { // added, then overwritten
+				if err := s.Commit("alice", data, inAnHour()); err != nil {
+					t.Fatalf("%s: Commit: %v", name, err)
+				}
+				got, found, err := s.Find("alice")
+				if err != nil || !found || got == nil || !bytes.Equal(got, data) {
+					t.Fatalf("%s: Find returned %d bytes (nil: %v), %v, %v", name, len(got), got == nil, found, err)
+				}
+			}
+		}
+	})
+}
+
+// The bytes that go in and out are copies: the caller may change what it passed
+// or got, and what it got does not change with the table.
+func TestDataBelongsToTheCaller(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newStore(t, db)
+		in := []byte("one")
+		if err := s.Commit("alice", in, inAnHour()); err != nil {
+			t.Fatal(err)
+		}
+		copy(in, "XXX")
+		wantFound(t, s, "alice", "one")
+
+		found, _, err := s.Find("alice")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := s.All()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Much enough for the engine to use its buffers again.
+		for i := range 500 {
+			commit(t, s, "alice", strings.Repeat("x", i), inAnHour())
+			wantFound(t, s, "alice", strings.Repeat("x", i))
+		}
+		if string(found) != "one" || string(all["alice"]) != "one" {
+			t.Errorf("what was found has become %q, and in All %q; want %q", found, all["alice"], "one")
+		}
+		_ = append(found, "grown"...)
+		copy(found, "XXX")
+		wantFound(t, s, "alice", strings.Repeat("x", 499))
+	})
+}
+
+// A renewed session must not be taken for an expired one, which is what an index
+// makes of it that still has the former expiry.
+func TestRenewedSessionOutlivesItsFormerExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forEach := map[string][]string{
+			"plain":   {testdb.CreateTable},
+			"indexed": {testdb.CreateTable, testdb.CreateIndex},
+		}
+		for name, setup := range forEach {
+			db := testdb.Memory(t)
+			testdb.Exec(t, db, setup...)
+			s := newStore(t, db)
+			commit(t, s, "alice", "one", time.Now().Add(time.Minute))
+			commit(t, s, "bob", "two", time.Now().Add(time.Minute))
+			for i := range 5 {
+				commit(t, s, "alice", "renewed", time.Now().Add(time.Hour+time.Duration(i)))
+			}
+			time.Sleep(2 * time.Minute)
+			if n, err := s.DeleteExpired(t.Context()); n != 1 || err != nil {
+				t.Fatalf("%s: DeleteExpired = %d, %v; want 1, nil", name, n, err)
+			}
+			wantFound(t, s, "alice", "renewed")
+			wantAll(t, s, map[string]string{"alice": "renewed"})
+			if err := s.Delete("alice"); err != nil {
+				t.Fatalf("%s: Delete: %v", name, err)
+			}
+			wantAll(t, s, map[string]string{})
+		}
+	})
+}
+
+// An older program has renewed sessions with ON CONFLICT REPLACE, which leaves
+// the index on expiry wrong.
+func TestTableWithStaleIndex(t *testing.T) {
+	for name, use := range map[string]func(t *testing.T, s *chaistore.ChaiStore){
+		"commit": func(t *testing.T, s *chaistore.ChaiStore) {
+			commit(t, s, "renewed", "three", inAnHour())
+			wantFound(t, s, "renewed", "three")
+		},
+		"delete": func(t *testing.T, s *chaistore.ChaiStore) {
+			if err := s.Delete("renewed"); err != nil {
+				t.Fatalf("Delete: %v", err)
+			}
+			wantMissing(t, s, "renewed")
+		},
+		"sweep": func(t *testing.T, s *chaistore.ChaiStore) {
+			if n, err := s.DeleteExpired(t.Context()); n != 1 || err != nil {
+				t.Fatalf("DeleteExpired = %d, %v; want 1, nil", n, err)
+			}
+			wantAll(t, s, map[string]string{"renewed": "two", "untouched": "one"})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Memory(t)
+			testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+			replace := func(token, data string, expiry time.Time) {
+				t.Helper()
+				err := db.Exec("INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?) ON CONFLICT REPLACE",
+					token, []byte(data), expiry)
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			replace("renewed", "one", anHourAgo())
+			replace("renewed", "two", inAnHour())
+			replace("shortened", "one", inAnHour())
+			replace("shortened", "two", anHourAgo())
+			replace("untouched", "one", inAnHour())
+
+			var log bytes.Buffer
+			s, err := chaistore.NewWithConfig(db, chaistore.Config{
+				CleanupInterval: -1,
+				Logger:          slog.New(slog.NewTextHandler(&log, nil)),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantAll(t, s, map[string]string{"renewed": "two", "untouched": "one"})
+			use(t, s)
+			commit(t, s, "untouched", "two", anHourAgo())
+			if _, err := s.DeleteExpired(t.Context()); err != nil {
+				t.Fatalf("DeleteExpired: %v", err)
+			}
+			wantMissing(t, s, "shortened")
+			wantMissing(t, s, "untouched")
+
+			var indexed int
+			row, err := db.QueryRow("SELECT COUNT(*) FROM sessions WHERE expiry > ?", time.Unix(0, 0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := row.Scan(&indexed); err != nil {
+				t.Fatal(err)
+			}
+			if all, err := s.All(); err != nil || len(all) != indexed {
+				t.Errorf("the index has %d sessions, All has %d (%v)", indexed, len(all), err)
+			}
+			if n := strings.Count(log.String(), "level=WARN"); n != 1 {
+				t.Errorf("%d warnings of the index, want 1:\n%s", n, &log)
+			}
+		})
+	}
+}
+
+func TestMissingTable(t *testing.T) {
+	db := testdb.Memory(t)
+	s := chaistore.NewWithCleanupInterval(db, 0)
+	calls := map[string]func() error{
+		"Find":          func() error { _, _, err := s.Find("alice"); return err },
+		"Commit":        func() error { return s.Commit("alice", []byte("one"), inAnHour()) },
+		"Delete":        func() error { return s.Delete("alice") },
+		"All":           func() error { _, err := s.All(); return err },
+		"DeleteExpired": func() error { _, err := s.DeleteExpired(t.Context()); return err },
+	}
+	wantErrors := func() {
+		t.Helper()
+		for name, call := range calls {
+			if err := call(); err == nil || !strings.Contains(err.Error(), `table "sessions" does not exist`) {
+				t.Errorf("%s without a table: %v", name, err)
+			}
+		}
+	}
+	wantErrors()
+	testdb.Exec(t, db, testdb.CreateTable)
+	for name, call := range calls {
+		if err := call(); err != nil {
+			t.Errorf("%s after the table was created: %v", name, err)
+		}
+	}
+	testdb.Exec(t, db, "DROP TABLE sessions")
+	wantErrors()
+}
+
+func TestIndexComesAndGoes(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable)
+	s := newStore(t, db)
+	for i, sql := range []string{testdb.CreateIndex, "DROP INDEX idx_sessions_expiry", testdb.CreateIndex} {
+		commit(t, s, "alice", "old", anHourAgo())
+		testdb.Exec(t, db, sql)
+		commit(t, s, "alice", "new", inAnHour())
+		commit(t, s, "bob", "new", anHourAgo())
+		if n, err := s.DeleteExpired(t.Context()); n != 1 || err != nil {
+			t.Fatalf("after %d changes: DeleteExpired = %d, %v; want 1, nil", i+1, n, err)
+		}
+		wantAll(t, s, map[string]string{"alice": "new"})
+	}
+}
+
+func TestNewWithConfigRefuses(t *testing.T) {
+	if _, err := chaistore.NewWithConfig(nil, chaistore.Config{}); err == nil {
+		t.Error("a nil database was accepted")
+	}
+	if _, err := chaistore.NewWithConfig(new(chai.DB), chaistore.Config{}); err == nil {
+		t.Error("an empty database handle was accepted")
+	}
+	db := testdb.Memory(t)
+	testdb.Exec(t, db,
+		"CREATE TABLE no_expiry (token TEXT PRIMARY KEY, data BLOB)",
+		"CREATE TABLE wrong_type (token TEXT PRIMARY KEY, data BLOB, expiry INTEGER)",
+		"CREATE TABLE no_key (token TEXT, data BLOB, expiry TIMESTAMP)",
+		"CREATE TABLE wrong_key (token TEXT, data BLOB, expiry TIMESTAMP PRIMARY KEY)",
+		"CREATE TABLE long_key (token TEXT, data BLOB, expiry TIMESTAMP, PRIMARY KEY (token, expiry))",
+		"CREATE TABLE descending (token TEXT, data BLOB, expiry TIMESTAMP, PRIMARY KEY (token DESC))",
+	)
+	for name, want := range map[string]string{
+		"missing":                "does not exist",
+		"no_expiry":              `no column "expiry"`,
+		"wrong_type":             "of type integer, not timestamp",
+		"no_key":                 "primary key",
+		"wrong_key":              "primary key",
+		"long_key":               "primary key",
+		"descending":             "primary key",
+		"1st":                    "not a plain identifier",
+		"my sessions":            "not a plain identifier",
+		"a-b":                    "not a plain identifier",
+		"a`b":                    "not a plain identifier",
+		"sessions; DROP TABLE x": "not a plain identifier",
+		"é":                      "not a plain identifier",
+		strings.Repeat("x", 101): "longer than 100 bytes",
+		"__chai_catalog":         "reserved",
+	} {
+		s, err := chaistore.NewWithConfig(db, chaistore.Config{TableName: name})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("table %q: error %v, want one that says %q", name, err, want)
+		}
+		if s != nil {
+			t.Errorf("table %q: a store was returned", name)
+			s.StopCleanup()
+		}
+	}
+}
+
+// Of a table whose name is a keyword Chai can't read its own catalog when the
+// database is opened again.
+func TestTableNameIsKeywordOrWorks(t *testing.T) {
+	names := []string{
+		"order", "ORDER", "table", "select", "index", "key", "values", "group", "limit", "null", "true", "text", "conflict",
+		"sessions", "Sessions", "user_sessions", "_", "s1", "token", "data", "expiry", "count", "session", "timestamps",
+		strings.Repeat("x", 100),
+	}
+	refused := 0
+	for _, name := range names {
+		dir := t.TempDir()
+		db, err := chai.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := chaistore.Config{TableName: name, CreateTable: true, CleanupInterval: -1}
+		s, err := chaistore.NewWithConfig(db, cfg)
+		if err != nil {
+			refused++
+			if !strings.Contains(err.Error(), "keyword") {
+				t.Errorf("table %q: %v", name, err)
+			}
+		} else {
+			commit(t, s, "alice", "one", inAnHour())
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		db, reopenErr := chai.Open(dir)
+		if reopenErr != nil {
+			t.Fatalf("table %q: the database can't be opened again: %v", name, reopenErr)
+		}
+		if err == nil {
+			if s, err = chaistore.NewWithConfig(db, cfg); err != nil {
+				t.Fatalf("table %q: %v", name, err)
+			}
+			wantFound(t, s, "alice", "one")
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if refused != 13 {
+		t.Errorf("%d names were refused, want the 13 keywords", refused)
+	}
+}
+
+func TestTwoTablesInOneDatabase(t *testing.T) {
+	db := testdb.Memory(t)
+	stores := make([]*chaistore.ChaiStore, 2)
+	for i, name := range []string{"users", "admins"} {
+		var err error
+		stores[i], err = chaistore.NewWithConfig(db, chaistore.Config{TableName: name, CreateTable: true, CleanupInterval: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		commit(t, stores[i], "alice", name, inAnHour())
+	}
+	wantAll(t, stores[0], map[string]string{"alice": "users"})
+	wantAll(t, stores[1], map[string]string{"alice": "admins"})
+}
+
+func TestNewPanicsWithoutDatabase(t *testing.T) {
+	defer func() {
+		if recover() == nil {
+			t.Error("New(nil) did not panic")
+		}
+	}()
+	chaistore.New(nil)
+}
+
+func TestDoneContext(t *testing.T) {
+	s := newStore(t, testdb.Memory(t))
+	commit(t, s, "alice", "one", inAnHour())
+	commit(t, s, "old", "one", anHourAgo())
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("gone"))
+	for name, call := range map[string]func() error{
+		"FindCtx":       func() error { _, _, err := s.FindCtx(ctx, "alice"); return err },
+		"CommitCtx":     func() error { return s.CommitCtx(ctx, "alice", []byte("two"), inAnHour()) },
+		"DeleteCtx":     func() error { return s.DeleteCtx(ctx, "alice") },
+		"AllCtx":        func() error { _, err := s.AllCtx(ctx); return err },
+		"DeleteExpired": func() error { _, err := s.DeleteExpired(ctx); return err },
+	} {
+		if err := call(); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s with a done context: %v", name, err)
+		}
+	}
+	wantFound(t, s, "alice", "one")
+	if n, err := s.DeleteExpired(t.Context()); n != 1 || err != nil {
+		t.Errorf("DeleteExpired = %d, %v; want 1, nil", n, err)
+	}
+}
+
+func TestContextEndsWhileAnotherWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newStore(t, db)
+		commit(t, s, "alice", "one", inAnHour())
+		commit(t, s, "old", "one", anHourAgo())
+		lock := chaistore.WriteLock(db)
+		lock.Lock()
+		for name, call := range map[string]func(ctx context.Context) error{
+			"CommitCtx":     func(ctx context.Context) error { return s.CommitCtx(ctx, "alice", []byte("two"), inAnHour()) },
+			"DeleteCtx":     func(ctx context.Context) error { return s.DeleteCtx(ctx, "alice") },
+			"DeleteExpired": func(ctx context.Context) error { _, err := s.DeleteExpired(ctx); return err },
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			start := time.Now()
+			if err := call(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s while another writes: %v", name, err)
+			}
+			if waited := time.Since(start); waited != time.Second {
+				t.Errorf("%s gave up after %v, want 1s", name, waited)
+			}
+			cancel()
+		}
+		wantFound(t, s, "alice", "one") // reading needs no turn
+		lock.Unlock()
+		wantFound(t, s, "alice", "one")
+		commit(t, s, "alice", "three", inAnHour())
+		wantFound(t, s, "alice", "three")
+	})
+}
+
+func TestApplicationWritesWithWriteLock(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	s := newStore(t, db)
+	testdb.Exec(t, db, "CREATE TABLE visits (id INTEGER PRIMARY KEY)")
+	lock := chaistore.WriteLock(db.WithContext(t.Context())) // another handle, the same database
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for i := range 50 {
+				commit(t, s, fmt.Sprint(g), "one", inAnHour())
+				lock.Lock()
+				err := db.Exec("INSERT INTO visits (id) VALUES (?)", g*100+i)
+				lock.Unlock()
+				if err != nil {
+					t.Errorf("insert: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestUnlockOfUnlockedWriteLockPanics(t *testing.T) {
+	defer func() {
+		if recover() == nil {
+			t.Error("no panic")
+		}
+	}()
+	chaistore.WriteLock(testdb.Memory(t)).Unlock()
+}
+
+// A transaction of SQL BEGIN is refused to be joined, and leaves the database as
+// it was once it has ended.
+func TestOpenTransactionOfSQLBegin(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	s := newStore(t, db)
+	testdb.Exec(t, db, "BEGIN")
+	for range 2 {
+		if err := s.Commit("alice", nil, inAnHour()); err == nil || !strings.Contains(err.Error(), "SQL BEGIN") {
+			t.Fatalf("Commit in a transaction of SQL BEGIN: %v", err)
+		}
+	}
+	testdb.Exec(t, db, "ROLLBACK")
+	commit(t, s, "alice", "one", inAnHour())
+	wantFound(t, s, "alice", "one")
+}
+
+func TestSurvivesReopening(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 3 {
+		db, err := chai.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := newStore(t, db)
+		if i > 0 {
+			wantFound(t, s, "alice", fmt.Sprint(i-1))
+		}
+		commit(t, s, "alice", fmt.Sprint(i), inAnHour())
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestCallsAfterCloseFail(t *testing.T) {
+	testdb.Watchdog(t, 30*time.Second)
+	// What comes first after closing may leave the engine's locks held for all
+	// that follows.
+	first := []string{"Find", "Commit", "Delete", "All", "DeleteExpired"}
+	for _, disk := range []bool{false, true} {
+		for _, name := range first {
+			t.Run(fmt.Sprintf("%s first, disk %v", name, disk), func(t *testing.T) {
+				db := testdb.Memory(t)
+				if disk {
+					db = testdb.Disk(t)
+				}
+				s := newStore(t, db)
+				commit(t, s, "alice", "one", inAnHour())
+				wantFound(t, s, "alice", "one")
+				if err := db.Close(); err != nil {
+					t.Fatal(err)
+				}
+				calls := map[string]func() error{
+					"Find":          func() error { _, _, err := s.Find("alice"); return err },
+					"Commit":        func() error { return s.Commit("alice", []byte("two"), inAnHour()) },
+					"Delete":        func() error { return s.Delete("alice") },
+					"All":           func() error { _, err := s.All(); return err },
+					"DeleteExpired": func() error { _, err := s.DeleteExpired(t.Context()); return err },
+				}
+				order := append([]string{name}, first...)
+				for range 3 {
+					for _, name := range order {
+						start := time.Now()
+						err := calls[name]()
+						if err == nil || !strings.Contains(err.Error(), "closed") {
+							t.Errorf("%s after Close: %v", name, err)
+						}
+						if took := time.Since(start); took > time.Second {
+							t.Errorf("%s after Close took %v", name, took)
+						}
+					}
+				}
+				// Another store on the same database knows of the failure.
+				if _, _, err := chaistore.NewWithCleanupInterval(db, 0).Find("alice"); err == nil {
+					t.Error("Find with another store on the closed database: no error")
+				}
+			})
+		}
+	}
+}
+
+// The database is closed while it is used, which no call may survive with a hang.
+func TestCloseWhileInUse(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	for range 50 {
+		db := testdb.Memory(t)
+		s := newStore(t, db)
+		commit(t, s, "alice", "one", inAnHour())
+		var wg sync.WaitGroup
+		for g := range 8 {
+			wg.Go(func() {
+				for {
+					var err error
+					if g%2 == 0 {
+						_, _, err = s.Find("alice")
+					} else {
+						err = s.Commit("alice", []byte("one"), inAnHour())
+					}
+					if err != nil {
+						return
+					}
+				}
+			})
+		}
+		time.Sleep(time.Duration(rand.IntN(2000)) * time.Microsecond)
+		db.Close() // may report readers that were in the middle of it
+		wg.Wait()
+	}
+}
+
+func TestMixedCallsOnTwoStores(t *testing.T) {
+	testdb.Watchdog(t, 2*time.Minute)
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		log := new(strings.Builder)
+		var mu sync.Mutex
+		logger := slog.New(slog.NewTextHandler(lockedWriter{&mu, log}, &slog.HandlerOptions{Level: slog.LevelError}))
+		var stores [2]*chaistore.ChaiStore
+		for i := range stores {
+			var err error
+			stores[i], err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: time.Millisecond, Logger: logger})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stores[i].StopCleanup()
+		}
+		var wg sync.WaitGroup
+		for g := range 64 {
+			wg.Go(func() {
+				s := stores[g%2]
+				// Each goroutine knows what its own sessions must be.
+				model := make(map[string]string)
+				rng := rand.New(rand.NewPCG(1, uint64(g)))
+				for i := range 40 {
+					token := fmt.Sprintf("%d-%d", g, rng.IntN(4))
+					switch rng.IntN(8) {
+					case 0, 1, 2:
+						data := fmt.Sprint(i)
+						commit(t, s, token, data, inAnHour())
+						model[token] = data
+					case 3:
+						commit(t, s, token, "expired", anHourAgo())
+						delete(model, token)
+					case 4:
+						if err := s.Delete(token); err != nil {
+							t.Errorf("Delete: %v", err)
+						}
+						delete(model, token)
+					case 5:
+						if _, err := s.DeleteExpired(t.Context()); err != nil {
+							t.Errorf("DeleteExpired: %v", err)
+						}
+					case 6:
+						all, err := s.All()
+						if err != nil {
+							t.Errorf("All: %v", err)
+						}
+						for token, want := range model {
+							if got := string(all[token]); got != want {
+								t.Errorf("All has %q for %s, want %q", got, token, want)
+							}
+						}
+					}
+					data, found, err := s.Find(token)
+					want, wantFound := model[token]
+					if err != nil || found != wantFound || string(data) != want {
+						t.Errorf("Find(%s) = %q, %v, %v; want %q, %v, nil", token, data, found, err, want, wantFound)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		for _, s := range stores {
+			s.StopCleanup()
+		}
+		if log.Len() > 0 {
+			t.Errorf("errors were logged:\n%s", log)
+		}
+	})
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	w  *strings.Builder
+}
+
+func (l lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+// No token and no data must be in an error, whatever the engine puts into its
+// own.
+func TestErrorsDoNotShowTokens(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db,
+		`CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)`,
+		`CREATE UNIQUE INDEX one_at_a_time ON sessions(data)`)
+	s := newStore(t, db)
+	const token, data = "secrettoken", "secretdata"
+	commit(t, s, "first", data, inAnHour())
+	// Behind the store's back, the index loses its entry of the row.
+	testdb.Exec(t, db, "INSERT INTO sessions (token, data, expiry) VALUES ('secrettoken', 'AAAA', '2100-01-01T00:00:00Z') ON CONFLICT REPLACE",
+		"INSERT INTO sessions (token, data, expiry) VALUES ('secrettoken', 'BBBB', '2100-01-01T00:00:00Z') ON CONFLICT REPLACE")
+	errs := []error{
+		s.Delete(token),
+		s.Commit(token, []byte(data), inAnHour()),
+		s.Commit(strings.Repeat(token, 20), []byte(data), inAnHour()),
+	}
+	for _, err := range errs {
+		if err == nil {
+			t.Error("no error where one was provoked")
+		} else if msg := fmt.Sprintf("%v %+v %#v", err, err, errors.Unwrap(err)); strings.Contains(msg, "secret") {
+			t.Errorf("an error shows a token or data: %s", msg)
+		}
+	}
+}
+
+func TestWithSessionManager(t *testing.T) {
+	for _, hash := range []bool{false, true} {
+		t.Run(fmt.Sprintf("HashTokenInStore %v", hash), func(t *testing.T) {
+			s := newStore(t, testdb.Disk(t))
+			manager := scs.New()
+			manager.Store = s
+			manager.HashTokenInStore = hash
+
+			ctx, err := manager.Load(t.Context(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			manager.Put(ctx, "name", "alice")
+			token, _, err := manager.Commit(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, err = manager.Load(t.Context(), token)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := manager.GetString(ctx, "name"); got != "alice" {
+				t.Errorf("the session has the name %q, want alice", got)
+			}
+			if err := manager.RenewToken(ctx); err != nil {
+				t.Fatal(err)
+			}
+			newToken, _, err := manager.Commit(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if all, err := s.All(); err != nil || len(all) != 1 {
+				t.Errorf("after RenewToken there are %d sessions (%v), want 1", len(all), err)
+			}
+			ctx, err = manager.Load(t.Context(), newToken)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := manager.Destroy(ctx); err != nil {
+				t.Fatal(err)
+			}
+			wantAll(t, s, map[string]string{})
+		})
+	}
+}

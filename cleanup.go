@@ -1,0 +1,109 @@
+// This file is the deletion of expired sessions: by the ticker of a store, and
+// by hand. How a sweep goes through the table is sessiontable's affair.
+
+package chaistore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"go.elara.ws/chaistore/internal/sessiontable"
+)
+
+// DeleteExpired deletes the sessions that have expired, and returns how many that
+// were, also if it returns an error. It is what the cleanup goroutine does at
+// each tick.
+//
+// Other writes need not wait for it: it deletes few sessions at a time, and lets
+// others write in between, which is also where a context that has ended stops
+// it. A session that is committed anew meanwhile stays.
+func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
+	sweep, err := s.table.DeleteExpired(ctx, time.Now())
+	if err != nil {
+		return sweep.Deleted, fmt.Errorf("chaistore: delete expired sessions: %w", err)
+	}
+	return sweep.Deleted, nil
+}
+
+// StopCleanup ends the cleanup goroutine, in the middle of a sweep if need be,
+// and returns when it has ended, so that the database may be closed. The store
+// can still be used.
+//
+// StopCleanup may be called more than once, by many goroutines, and on a store
+// without a cleanup goroutine.
+func (s *ChaiStore) StopCleanup() {
+	if s.cleanup != nil {
+		s.cleanup.end()
+	}
+}
+
+// A cleanup is the goroutine that deletes expired sessions. It does not refer to
+// the store, but to its table.
+type cleanup struct {
+	table  *sessiontable.Table
+	logger func() *slog.Logger
+
+	stop     chan struct{} // closed to end the goroutine
+	stopOnce sync.Once
+	done     chan struct{} // closed when the goroutine has ended
+}
+
+// startCleanup starts the cleanup goroutine, unless interval is 0 or less.
+func (s *ChaiStore) startCleanup(interval time.Duration) {
+	if interval <= 0 {
+		return
+	}
+	s.cleanup = &cleanup{
+		table:  s.table,
+		logger: s.logger,
+		stop:   make(chan struct{}),
+		done:   make(chan struct{}),
+	}
+	go s.cleanup.run(interval)
+}
+
+func (c *cleanup) end() {
+	c.stopOnce.Do(func() { close(c.stop) })
+	<-c.done
+}
+
+func (c *cleanup) run(interval time.Duration) {
+	defer close(c.done)
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-c.stop:
+			return
+		case <-ticker.C:
+			c.sweep()
+		}
+	}
+}
+
+func (c *cleanup) sweep() {
+	_, err := c.table.DeleteExpired(stopContext(c.stop), time.Now())
+	if err != nil && !errors.Is(err, context.Canceled) {
+		c.logger().Error("chaistore: sweep for expired sessions failed; trying again at the next tick", "error", err)
+	}
+}
+
+// A stopContext is a context that is canceled when the channel is closed.
+type stopContext <-chan struct{}
+
+func (c stopContext) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
+func (c stopContext) Value(key any) any                       { return nil }
+func (c stopContext) Done() <-chan struct{}                   { return c }
+
+func (c stopContext) Err() error {
+	select {
+	case <-c:
+		return context.Canceled
+	default:
+		return nil
+	}
+}

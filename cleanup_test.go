@@ -1,0 +1,262 @@
+package chaistore_test
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+func TestStopCleanup(t *testing.T) {
+	testdb.Watchdog(t, 30*time.Second)
+	db := testdb.Memory(t)
+	t.Run("at once", func(t *testing.T) {
+		for range 100 {
+			chaistore.New(db).StopCleanup()
+		}
+	})
+	t.Run("twice", func(t *testing.T) {
+		s := chaistore.New(db)
+		s.StopCleanup()
+		s.StopCleanup()
+	})
+	t.Run("from ten goroutines", func(t *testing.T) {
+		s := chaistore.New(db)
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(s.StopCleanup)
+		}
+		wg.Wait()
+	})
+	t.Run("where there is nothing to stop", func(t *testing.T) {
+		chaistore.NewWithCleanupInterval(db, 0).StopCleanup()
+		chaistore.NewWithCleanupInterval(db, -1).StopCleanup()
+		newStore(t, testdb.Memory(t)).StopCleanup()
+	})
+}
+
+func TestStopCleanupWaitsForTheGoroutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStoreWithCleanup(t, testdb.Memory(t), time.Minute)
+		s.StopCleanup()
+		commit(t, s, "old", "one", anHourAgo())
+		time.Sleep(time.Hour)
+		if n, err := s.DeleteExpired(t.Context()); n != 1 || err != nil {
+			t.Errorf("DeleteExpired after StopCleanup = %d, %v; want 1, nil: something has swept", n, err)
+		}
+	})
+}
+
+// newStoreWithCleanup returns a store on db whose table has been created.
+func newStoreWithCleanup(t *testing.T, db *chai.DB, interval time.Duration) *chaistore.ChaiStore {
+	t.Helper()
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: interval, CreateTable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.StopCleanup)
+	return s
+}
+
+// countRows returns how many sessions there are, expired ones included.
+func countRows(t *testing.T, db *chai.DB) int {
+	t.Helper()
+	row, err := db.QueryRow("SELECT COUNT(*) FROM sessions")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := row.Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestCleanupInterval(t *testing.T) {
+	tests := map[string]struct {
+		newStore func(t *testing.T, db *chai.DB) *chaistore.ChaiStore
+		want     time.Duration // 0: never
+	}{
+		"New": {func(t *testing.T, db *chai.DB) *chaistore.ChaiStore { return chaistore.New(db) }, 5 * time.Minute},
+		"NewWithCleanupInterval 30m": {func(t *testing.T, db *chai.DB) *chaistore.ChaiStore {
+			return chaistore.NewWithCleanupInterval(db, 30*time.Minute)
+		}, 30 * time.Minute},
+		"NewWithCleanupInterval 0": {func(t *testing.T, db *chai.DB) *chaistore.ChaiStore {
+			return chaistore.NewWithCleanupInterval(db, 0)
+		}, 0},
+		"NewWithConfig": {func(t *testing.T, db *chai.DB) *chaistore.ChaiStore {
+			return newStoreWithCleanup(t, db, 0)
+		}, 5 * time.Minute},
+		"NewWithConfig 1m": {func(t *testing.T, db *chai.DB) *chaistore.ChaiStore {
+			return newStoreWithCleanup(t, db, time.Minute)
+		}, time.Minute},
+		"NewWithConfig negative": {func(t *testing.T, db *chai.DB) *chaistore.ChaiStore {
+			return newStoreWithCleanup(t, db, -1)
+		}, 0},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := testdb.Memory(t)
+				testdb.Exec(t, db, testdb.CreateTable)
+				s := test.newStore(t, db)
+				defer s.StopCleanup()
+				commit(t, s, "old", "one", anHourAgo())
+				commit(t, s, "alice", "one", time.Now().Add(1000*time.Hour))
+				if test.want == 0 {
+					time.Sleep(100 * time.Hour)
+					synctest.Wait()
+					if n := countRows(t, db); n != 2 {
+						t.Fatalf("%d sessions are left, want 2: something has swept", n)
+					}
+					return
+				}
+				for range 3 {
+					time.Sleep(test.want - time.Millisecond)
+					synctest.Wait()
+					if n := countRows(t, db); n != 2 {
+						t.Fatalf("before the tick %d sessions are left, want 2", n)
+					}
+					time.Sleep(time.Millisecond)
+					synctest.Wait()
+					if n := countRows(t, db); n != 1 {
+						t.Fatalf("after the tick %d sessions are left, want 1", n)
+					}
+					commit(t, s, "old", "one", anHourAgo())
+				}
+			})
+		})
+	}
+}
+
+func TestFailedSweepIsLoggedAndTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable)
+		log := new(strings.Builder)
+		s, err := chaistore.NewWithConfig(db, chaistore.Config{
+			CleanupInterval: time.Minute,
+			Logger:          slog.New(slog.NewTextHandler(log, nil)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.StopCleanup()
+		testdb.Exec(t, db, "DROP TABLE sessions")
+		time.Sleep(2*time.Minute + time.Second)
+		synctest.Wait()
+		if n := strings.Count(log.String(), "level=ERROR"); n != 2 || !strings.Contains(log.String(), "does not exist") {
+			t.Fatalf("%d errors were logged in two ticks, want 2:\n%s", n, log)
+		}
+		testdb.Exec(t, db, testdb.CreateTable)
+		commit(t, s, "old", "one", anHourAgo())
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := countRows(t, db); n != 0 {
+			t.Errorf("after the table came back %d sessions are left, want 0", n)
+		}
+	})
+}
+
+func TestStopCleanupWhileSweepWaitsForItsTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newStoreWithCleanup(t, db, time.Minute)
+		commit(t, s, "old", "one", anHourAgo())
+		lock := chaistore.WriteLock(db)
+		lock.Lock()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		start := time.Now()
+		s.StopCleanup()
+		if waited := time.Since(start); waited > 0 {
+			t.Errorf("StopCleanup took %v", waited)
+		}
+		lock.Unlock()
+		if n := countRows(t, db); n != 1 {
+			t.Errorf("%d sessions are left, want 1", n)
+		}
+	})
+}
+
+func TestCleanupAfterClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		log := new(strings.Builder)
+		s, err := chaistore.NewWithConfig(db, chaistore.Config{
+			CleanupInterval: time.Minute,
+			CreateTable:     true,
+			Logger:          slog.New(slog.NewTextHandler(log, nil)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3*time.Minute + time.Second)
+		synctest.Wait()
+		s.StopCleanup()
+		if n := strings.Count(log.String(), "closed"); n != 3 {
+			t.Errorf("%d errors were logged in three ticks, want 3:\n%s", n, log)
+		}
+	})
+}
+
+func TestDeleteExpiredOverSeveralRanges(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newStore(t, db)
+		const sessions = 3500
+		want, expired := make(map[string]string), 0
+		for i := range sessions {
+			token := fmt.Sprintf("%04d", i)
+			// A range with all expired, a mixed one, one with none.
+			if i < 1200 || (i < 2000 && i%3 == 0) {
+				commit(t, s, token, "old", anHourAgo())
+				expired++
+			} else {
+				commit(t, s, token, "new", inAnHour())
+				want[token] = "new"
+			}
+		}
+		if n, err := s.DeleteExpired(t.Context()); n != expired || err != nil {
+			t.Fatalf("DeleteExpired = %d, %v; want %d, nil", n, err, expired)
+		}
+		wantAll(t, s, want)
+		if n := countRows(t, db); n != len(want) {
+			t.Errorf("%d sessions are left, want %d", n, len(want))
+		}
+	})
+}
+
+func TestTwoSweepsAtOnceCountExactly(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	s := newStore(t, db)
+	const sessions = 3000
+	for i := range sessions {
+		commit(t, s, fmt.Sprint(i), "old", anHourAgo())
+	}
+	var counts [2]int
+	var wg sync.WaitGroup
+	for i := range counts {
+		wg.Go(func() {
+			var err error
+			if counts[i], err = newStore(t, db).DeleteExpired(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := counts[0] + counts[1]; got != sessions {
+		t.Errorf("two sweeps deleted %d and %d sessions, %d together, want %d", counts[0], counts[1], got, sessions)
+	}
+}

@@ -1,8 +1,10 @@
 package chaistore_test
 
 import (
+	"bytes"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -44,6 +46,17 @@ func TestStopCleanup(t *testing.T) {
 }
 
 func TestStopCleanupWaitsForTheGoroutine(t *testing.T) {
+	db := testdb.Memory(t)
+	stacks := make([]byte, 1<<20)
+	for range 100 {
+		chaistore.New(db).StopCleanup()
+		if n := runtime.Stack(stacks, true); bytes.Contains(stacks[:n], []byte("chaistore.(*cleanup)")) {
+			t.Fatalf("the goroutine still runs:\n%s", stacks[:n])
+		}
+	}
+}
+
+func TestNothingIsSweptAfterStopCleanup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStoreWithCleanup(t, testdb.Memory(t), time.Minute)
 		s.StopCleanup()

@@ -90,7 +90,7 @@ func New(db *chai.DB, name string, logger func() *slog.Logger) *Table {
 		scanExpiry:    sql("SELECT token, expiry FROM $table WHERE token >= ?"),
 		replace:       sql("INSERT INTO $table (token, data, expiry) VALUES (?, ?, ?) ON CONFLICT REPLACE"),
 		update:        sql("UPDATE $table SET data = ?, expiry = ? WHERE token = ?"),
-		insert:        sql("INSERT INTO $table (token, data, expiry) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"),
+		insert:        sql("INSERT INTO $table (token, data, expiry) VALUES (?, ?, ?)"),
 		delete:        sql("DELETE FROM $table WHERE token = ?"),
 		countExpired:  sql("SELECT COUNT(*) FROM $table WHERE token BETWEEN ? AND ? AND expiry <= ?"),
 		deleteExpired: sql("DELETE FROM $table WHERE token BETWEEN ? AND ? AND expiry <= ?"),
@@ -243,11 +243,21 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 		}
 		// ON CONFLICT REPLACE does not maintain indexes (internal/stream,
 		// on_conflict.go): a renewed session would be swept away at its old expiry,
-		// or make every sweep fail.
-		if err := t.exec(tx, t.update, data, expiry, token); err != nil {
+		// or make every sweep fail. ON CONFLICT DO NOTHING would also ignore the
+		// conflict with another session in an index that is UNIQUE.
+		exists := false
+		err := tx.Query(t.find, func(*chai.Row) error {
+			exists = true
+			return nil
+		}, token)
+		switch {
+		case err != nil:
 			return err
+		case exists:
+			return t.exec(tx, t.update, data, expiry, token)
+		default:
+			return t.exec(tx, t.insert, token, data, expiry)
 		}
-		return t.exec(tx, t.insert, token, data, expiry)
 	})
 }
 
@@ -366,24 +376,29 @@ func (t *Table) write(ctx context.Context, op writer.Op) error {
 	return t.db.Write(ctx, op)
 }
 
-// exec runs a statement that writes. Of its error it returns the innermost
-// cause, because the messages around that one quote the key of the row, which is
-// a token.
+// exec runs a statement that writes.
 func (t *Table) exec(tx *writer.Tx, sql string, args ...any) error {
-	err := tx.Exec(sql, args...)
-	if err == nil {
-		return nil
+	if err := tx.Exec(sql, args...); err != nil {
+		return t.cause(err)
 	}
-	for cause := err; cause != nil; cause = errors.Unwrap(cause) {
-		err = cause
+	return nil
+}
+
+// cause returns the innermost cause of an error of a statement that writes. The
+// messages around it quote the key of the row, which is a token
+// (internal/database, table.go), and so does the one about a row that is not
+// found.
+func (t *Table) cause(err error) error {
+	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
+		err = inner
 	}
-	if chai.IsNotFoundError(err) {
-		if missing := t.Check(); missing != nil {
-			return missing
-		}
-		return fmt.Errorf("table %q and its indexes disagree", t.name)
+	if !chai.IsNotFoundError(err) {
+		return err
 	}
-	return err
+	if missing := t.Check(); missing != nil {
+		return missing
+	}
+	return fmt.Errorf("table %q and its indexes disagree", t.name)
 }
 
 // indexed reports whether the table has an index besides its primary key.

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -163,5 +165,33 @@ func TestIndexesAreRepairedOnce(t *testing.T) {
 	}
 	if n := strings.Count(log.String(), "idx_sessions_expiry"); n != 1 {
 		t.Errorf("the index was repaired %d times, want 1:\n%s", n, &log)
+	}
+}
+
+// The engine's errors quote tokens, which must not get into anyone's log.
+func TestCauseShowsNoToken(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable)
+	table := newTable(t, db)
+	_, notFound := db.QueryRow("SELECT * FROM secret")
+	if !chai.IsNotFoundError(notFound) || !strings.Contains(notFound.Error(), "secret") {
+		t.Fatalf("the engine's error is %v", notFound)
+	}
+	for _, err := range []error{
+		fmt.Errorf("failed to insert row %q: %w", "secret", io.ErrShortWrite),
+		notFound,
+		fmt.Errorf("can't replace key %q: %w", "secret", notFound),
+	} {
+		got := table.cause(err)
+		if msg := fmt.Sprintf("%v %+v %#v", got, got, got); strings.Contains(msg, "secret") {
+			t.Errorf("the cause of %q is %s", err, msg)
+		}
+		if errors.Is(err, io.ErrShortWrite) && !errors.Is(got, io.ErrShortWrite) {
+			t.Errorf("the cause of %q is %q", err, got)
+		}
+	}
+	testdb.Exec(t, db, "DROP TABLE sessions")
+	if got := table.cause(notFound); !strings.Contains(got.Error(), `table "sessions" does not exist`) {
+		t.Errorf("the cause without a table is %q", got)
 	}
 }

@@ -181,9 +181,9 @@ func TestPanicInWrite(t *testing.T) {
 			if err := For(engine).Write(t.Context(), set("a", 3)); err == nil {
 				t.Error("another handle still writes")
 			}
-			lock := Lock(engine)
+			lock := Lock(engine) // is free
 			lock.Lock()
-			lock.Unlock()
+			defer lock.Unlock()
 		})
 	}
 }

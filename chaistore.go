@@ -6,8 +6,8 @@
 //	sessionManager := scs.New()
 //	sessionManager.Store = store
 //
-// A commit has reached the disk when it returns. A Chai database can be opened
-// by one process at a time.
+// A commit has reached the disk when it returns; commits that come at the same
+// time share one fsync. A Chai database can be opened by one process at a time.
 //
 // # Sharing the database
 //

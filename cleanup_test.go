@@ -154,10 +154,10 @@ func TestFailedSweepIsLoggedAndTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
 		testdb.Exec(t, db, testdb.CreateTable)
-		log := new(strings.Builder)
+		var log testdb.Log
 		s, err := chaistore.NewWithConfig(db, chaistore.Config{
 			CleanupInterval: time.Minute,
-			Logger:          slog.New(slog.NewTextHandler(log, nil)),
+			Logger:          log.Logger(slog.LevelInfo),
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -167,7 +167,7 @@ func TestFailedSweepIsLoggedAndTriedAgain(t *testing.T) {
 		time.Sleep(2*time.Minute + time.Second)
 		synctest.Wait()
 		if n := strings.Count(log.String(), "level=ERROR"); n != 2 || !strings.Contains(log.String(), "does not exist") {
-			t.Fatalf("%d errors were logged in two ticks, want 2:\n%s", n, log)
+			t.Fatalf("%d errors were logged in two ticks, want 2:\n%s", n, &log)
 		}
 		testdb.Exec(t, db, testdb.CreateTable)
 		commit(t, s, "old", "one", anHourAgo())
@@ -203,11 +203,11 @@ func TestStopCleanupWhileSweepWaitsForItsTurn(t *testing.T) {
 func TestCleanupAfterClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
-		log := new(strings.Builder)
+		var log testdb.Log
 		s, err := chaistore.NewWithConfig(db, chaistore.Config{
 			CleanupInterval: time.Minute,
 			CreateTable:     true,
-			Logger:          slog.New(slog.NewTextHandler(log, nil)),
+			Logger:          log.Logger(slog.LevelInfo),
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -219,7 +219,7 @@ func TestCleanupAfterClose(t *testing.T) {
 		synctest.Wait()
 		s.StopCleanup()
 		if n := strings.Count(log.String(), "closed"); n != 3 {
-			t.Errorf("%d errors were logged in three ticks, want 3:\n%s", n, log)
+			t.Errorf("%d errors were logged in three ticks, want 3:\n%s", n, &log)
 		}
 	})
 }

@@ -53,8 +53,8 @@ type Table struct {
 	db     *writer.DB
 	logger func() *slog.Logger
 
-	checked  atomic.Value  // the engine's *TableInfo that Check has approved
-	repair   chan struct{} // holds an element while somebody repairs the indexes
+	checked  atomic.Pointer[layout] // what check has found last
+	repair   chan struct{}          // holds an element while somebody repairs the indexes
 	repaired atomic.Bool
 
 	// Columns stand on the left of a comparison, because Chai reads `? < expiry`
@@ -65,7 +65,6 @@ type Table struct {
 	find            string
 	scan            string
 	scanExpiry      string
-	replace         string
 	update, insert  string
 	delete          string
 	countExpired    string
@@ -79,7 +78,7 @@ func New(db *chai.DB, name string, logger func() *slog.Logger) *Table {
 	return &Table{
 		name:   name,
 		engine: db,
-		db:     writer.For(db),
+		db:     writer.For(db, logger),
 		logger: logger,
 		repair: make(chan struct{}, 1),
 
@@ -88,7 +87,6 @@ func New(db *chai.DB, name string, logger func() *slog.Logger) *Table {
 		find:          sql("SELECT data, expiry FROM $table WHERE token = ?"),
 		scan:          sql("SELECT token, data, expiry FROM $table WHERE token >= ?"),
 		scanExpiry:    sql("SELECT token, expiry FROM $table WHERE token >= ?"),
-		replace:       sql("INSERT INTO $table (token, data, expiry) VALUES (?, ?, ?) ON CONFLICT REPLACE"),
 		update:        sql("UPDATE $table SET data = ?, expiry = ? WHERE token = ?"),
 		insert:        sql("INSERT INTO $table (token, data, expiry) VALUES (?, ?, ?)"),
 		delete:        sql("DELETE FROM $table WHERE token = ?"),
@@ -132,54 +130,53 @@ func (t *Table) Create(ctx context.Context) error {
 	if _, err := t.engine.DB.Catalog().GetTableInfo(t.name); err == nil {
 		return nil
 	}
-	return t.db.Write(ctx, func(tx *writer.Tx) error {
+	return t.db.WriteAlone(ctx, func(tx *chai.Tx) error {
 		return tx.Exec(t.create)
 	})
+}
+
+// A layout is what there is to know of a table before its rows are used.
+type layout struct {
+	info   any    // the engine's *TableInfo that this was made from
+	number uint64 // the engine's number of the table, with which keys begin
+	simple bool   // whether it is the table that Create creates, or like it
 }
 
 // Check returns an error unless the table exists, with the columns and the
 // primary key that a table of sessions has.
 func (t *Table) Check() error {
+	_, err := t.check()
+	return err
+}
+
+func (t *Table) check() (*layout, error) {
 	info, err := t.engine.DB.Catalog().GetTableInfo(t.name)
 	if err != nil {
-		return fmt.Errorf("table %q does not exist", t.name)
+		return nil, fmt.Errorf("table %q does not exist", t.name)
 	}
-	if t.checked.Load() == any(info) {
-		return nil
+	if l := t.checked.Load(); l != nil && l.info == any(info) {
+		return l, nil
 	}
-	for _, column := range []struct{ name, typ string }{
-		{"token", "text"}, {"data", "blob"}, {"expiry", "timestamp"},
-	} {
+	columns := []struct{ name, typ string }{{"token", "text"}, {"data", "blob"}, {"expiry", "timestamp"}}
+	simple := len(info.TableConstraints) == 1 && len(info.FieldConstraints.Ordered) == len(columns) &&
+		!info.FieldConstraints.AllowExtraFields
+	for i, column := range columns {
 		found, ok := info.FieldConstraints.ByField[column.name]
 		if !ok {
-			return fmt.Errorf("table %q has no column %q", t.name, column.name)
+			return nil, fmt.Errorf("table %q has no column %q", t.name, column.name)
 		}
 		if got := found.Type.String(); got != column.typ {
-			return fmt.Errorf("column %q of table %q is of type %s, not %s", column.name, t.name, got, column.typ)
+			return nil, fmt.Errorf("column %q of table %q is of type %s, not %s", column.name, t.name, got, column.typ)
 		}
+		simple = simple && found.Position == i
 	}
 	key := info.PrimaryKey
 	if key == nil || len(key.Paths) != 1 || key.Paths[0].String() != "token" || key.SortOrder.IsDesc(0) {
-		return fmt.Errorf("the primary key of table %q is not its column \"token\", ascending", t.name)
+		return nil, fmt.Errorf("the primary key of table %q is not its column \"token\", ascending", t.name)
 	}
-	t.checked.Store(info)
-	return nil
-}
-
-// Find returns the data and the expiry of the session with the given token. The
-// data is the caller's.
-func (t *Table) Find(token string) (data []byte, expiry time.Time, found bool, err error) {
-	if err := t.Check(); err != nil {
-		return nil, time.Time{}, false, err
-	}
-	err = t.db.Query(t.find, func(row *chai.Row) error {
-		if err := row.Scan(&data, &expiry); err != nil {
-			return err
-		}
-		data, found = bytes.Clone(data), true
-		return nil
-	}, token)
-	return data, expiry, found, err
+	l := &layout{info: info, number: uint64(info.StoreNamespace), simple: simple}
+	t.checked.Store(l)
+	return l, nil
 }
 
 // A Row is one session of the table.
@@ -187,6 +184,30 @@ type Row struct {
 	Token  string
 	Data   []byte
 	Expiry time.Time
+}
+
+// Find returns the data and the expiry of the session with the given token. The
+// data is the caller's.
+func (t *Table) Find(token string) (data []byte, expiry time.Time, found bool, err error) {
+	l, err := t.check()
+	if err != nil {
+		return nil, time.Time{}, false, err
+	}
+	if l.simple {
+		row, err := t.db.Get(appendKey(nil, l.number, token))
+		if row == nil || err != nil {
+			return nil, time.Time{}, false, err
+		}
+		data, expiry, err := decodeRow(row)
+		return data, expiry, err == nil, err
+	}
+	err = t.db.Query(t.find, func(row *chai.Row) error {
+		found = true
+		err := row.Scan(&data, &expiry)
+		data = append([]byte{}, data...)
+		return err
+	}, token)
+	return data, expiry, found, err
 }
 
 // errStop ends a query that has read enough.
@@ -237,36 +258,41 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 	} else if expiry.After(maxExpiry) {
 		expiry = maxExpiry
 	}
-	return t.write(ctx, func(tx *writer.Tx) error {
-		if !t.indexed() {
-			return t.exec(tx, t.replace, token, data, expiry)
-		}
-		// ON CONFLICT REPLACE does not maintain indexes (internal/stream,
-		// on_conflict.go): a renewed session would be swept away at its old expiry,
-		// or make every sweep fail. ON CONFLICT DO NOTHING would also ignore the
-		// conflict with another session in an index that is UNIQUE.
-		exists := false
-		err := tx.Query(t.find, func(*chai.Row) error {
-			exists = true
-			return nil
-		}, token)
-		switch {
-		case err != nil:
-			return err
-		case exists:
-			return t.exec(tx, t.update, data, expiry, token)
-		default:
-			return t.exec(tx, t.insert, token, data, expiry)
-		}
-	})
+	return t.write(ctx,
+		func(b *writer.Batch, l *layout) error {
+			return b.Put(appendKey(nil, l.number, token), appendRow(nil, Row{token, data, expiry}))
+		},
+		func(tx *chai.Tx) error {
+			// ON CONFLICT REPLACE does not maintain indexes (internal/stream,
+			// on_conflict.go): a renewed session would be swept away at its old expiry,
+			// or make every sweep fail. ON CONFLICT DO NOTHING would also ignore the
+			// conflict with another session in an index that is UNIQUE.
+			exists := false
+			err := query(tx, t.find, func(*chai.Row) error {
+				exists = true
+				return nil
+			}, token)
+			switch {
+			case err != nil:
+				return err
+			case exists:
+				return tx.Exec(t.update, data, expiry, token)
+			default:
+				return tx.Exec(t.insert, token, data, expiry)
+			}
+		})
 }
 
 // Delete deletes the session with the given token, if there is one. The token
 // must not be longer than [MaxKeyLen].
 func (t *Table) Delete(ctx context.Context, token string) error {
-	return t.write(ctx, func(tx *writer.Tx) error {
-		return t.exec(tx, t.delete, token)
-	})
+	return t.write(ctx,
+		func(b *writer.Batch, l *layout) error {
+			return b.Delete(appendKey(nil, l.number, token))
+		},
+		func(tx *chai.Tx) error {
+			return tx.Exec(t.delete, token)
+		})
 }
 
 // A Sweep says what [Table.DeleteExpired] has done.
@@ -349,14 +375,14 @@ func (t *Table) scanExpired(ctx context.Context, from string, now time.Time) (ex
 }
 
 func (t *Table) deleteExpiredIn(ctx context.Context, r expiredRange, now time.Time) (deleted int, err error) {
-	err = t.write(ctx, func(tx *writer.Tx) error {
-		err := tx.Query(t.countExpired, func(row *chai.Row) error {
+	err = t.writeAlone(ctx, func(tx *chai.Tx) error {
+		err := query(tx, t.countExpired, func(row *chai.Row) error {
 			return row.Scan(&deleted)
 		}, r.first, r.last, now)
 		if err != nil || deleted == 0 {
 			return err
 		}
-		return t.exec(tx, t.deleteExpired, r.first, r.last, now)
+		return tx.Exec(t.deleteExpired, r.first, r.last, now)
 	})
 	if err != nil {
 		return 0, err
@@ -364,7 +390,46 @@ func (t *Table) deleteExpiredIn(ctx context.Context, r expiredRange, now time.Ti
 	return deleted, nil
 }
 
-func (t *Table) write(ctx context.Context, op writer.Op) error {
+func query(tx *chai.Tx, sql string, each func(row *chai.Row) error, args ...any) error {
+	result, err := tx.Query(sql, args...)
+	if err != nil {
+		return err
+	}
+	return result.Iterate(each)
+}
+
+// errNotSimple is the error of an operation on the rows of a table for which
+// statements are needed.
+var errNotSimple = errors.New("the table has an index or constraints")
+
+// write changes one session: by its row, or, in a table that has an index or
+// constraints, by statements, which maintain and check those.
+func (t *Table) write(ctx context.Context, op func(b *writer.Batch, l *layout) error, statements writer.Statements) error {
+	l, err := t.check()
+	if err != nil {
+		return err
+	}
+	if l.simple && !t.indexed() {
+		err := t.db.Write(ctx, func(b *writer.Batch) error {
+			// It may be another table by now.
+			l, err := t.check()
+			if err != nil {
+				return err
+			}
+			if !l.simple || t.indexed() {
+				return errNotSimple
+			}
+			return op(b, l)
+		})
+		if !errors.Is(err, errNotSimple) {
+			return err
+		}
+	}
+	return t.writeAlone(ctx, statements)
+}
+
+// writeAlone runs statements in a transaction of their own.
+func (t *Table) writeAlone(ctx context.Context, statements writer.Statements) error {
 	if err := t.Check(); err != nil {
 		return err
 	}
@@ -373,15 +438,12 @@ func (t *Table) write(ctx context.Context, op writer.Op) error {
 			return err
 		}
 	}
-	return t.db.Write(ctx, op)
-}
-
-// exec runs a statement that writes.
-func (t *Table) exec(tx *writer.Tx, sql string, args ...any) error {
-	if err := tx.Exec(sql, args...); err != nil {
-		return t.cause(err)
-	}
-	return nil
+	return t.db.WriteAlone(ctx, func(tx *chai.Tx) error {
+		if err := statements(tx); err != nil {
+			return t.cause(err)
+		}
+		return nil
+	})
 }
 
 // cause returns the innermost cause of an error of a statement that writes. The
@@ -426,8 +488,8 @@ func (t *Table) repairIndexes(ctx context.Context) error {
 	// Through DB.Exec it would fail: REINDEX truncates the index while it is
 	// prepared, outside a transaction that may write (internal/query/statement,
 	// reindex.go).
-	err := t.db.Write(ctx, func(tx *writer.Tx) error {
-		return t.exec(tx, t.reindex)
+	err := t.db.WriteAlone(ctx, func(tx *chai.Tx) error {
+		return tx.Exec(t.reindex)
 	})
 	if err != nil {
 		return fmt.Errorf("repair indexes: %w", err)

@@ -1,7 +1,6 @@
 package sessiontable
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -65,7 +64,7 @@ func TestPlans(t *testing.T) {
 func upsert(t *testing.T, table *Table, token string, expiry time.Time) {
 	t.Helper()
 	if err := table.Upsert(t.Context(), token, []byte(token), expiry); err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 }
 
@@ -107,6 +106,33 @@ func TestSweepLooksAtEverySessionOnce(t *testing.T) {
 	if want := (Sweep{Scanned: sessions + 1, Deleted: 1}); sweep != want || err != nil {
 		t.Errorf("DeleteExpired = %+v, %v; want %+v, nil", sweep, err, want)
 	}
+}
+
+// A commit that waits while its table gets an index maintains that index.
+func TestIndexIsCreatedWhileCommitWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable)
+		table := newTable(t, db)
+		lock := writer.Lock(db)
+		lock.Lock()
+		expiry := time.Now().Add(time.Hour)
+		for _, token := range []string{"a", "b"} {
+			go func() { upsert(t, table, token, expiry) }()
+		}
+		synctest.Wait()
+		testdb.Exec(t, db, testdb.CreateIndex)
+		lock.Unlock()
+		synctest.Wait()
+		row, err := db.QueryRow("SELECT COUNT(*) FROM sessions WHERE expiry > ?", time.Unix(0, 0)) // reads the index
+		if err != nil {
+			t.Fatal(err)
+		}
+		var n int
+		if err := row.Scan(&n); n != 2 || err != nil {
+			t.Errorf("the index has %d sessions (%v), want 2", n, err)
+		}
+	})
 }
 
 // A sweep that is interrupted ends before its next range, and says what it has
@@ -158,8 +184,8 @@ func TestCreateKeepsAnExistingTable(t *testing.T) {
 func TestIndexesAreRepairedOnce(t *testing.T) {
 	db := testdb.Memory(t)
 	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
-	var log bytes.Buffer
-	table := New(db, "sessions", func() *slog.Logger { return slog.New(slog.NewTextHandler(&log, nil)) })
+	var log testdb.Log
+	table := New(db, "sessions", func() *slog.Logger { return log.Logger(slog.LevelDebug) })
 	for range 3 {
 		upsert(t, table, "a", time.Now())
 	}

@@ -1,10 +1,13 @@
-// Package testdb has what the tests of several packages need: databases, and a
-// limit on how long a test may hang.
+// Package testdb has what the tests of several packages need: databases, a
+// limit on how long a test may hang, and a log that can be looked at.
 package testdb
 
 import (
 	"fmt"
+	"log/slog"
 	"runtime"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -64,4 +67,29 @@ func Watchdog(t testing.TB, limit time.Duration) {
 		panic(fmt.Sprintf("%s still runs after %v\n\n%s", t.Name(), limit, stacks))
 	})
 	t.Cleanup(func() { timer.Stop() })
+}
+
+// A Log keeps what is logged to its logger, for many goroutines.
+type Log struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+// Write implements io.Writer.
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+// String returns what has been logged.
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// Logger returns a logger that logs everything from level on to l.
+func (l *Log) Logger(level slog.Level) *slog.Logger {
+	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: level}))
 }

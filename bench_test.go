@@ -1,0 +1,202 @@
+package chaistore_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// The benchmarks use a database on disk, with so many sessions of so many bytes.
+const (
+	benchSessions = 20_000
+	benchDataLen  = 300
+)
+
+// The tokens of the sessions that there are, and of as many others.
+var (
+	benchTokens   = newBenchTokens(1)
+	missingTokens = newBenchTokens(2)
+)
+
+// newBenchTokens returns tokens as long as those of SCS.
+func newBenchTokens(seed uint64) []string {
+	tokens := make([]string, benchSessions)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for i := range tokens {
+		tokens[i] = fmt.Sprintf("%027x%016x", rng.Uint64(), rng.Uint64())
+	}
+	return tokens
+}
+
+func newBenchStore(b *testing.B) (*chai.DB, *chaistore.ChaiStore) {
+	b.Helper()
+	db := testdb.Disk(b)
+	s := newStore(b, db)
+	data, expiry := make([]byte, benchDataLen), inAnHour()
+	inParallel(64, benchSessions, func(_ *rand.Rand, i int) {
+		if err := s.Commit(benchTokens[i], data, expiry); err != nil {
+			b.Error(err)
+		}
+	})
+	return db, s
+}
+
+// inParallel calls f n times from a number of goroutines, with a source of
+// random numbers of each goroutine's own and the number of the call.
+func inParallel(goroutines, n int, f func(rng *rand.Rand, i int)) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for g := range goroutines {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(2, uint64(g)))
+			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
+				f(rng, int(i-1))
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// BenchmarkCommit renews random sessions from a number of goroutines. The
+// benchmarks called alone do the same with one transaction for each commit, and
+// the one called indexed in a table with an index.
+func BenchmarkCommit(b *testing.B) {
+	for _, goroutines := range []int{1, 8, 64, 256} {
+		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {
+			db, s := newBenchStore(b)
+			benchmarkCommit(b, db, goroutines, s.Commit)
+		})
+		b.Run(fmt.Sprint(goroutines, "/alone"), func(b *testing.B) {
+			db, s := newBenchStore(b)
+			var mu sync.Mutex
+			benchmarkCommit(b, db, goroutines, func(token string, data []byte, expiry time.Time) error {
+				mu.Lock()
+				defer mu.Unlock()
+				return s.Commit(token, data, expiry)
+			})
+		})
+	}
+	b.Run("1/indexed", func(b *testing.B) {
+		db, s := newBenchStore(b)
+		testdb.Exec(b, db, testdb.CreateIndex)
+		if err := s.Commit(benchTokens[0], nil, inAnHour()); err != nil { // builds the index anew
+			b.Fatal(err)
+		}
+		benchmarkCommit(b, db, 1, s.Commit)
+	})
+}
+
+func benchmarkCommit(b *testing.B, db *chai.DB, goroutines int, commit func(token string, data []byte, expiry time.Time) error) {
+	data, expiry := bytes.Repeat([]byte("x"), benchDataLen), inAnHour()
+	transactions := atomic.LoadUint64(&db.DB.TransactionIDs)
+	b.ReportAllocs()
+	b.ResetTimer()
+	inParallel(goroutines, b.N, func(rng *rand.Rand, i int) {
+		if err := commit(benchTokens[rng.IntN(benchSessions)], data, expiry.Add(time.Duration(i)*time.Millisecond)); err != nil {
+			b.Error(err)
+		}
+	})
+	b.StopTimer()
+	// Of each group the engine counts two transactions: one that writes, and one
+	// for those who read meanwhile.
+	groups := (atomic.LoadUint64(&db.DB.TransactionIDs) - transactions) / 2
+	b.ReportMetric(float64(b.N)/float64(groups), "ops/group")
+}
+
+// BenchmarkFind looks for random sessions. The benchmarks called chai do the same
+// with a prepared statement of Chai; beside-writers does it beside 8 goroutines
+// that commit.
+func BenchmarkFind(b *testing.B) {
+	db, s := newBenchStore(b)
+	statement, err := db.Prepare("SELECT data, expiry FROM sessions WHERE token = ?")
+	if err != nil {
+		b.Fatal(err)
+	}
+	find := func(token string) error {
+		_, _, err := s.Find(token)
+		return err
+	}
+	findWithChai := func(token string) error {
+		result, err := statement.Query(token)
+		if err != nil {
+			return err
+		}
+		defer result.Close()
+		return result.Iterate(func(row *chai.Row) error {
+			var data []byte
+			var expiry time.Time
+			err := row.Scan(&data, &expiry)
+			_ = bytes.Clone(data)
+			return err
+		})
+	}
+	overLong := strings.Repeat("x", 5000)
+	for _, bench := range []struct {
+		name  string
+		find  func(token string) error
+		token func(i int) string
+	}{
+		{"hit", find, func(i int) string { return benchTokens[i] }},
+		{"hit/chai", findWithChai, func(i int) string { return benchTokens[i] }},
+		{"missing", find, func(i int) string { return missingTokens[i] }},
+		{"over-long", find, func(int) string { return overLong }},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for i := range b.N {
+				if err := bench.find(bench.token(i * 7919 % benchSessions)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	b.Run("beside-writers", func(b *testing.B) { benchmarkFindBesideWriters(b, s, find) })
+	b.Run("beside-writers/chai", func(b *testing.B) { benchmarkFindBesideWriters(b, s, findWithChai) })
+}
+
+func benchmarkFindBesideWriters(b *testing.B, s *chaistore.ChaiStore, find func(token string) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(3, uint64(g)))
+			for ctx.Err() == nil {
+				if err := s.Commit(benchTokens[rng.IntN(benchSessions)], make([]byte, benchDataLen), inAnHour()); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	b.ResetTimer()
+	times := make([]time.Duration, b.N)
+	for i := range times {
+		// Who reads without a pause is kept waiting once a commit, and can then read
+		// many times until the next one; those who come now and then are kept waiting
+		// as often as there is a commit under way.
+		time.Sleep(time.Duration(rand.IntN(int(time.Millisecond))))
+		start := time.Now()
+		if err := find(benchTokens[i*7919%benchSessions]); err != nil {
+			b.Fatal(err)
+		}
+		times[i] = time.Since(start)
+	}
+	b.StopTimer()
+	cancel()
+	wg.Wait()
+	slices.Sort(times)
+	b.ReportMetric(float64(times[len(times)/2].Nanoseconds()), "p50-ns")
+	b.ReportMetric(float64(times[len(times)*99/100].Nanoseconds()), "p99-ns")
+}

@@ -247,26 +247,17 @@ func (s *ChaiStore) All() (map[string][]byte, error) {
 
 // AllCtx returns the data of all active sessions, by token. The map is not nil,
 // even if there are none, and it is the caller's. Sessions that are committed or
-// deleted meanwhile may be in it or not.
+// deleted meanwhile may be in it or not. To look at many sessions without having
+// them all in memory, use [ChaiStore.Sessions].
 func (s *ChaiStore) AllCtx(ctx context.Context) (map[string][]byte, error) {
 	all := make(map[string][]byte)
-	now := time.Now()
-	from := ""
-	for {
-		rows, next, err := s.table.Page(ctx, from)
+	for session, err := range s.Sessions(ctx) {
 		if err != nil {
-			return nil, fmt.Errorf("chaistore: read all sessions: %w", err)
+			return nil, err
 		}
-		for _, row := range rows {
-			if isActive(row.Expiry, now) {
-				all[row.Token] = row.Data
-			}
-		}
-		if next == "" {
-			return all, nil
-		}
-		from = next
+		all[session.Token] = session.Data
 	}
+	return all, nil
 }
 
 // isActive reports whether a session has not expired: a session expires at its

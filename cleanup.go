@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -22,11 +23,20 @@ import (
 // others write in between, which is also where a context that has ended stops
 // it. A session that is committed anew meanwhile stays.
 func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
-	sweep, err := s.table.DeleteExpired(ctx, time.Now())
+	deleted, err := sweep(ctx, s.table, s.logger())
 	if err != nil {
-		return sweep.Deleted, fmt.Errorf("chaistore: delete expired sessions: %w", err)
+		return deleted, fmt.Errorf("chaistore: delete expired sessions: %w", err)
 	}
-	return sweep.Deleted, nil
+	return deleted, nil
+}
+
+// sweep deletes the sessions that have expired, and returns how many that were.
+func sweep(ctx context.Context, table *sessiontable.Table, logger *slog.Logger) (deleted int, err error) {
+	start := time.Now()
+	done, err := table.DeleteExpired(ctx, start)
+	logger.LogAttrs(ctx, slog.LevelDebug, "chaistore: swept expired sessions",
+		slog.Int("scanned", done.Scanned), slog.Int("deleted", done.Deleted), slog.Duration("duration", time.Since(start)))
+	return done.Deleted, err
 }
 
 // StopCleanup ends the cleanup goroutine, in the middle of a sweep if need be,
@@ -34,15 +44,16 @@ func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
 // can still be used.
 //
 // StopCleanup may be called more than once, by many goroutines, and on a store
-// without a cleanup goroutine.
+// without a cleanup goroutine. The goroutine of a store that nobody refers to any
+// more ends without it, but not at a known time.
 func (s *ChaiStore) StopCleanup() {
 	if s.cleanup != nil {
 		s.cleanup.end()
 	}
 }
 
-// A cleanup is the goroutine that deletes expired sessions. It does not refer to
-// the store, but to its table.
+// A cleanup is the goroutine that deletes expired sessions. It refers to the
+// store's table, but not to the store, which could then never be collected.
 type cleanup struct {
 	table  *sessiontable.Table
 	logger func() *slog.Logger
@@ -64,10 +75,17 @@ func (s *ChaiStore) startCleanup(interval time.Duration) {
 		done:   make(chan struct{}),
 	}
 	go s.cleanup.run(interval)
+	runtime.AddCleanup(s, (*cleanup).interrupt, s.cleanup)
 }
 
-func (c *cleanup) end() {
+// interrupt makes the goroutine end soon.
+func (c *cleanup) interrupt() {
 	c.stopOnce.Do(func() { close(c.stop) })
+}
+
+// end makes the goroutine end, and waits until it has.
+func (c *cleanup) end() {
+	c.interrupt()
 	<-c.done
 }
 
@@ -80,15 +98,11 @@ func (c *cleanup) run(interval time.Duration) {
 		case <-c.stop:
 			return
 		case <-ticker.C:
-			c.sweep()
+			_, err := sweep(stopContext(c.stop), c.table, c.logger())
+			if err != nil && !errors.Is(err, context.Canceled) {
+				c.logger().Error("chaistore: sweep for expired sessions failed; trying again at the next tick", "error", err)
+			}
 		}
-	}
-}
-
-func (c *cleanup) sweep() {
-	_, err := c.table.DeleteExpired(stopContext(c.stop), time.Now())
-	if err != nil && !errors.Is(err, context.Canceled) {
-		c.logger().Error("chaistore: sweep for expired sessions failed; trying again at the next tick", "error", err)
 	}
 }
 

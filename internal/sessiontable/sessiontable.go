@@ -37,7 +37,7 @@ var (
 )
 
 // rangeLen is how many rows a sweep looks at in one transaction.
-const rangeLen = 1000
+const rangeLen = 500
 
 // A page ends after pageLen rows, or once its rows hold pageBytes bytes of data.
 const (
@@ -283,15 +283,25 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 		})
 }
 
-// Delete deletes the session with the given token, if there is one. The token
-// must not be longer than [MaxKeyLen].
-func (t *Table) Delete(ctx context.Context, token string) error {
+// Delete deletes the sessions with the given tokens, as far as they exist, in one
+// transaction. The tokens must not be longer than [MaxKeyLen].
+func (t *Table) Delete(ctx context.Context, tokens ...string) error {
 	return t.write(ctx,
 		func(b *writer.Batch, l *layout) error {
-			return b.Delete(appendKey(nil, l.number, token))
+			for _, token := range tokens {
+				if err := b.Delete(appendKey(nil, l.number, token)); err != nil {
+					return err
+				}
+			}
+			return nil
 		},
 		func(tx *chai.Tx) error {
-			return tx.Exec(t.delete, token)
+			for _, token := range tokens {
+				if err := tx.Exec(t.delete, token); err != nil {
+					return err
+				}
+			}
+			return nil
 		})
 }
 
@@ -402,7 +412,7 @@ func query(tx *chai.Tx, sql string, each func(row *chai.Row) error, args ...any)
 // statements are needed.
 var errNotSimple = errors.New("the table has an index or constraints")
 
-// write changes one session: by its row, or, in a table that has an index or
+// write changes sessions: by their rows, or, in a table that has an index or
 // constraints, by statements, which maintain and check those.
 func (t *Table) write(ctx context.Context, op func(b *writer.Batch, l *layout) error, statements writer.Statements) error {
 	l, err := t.check()

@@ -1,0 +1,188 @@
+package chaistore_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+)
+
+// openStore opens a database in memory, with a table of sessions.
+func openStore() (*chai.DB, *chaistore.ChaiStore) {
+	db, err := chai.Open(":memory:")
+	if err != nil {
+		log.Fatal(err)
+	}
+	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	return db, store
+}
+
+// signIn commits a session in which a user is signed in, as a request does.
+func signIn(sessionManager *scs.SessionManager, user string) (token string) {
+	ctx, err := sessionManager.Load(context.Background(), "")
+	if err != nil {
+		log.Fatal(err)
+	}
+	sessionManager.Put(ctx, "user", user)
+	token, _, err = sessionManager.Commit(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	return token
+}
+
+func Example() {
+	db, err := chai.Open(":memory:") // or a directory
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer store.StopCleanup()
+
+	sessionManager := scs.New()
+	sessionManager.Store = store
+
+	token := signIn(sessionManager, "alice")
+	ctx, err := sessionManager.Load(context.Background(), token)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(sessionManager.GetString(ctx, "user"))
+	// Output: alice
+}
+
+// After a password change, all sessions of the user end. This works with
+// HashTokenInStore, too.
+func ExampleChaiStore_DeleteFunc() {
+	db, store := openStore()
+	defer db.Close()
+	defer store.StopCleanup()
+	sessionManager := scs.New()
+	sessionManager.Store = store
+	sessionManager.HashTokenInStore = true
+	for _, user := range []string{"alice", "bob", "alice"} {
+		signIn(sessionManager, user)
+	}
+
+	n, err := store.DeleteFunc(context.Background(), func(session chaistore.Session) bool {
+		_, values, err := sessionManager.Codec.Decode(session.Data)
+		return err == nil && values["user"] == "alice"
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(n, "sessions ended")
+	// Output: 2 sessions ended
+}
+
+// Active sessions can be counted without having them all in memory.
+func ExampleChaiStore_Sessions() {
+	db, store := openStore()
+	defer db.Close()
+	defer store.StopCleanup()
+	sessionManager := scs.New()
+	sessionManager.Store = store
+	for _, user := range []string{"alice", "bob", "carol"} {
+		signIn(sessionManager, user)
+	}
+
+	n := 0
+	for _, err := range store.Sessions(context.Background()) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		n++
+	}
+	fmt.Println(n, "active sessions")
+	// Output: 3 active sessions
+}
+
+// A program that does not run for long, or wants to choose the hour, can do
+// without the cleanup goroutine.
+func ExampleChaiStore_DeleteExpired() {
+	db, err := chai.Open(":memory:")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true, CleanupInterval: -1})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := store.Commit("token", nil, time.Now().Add(-time.Hour)); err != nil {
+		log.Fatal(err)
+	}
+
+	n, err := store.DeleteExpired(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(n, "expired sessions deleted")
+	// Output: 1 expired sessions deleted
+}
+
+// Two session managers, such as one for users and one for administrators, keep
+// their sessions apart in two tables of one database.
+func ExampleNewWithConfig() {
+	db, err := chai.Open(":memory:")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+	newManager := func(tableName string) *scs.SessionManager {
+		store, err := chaistore.NewWithConfig(db, chaistore.Config{TableName: tableName, CreateTable: true})
+		if err != nil {
+			log.Fatal(err)
+		}
+		sessionManager := scs.New()
+		sessionManager.Store = store
+		sessionManager.Cookie.Name = tableName
+		return sessionManager
+	}
+	users, admins := newManager("user_sessions"), newManager("admin_sessions")
+	defer users.Store.(*chaistore.ChaiStore).StopCleanup()
+	defer admins.Store.(*chaistore.ChaiStore).StopCleanup()
+
+	token := signIn(users, "alice")
+	for _, sessionManager := range []*scs.SessionManager{users, admins} {
+		ctx, err := sessionManager.Load(context.Background(), token)
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(sessionManager.Cookie.Name, sessionManager.Exists(ctx, "user"))
+	}
+	// Output:
+	// user_sessions true
+	// admin_sessions false
+}
+
+// An application that writes to the same database takes its turn.
+func ExampleWriteLock() {
+	db, store := openStore()
+	defer db.Close()
+	defer store.StopCleanup()
+
+	lock := chaistore.WriteLock(db)
+	lock.Lock()
+	err := db.Update(func(tx *chai.Tx) error {
+		if err := tx.Exec("CREATE TABLE visits (at TIMESTAMP)"); err != nil {
+			return err
+		}
+		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
+	})
+	lock.Unlock()
+	fmt.Println(err)
+	// Output: <nil>
+}

@@ -108,6 +108,37 @@ func TestSweepLooksAtEverySessionOnce(t *testing.T) {
 	}
 }
 
+// Between two pages, and two ranges of a sweep, no token is left out, not even
+// the next one that there can be.
+func TestPagesMeet(t *testing.T) {
+	for _, length := range []int{pageLen, rangeLen} {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable)
+		table := newTable(t, db)
+		now := time.Now()
+		last := ""
+		for i := range length {
+			last = fmt.Sprintf("%05d", i)
+			upsert(t, table, last, now)
+		}
+		upsert(t, table, last+"\x00", now)
+		seen := 0
+		for from, more := "", true; more; more = from != "" {
+			rows, next, err := table.Page(t.Context(), from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen, from = seen+len(rows), next
+		}
+		if seen != length+1 {
+			t.Errorf("%d of %d sessions are in the pages", seen, length+1)
+		}
+		if sweep, err := table.DeleteExpired(t.Context(), now); sweep.Deleted != length+1 || err != nil {
+			t.Errorf("of %d expired sessions %+v were swept (%v)", length+1, sweep, err)
+		}
+	}
+}
+
 // A commit that waits while its table gets an index maintains that index.
 func TestIndexIsCreatedWhileCommitWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -189,14 +189,14 @@ func (s *ChaiStore) FindCtx(ctx context.Context, token string) (b []byte, exists
 	if len(token) > sessiontable.MaxKeyLen {
 		return nil, false, nil
 	}
-	b, expiry, found, err := s.table.Find(token)
+	session, found, err := s.table.Find(token)
 	if err != nil {
 		return nil, false, fmt.Errorf("chaistore: find: %w", err)
 	}
-	if !found || !isActive(expiry, time.Now()) {
+	if !found || !isActive(session.Expiry, time.Now()) {
 		return nil, false, nil
 	}
-	return b, true, nil
+	return session.Data, true, nil
 }
 
 // Commit is [ChaiStore.CommitCtx] with a context that does not end.

@@ -25,6 +25,7 @@ import (
 
 // TestMain fails if a test leaves a cleanup goroutine behind.
 func TestMain(m *testing.M) {
+	runChild()
 	code := m.Run()
 	stacks := make([]byte, 4<<20)
 	stacks = stacks[:runtime.Stack(stacks, true)]

@@ -80,7 +80,7 @@ func newStoreWithCleanup(t *testing.T, db *chai.DB, interval time.Duration) *cha
 }
 
 // countRows returns how many sessions there are, expired ones included.
-func countRows(t *testing.T, db *chai.DB) int {
+func countRows(t testing.TB, db *chai.DB) int {
 	t.Helper()
 	row, err := db.QueryRow("SELECT COUNT(*) FROM sessions")
 	if err != nil {

@@ -75,26 +75,27 @@ func appendInt(dst []byte, n int64) []byte {
 
 var errBadRow = errors.New("a row is not stored as that of a session")
 
-// decodeRow returns the data and the expiry in an encoded row. The data is a part
-// of the row. Of a column that is NULL, which older tables allow, it is empty, or
-// the zero time.
-func decodeRow(row []byte) (data []byte, expiry time.Time, err error) {
-	_, rest, ok := cutBytes(row, textType)
+// decodeRow returns what an encoded row holds. The data is a part of it. Of a
+// column that is NULL, which older tables allow, it is empty, or the zero time.
+func decodeRow(encoded []byte) (Row, error) {
+	token, rest, ok := cutBytes(encoded, textType)
 	if !ok {
-		return nil, time.Time{}, errBadRow
+		return Row{}, errBadRow
 	}
-	data, rest, ok = cutBytes(rest, blobType)
+	data, rest, ok := cutBytes(rest, blobType)
 	if !ok || len(rest) == 0 {
-		return nil, time.Time{}, errBadRow
+		return Row{}, errBadRow
 	}
+	row := Row{Token: string(token), Data: data}
 	if rest[0] == nullType {
-		return data, time.Time{}, nil
+		return row, nil
 	}
 	n, ok := decodeInt(rest)
 	if !ok {
-		return nil, time.Time{}, errBadRow
+		return Row{}, errBadRow
 	}
-	return data, time.UnixMicro(n + timestampEpoch).UTC(), nil
+	row.Expiry = time.UnixMicro(n + timestampEpoch).UTC()
+	return row, nil
 }
 
 // cutBytes returns the text or blob at the beginning of b, and what follows it.

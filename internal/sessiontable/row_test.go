@@ -90,8 +90,8 @@ func TestRowsAreTheEngines(t *testing.T) {
 			t.Fatalf("the engine reads %d rows (%v), want 1", rows, err)
 		}
 		result.Close()
-		data, expiry, found, err := table.Find(other.Token)
-		if err != nil || !found || !bytes.Equal(data, other.Data) || !expiry.Equal(other.Expiry) {
+		got, found, err := table.Find(other.Token)
+		if err != nil || !found || got.Token != other.Token || !bytes.Equal(got.Data, other.Data) || !got.Expiry.Equal(other.Expiry) {
 			t.Fatalf("Find does not return what was written (%v)", err)
 		}
 		if err := table.Delete(t.Context(), other.Token); err != nil {
@@ -127,9 +127,13 @@ func TestTablesThatNeedStatements(t *testing.T) {
 				if err := table.Upsert(t.Context(), "a", []byte(data), now.Add(time.Duration(i))); err != nil {
 					t.Fatal(err)
 				}
-				got, expiry, found, err := table.Find("a")
-				if err != nil || !found || string(got) != data || !expiry.Equal(now.Add(time.Duration(i)).Truncate(time.Microsecond)) {
-					t.Fatalf("Find = %q, %v, %v, %v", got, expiry, found, err)
+				row, found, err := table.Find("a")
+				if err != nil || !found || row.Token != "a" || string(row.Data) != data || !row.Expiry.Equal(now.Add(time.Duration(i)).Truncate(time.Microsecond)) {
+					t.Fatalf("Find = %+v, %v, %v", row, found, err)
+				}
+				rows, next, err := table.Page(t.Context(), "")
+				if err != nil || len(rows) != 1 || next != "" || string(rows[0].Data) != data {
+					t.Fatalf("Page = %+v, %q, %v", rows, next, err)
 				}
 			}
 			if name == "check" {
@@ -140,7 +144,7 @@ func TestTablesThatNeedStatements(t *testing.T) {
 			if err := table.Delete(t.Context(), "a"); err != nil {
 				t.Fatal(err)
 			}
-			if _, _, found, err := table.Find("a"); found || err != nil {
+			if _, found, err := table.Find("a"); found || err != nil {
 				t.Fatalf("Find after Delete = %v, %v", found, err)
 			}
 		})
@@ -154,9 +158,9 @@ func TestNullColumns(t *testing.T) {
 		"CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP)",
 		"INSERT INTO sessions (token) VALUES ('a')")
 	table := newTable(t, db)
-	data, expiry, found, err := table.Find("a")
-	if err != nil || !found || data == nil || len(data) > 0 || !expiry.IsZero() {
-		t.Errorf("Find = %q, %v, %v, %v; want no data and no expiry", data, expiry, found, err)
+	row, found, err := table.Find("a")
+	if err != nil || !found || row.Data == nil || len(row.Data) > 0 || !row.Expiry.IsZero() {
+		t.Errorf("Find = %+v, %v, %v; want no data and no expiry", row, found, err)
 	}
 	if sweep, err := table.DeleteExpired(t.Context(), time.Now()); sweep.Deleted != 0 || err != nil {
 		t.Errorf("DeleteExpired = %+v, %v", sweep, err)
@@ -165,11 +169,11 @@ func TestNullColumns(t *testing.T) {
 
 func TestDecodeRowRefusesGarbage(t *testing.T) {
 	valid := appendRow(nil, Row{strings.Repeat("t", 43), make([]byte, 200), time.Now()})
-	if _, _, err := decodeRow(valid); err != nil {
+	if _, err := decodeRow(valid); err != nil {
 		t.Fatal(err)
 	}
 	for n := range len(valid) {
-		if _, _, err := decodeRow(valid[:n]); err == nil {
+		if _, err := decodeRow(valid[:n]); err == nil {
 			t.Errorf("the first %d bytes of a row were taken for a row", n)
 		}
 	}
@@ -179,6 +183,6 @@ func TestDecodeRowRefusesGarbage(t *testing.T) {
 		for range 1 + rng.IntN(3) {
 			row[rng.IntN(len(row))] = byte(rng.Uint32())
 		}
-		_, _, _ = decodeRow(row) // must not panic
+		_, _ = decodeRow(row) // must not panic
 	}
 }

@@ -62,9 +62,7 @@ type Table struct {
 	// internal/planner). A range is BETWEEN, because of `token >= ? AND token <=
 	// ?` the planner uses one half.
 	create, reindex string
-	find            string
-	scan            string
-	scanExpiry      string
+	find, findFrom  string
 	update, insert  string
 	delete          string
 	countExpired    string
@@ -84,9 +82,8 @@ func New(db *chai.DB, name string, logger func() *slog.Logger) *Table {
 
 		create:        sql("CREATE TABLE IF NOT EXISTS $table (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)"),
 		reindex:       sql("REINDEX $table"),
-		find:          sql("SELECT data, expiry FROM $table WHERE token = ?"),
-		scan:          sql("SELECT token, data, expiry FROM $table WHERE token >= ?"),
-		scanExpiry:    sql("SELECT token, expiry FROM $table WHERE token >= ?"),
+		find:          sql("SELECT token, data, expiry FROM $table WHERE token = ?"),
+		findFrom:      sql("SELECT token, data, expiry FROM $table WHERE token >= ?"),
 		update:        sql("UPDATE $table SET data = ?, expiry = ? WHERE token = ?"),
 		insert:        sql("INSERT INTO $table (token, data, expiry) VALUES (?, ?, ?)"),
 		delete:        sql("DELETE FROM $table WHERE token = ?"),
@@ -186,58 +183,80 @@ type Row struct {
 	Expiry time.Time
 }
 
-// Find returns the data and the expiry of the session with the given token. The
-// data is the caller's.
-func (t *Table) Find(token string) (data []byte, expiry time.Time, found bool, err error) {
+// Find returns the session with the given token. It is the caller's.
+func (t *Table) Find(token string) (row Row, found bool, err error) {
 	l, err := t.check()
 	if err != nil {
-		return nil, time.Time{}, false, err
+		return Row{}, false, err
 	}
 	if l.simple {
-		row, err := t.db.Get(appendKey(nil, l.number, token))
-		if row == nil || err != nil {
-			return nil, time.Time{}, false, err
+		encoded, err := t.db.Get(appendKey(nil, l.number, token))
+		if encoded == nil || err != nil {
+			return Row{}, false, err
 		}
-		data, expiry, err := decodeRow(row)
-		return data, expiry, err == nil, err
+		row, err := decodeRow(encoded)
+		return row, err == nil, err
 	}
-	err = t.db.Query(t.find, func(row *chai.Row) error {
+	err = t.db.Query(t.find, func(r *chai.Row) error {
 		found = true
-		err := row.Scan(&data, &expiry)
-		data = append([]byte{}, data...)
+		row, err = scanRow(r)
+		row.Data = append([]byte{}, row.Data...)
 		return err
 	}, token)
-	return data, expiry, found, err
+	return row, found, err
 }
 
-// errStop ends a query that has read enough.
-var errStop = errors.New("stop")
+func scanRow(r *chai.Row) (row Row, err error) {
+	err = r.Scan(&row.Token, &row.Data, &row.Expiry)
+	return row, err
+}
 
-// Page returns the sessions that follow from in the order of their tokens, up to
-// a limit of its own, and where the next page begins, which is "" after the
-// last one. The first page begins at "".
-func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string, err error) {
-	if err := t.Check(); err != nil {
-		return nil, "", err
+// scan calls each for the sessions that follow from, that included, in the order
+// of their tokens, until it returns an error, or ctx ends. The data is valid
+// during that call only.
+func (t *Table) scan(ctx context.Context, from string, each func(row Row) error) error {
+	l, err := t.check()
+	if err != nil {
+		return err
 	}
-	size := 0
-	err = t.db.Query(t.scan, func(r *chai.Row) error {
-		if err := ctx.Err(); err != nil {
+	visit := func(row Row, err error) error {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
 			return err
 		}
+		return each(row)
+	}
+	if l.simple {
+		return t.db.Scan(appendKey(nil, l.number, from), appendInt(nil, int64(l.number)+1), func(_, encoded []byte) error {
+			return visit(decodeRow(encoded))
+		})
+	}
+	return t.db.Query(t.findFrom, func(r *chai.Row) error {
+		return visit(scanRow(r))
+	}, from)
+}
+
+// errStop ends a scan that has seen enough.
+var errStop = errors.New("stop")
+
+// Page returns the sessions that follow from, that included, in the order of
+// their tokens, up to a limit of its own, and where the next page begins, which
+// is "" after the last one. The first page begins at "". The sessions are the
+// caller's.
+func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string, err error) {
+	size := 0
+	err = t.scan(ctx, from, func(row Row) error {
 		if len(rows) == pageLen || size >= pageBytes {
 			next = after(rows[len(rows)-1].Token)
 			return errStop
-		}
-		var row Row
-		if err := r.Scan(&row.Token, &row.Data, &row.Expiry); err != nil {
-			return err
 		}
 		row.Data = bytes.Clone(row.Data)
 		size += len(row.Data)
 		rows = append(rows, row)
 		return nil
-	}, from)
+	})
 	if err != nil && !errors.Is(err, errStop) {
 		return nil, "", err
 	}
@@ -258,17 +277,24 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 	} else if expiry.After(maxExpiry) {
 		expiry = maxExpiry
 	}
+	// Encoded by the caller, so that other callers need not wait for it, and that
+	// the data is its own when it returns early.
+	encoded := appendRow(nil, Row{token, data, expiry})
 	return t.write(ctx,
 		func(b *writer.Batch, l *layout) error {
-			return b.Put(appendKey(nil, l.number, token), appendRow(nil, Row{token, data, expiry}))
+			return b.Put(appendKey(nil, l.number, token), encoded)
 		},
 		func(tx *chai.Tx) error {
+			row, err := decodeRow(encoded)
+			if err != nil {
+				return err
+			}
 			// ON CONFLICT REPLACE does not maintain indexes (internal/stream,
 			// on_conflict.go): a renewed session would be swept away at its old expiry,
 			// or make every sweep fail. ON CONFLICT DO NOTHING would also ignore the
 			// conflict with another session in an index that is UNIQUE.
 			exists := false
-			err := query(tx, t.find, func(*chai.Row) error {
+			err = query(tx, t.find, func(*chai.Row) error {
 				exists = true
 				return nil
 			}, token)
@@ -276,9 +302,9 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 			case err != nil:
 				return err
 			case exists:
-				return tx.Exec(t.update, data, expiry, token)
+				return tx.Exec(t.update, row.Data, row.Expiry, token)
 			default:
-				return tx.Exec(t.insert, token, data, expiry)
+				return tx.Exec(t.insert, token, row.Data, row.Expiry)
 			}
 		})
 }
@@ -351,41 +377,33 @@ type expiredRange struct {
 
 // scanExpired looks for expired sessions among the next rangeLen ones.
 func (t *Table) scanExpired(ctx context.Context, from string, now time.Time) (expiredRange, error) {
-	if err := t.Check(); err != nil {
-		return expiredRange{}, err
-	}
 	var r expiredRange
-	var token string
-	err := t.db.Query(t.scanExpiry, func(row *chai.Row) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
+	var last string
+	err := t.scan(ctx, from, func(row Row) error {
 		if r.scanned == rangeLen {
-			r.next = after(token)
+			r.next = after(last)
 			return errStop
 		}
 		r.scanned++
-		var expiry time.Time
-		if err := row.Scan(&token, &expiry); err != nil {
-			return err
-		}
-		if expiry.After(now) {
+		last = row.Token
+		if row.Expiry.After(now) {
 			return nil
 		}
 		if !r.found {
-			r.first, r.found = token, true
+			r.first, r.found = row.Token, true
 		}
-		r.last = token
+		r.last = row.Token
 		return nil
-	}, from)
+	})
 	if err != nil && !errors.Is(err, errStop) {
 		return expiredRange{}, err
 	}
 	return r, nil
 }
 
-func (t *Table) deleteExpiredIn(ctx context.Context, r expiredRange, now time.Time) (deleted int, err error) {
-	err = t.writeAlone(ctx, func(tx *chai.Tx) error {
+func (t *Table) deleteExpiredIn(ctx context.Context, r expiredRange, now time.Time) (int, error) {
+	var deleted int
+	err := t.writeAlone(ctx, func(tx *chai.Tx) error {
 		err := query(tx, t.countExpired, func(row *chai.Row) error {
 			return row.Scan(&deleted)
 		}, r.first, r.last, now)

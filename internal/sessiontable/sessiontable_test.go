@@ -38,9 +38,8 @@ func TestPlans(t *testing.T) {
 		testdb.Exec(t, db, setup...)
 		table := newTable(t, db)
 		for sql, want := range map[string]string{
-			table.find:          one + " | rows.Project(data, expiry)",
-			table.scan:          from + " | rows.Project(token, data, expiry)",
-			table.scanExpiry:    from + " | rows.Project(token, expiry)",
+			table.find:          one + " | rows.Project(token, data, expiry)",
+			table.findFrom:      from + " | rows.Project(token, data, expiry)",
 			table.countExpired:  span + " | rows.Filter(expiry <= ?) | ",
 			table.deleteExpired: span + " | rows.Filter(expiry <= ?) | ",
 			table.delete:        one + " | ",
@@ -87,7 +86,7 @@ func TestSweepSparesSessionsRenewedMeanwhile(t *testing.T) {
 	if n, err := table.deleteExpiredIn(t.Context(), expired, now); n != 2 || err != nil {
 		t.Fatalf("deleteExpiredIn = %d, %v; want 2, nil", n, err)
 	}
-	if _, _, found, err := table.Find("b"); !found || err != nil {
+	if _, found, err := table.Find("b"); !found || err != nil {
 		t.Errorf("Find of the renewed session = %v, %v; want true, nil", found, err)
 	}
 }

@@ -7,16 +7,25 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/chaisql/chai"
 )
 
-// stallLimit is how long a transaction may take before it is reported.
 const stallLimit = 10 * time.Second
+
+// errStalled is the error of writes while a transaction hangs in the engine.
+var errStalled = fmt.Errorf("a transaction has not ended for %v: another goroutine may be writing to the database without holding the write lock, or the disk may be full", stallLimit)
 
 // lead runs the request that has the turn together with those that wait, answers
 // them, and passes the turn on.
+//
+// The engine can hang: when it deadlocks with an application that writes without
+// the lock, or when its memory is full and can't be written to a full disk
+// (makeRoomForWrite in Pebble). Therefore another goroutine calls it. If that one
+// does not come back, the callers get an error, and the turn is passed on when it
+// does.
 func (db *DB) lead(leader *request) {
 	if db.crowded {
 		// Those that the last group has answered may be about to come back. Let them,
@@ -27,36 +36,53 @@ func (db *DB) lead(leader *request) {
 	}
 	group := db.queue.group(leader)
 	db.crowded = len(group) > 1
-	db.run(group)
-	for _, r := range group[1:] {
-		r.woken <- answered
+
+	done := make(chan []error, 1)
+	var settled atomic.Bool // by the goroutine that comes to its end, or the leader that gives up
+	go func() {
+		errs := db.run(group)
+		if settled.CompareAndSwap(false, true) {
+			done <- errs
+			return
+		}
+		db.queue.resume()
+	}()
+	stall := time.NewTimer(db.stallLimit)
+	defer stall.Stop()
+	var errs []error
+	select {
+	case errs = <-done:
+	case <-stall.C:
+		if settled.CompareAndSwap(false, true) {
+			db.logger().Error("chaistore: writing to the database hangs", "error", errStalled)
+			db.queue.stall(group, errStalled)
+			return
+		}
+		errs = <-done
+	}
+	for i, r := range group {
+		r.answer(errs[i])
 	}
 	db.queue.pass()
 }
 
-// run runs a group of requests and sets their errors.
-func (db *DB) run(group []*request) {
+// run runs a group of requests and returns their errors.
+func (db *DB) run(group []*request) []error {
+	errs := make([]error, len(group))
 	err := db.transact(group)
-	if err != nil && len(group) > 1 && db.writeFailure.Load() == nil {
-		for i := range group {
-			group[i].err = db.transact(group[i : i+1])
+	alone := err != nil && len(group) > 1 && db.writeFailure.Load() == nil
+	for i := range group {
+		if alone {
+			err = db.transact(group[i : i+1])
 		}
-		return
+		errs[i] = err
 	}
-	for _, r := range group {
-		r.err = err
-	}
+	return errs
 }
 
 // transact runs all requests in one transaction. When one of them fails, or the
 // commit, the transaction is rolled back.
 func (db *DB) transact(group []*request) error {
-	stall := time.AfterFunc(stallLimit, func() {
-		db.logger().Error("chaistore: a write to the database hangs; the likely reason is that another goroutine writes to it without holding the write lock",
-			"since", stallLimit)
-	})
-	defer stall.Stop()
-
 	tx, err := db.begin(group[0].statements != nil)
 	if err != nil {
 		return err
@@ -99,6 +125,12 @@ func (db *DB) begin(statements bool) (tx transaction, err error) {
 	}
 	if err != nil {
 		return tx, db.failWrites(fmt.Errorf("begin transaction: %w", err))
+	}
+	if err := db.queue.stalled(); err != nil { // it took too long: nobody waits any more
+		if rollbackErr := tx.end.Rollback(); rollbackErr != nil {
+			db.failWrites(fmt.Errorf("roll back transaction: %w", rollbackErr))
+		}
+		return tx, err
 	}
 	return tx, nil
 }

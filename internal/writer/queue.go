@@ -21,6 +21,19 @@ type request struct {
 	queued     bool
 }
 
+// locks reports whether r is a caller of Lock.
+func (r *request) locks() bool {
+	return r.op == nil && r.statements == nil
+}
+
+// answer tells the caller its result.
+func (r *request) answer(err error) {
+	r.err = err
+	if r.woken != nil {
+		r.woken <- answered // nobody receives it if r leads
+	}
+}
+
 // A role is what becomes of a request.
 type role int
 
@@ -38,15 +51,16 @@ const maxGroup = 256
 // which they came. The zero queue is ready for use.
 type queue struct {
 	mu          sync.Mutex
-	taken       bool // somebody has the turn; else nobody waits
-	locked      bool // it is a caller of Lock
+	taken       bool  // somebody has the turn; else nobody waits
+	locked      bool  // it is a caller of Lock
+	stallErr    error // the answer to all other callers, while whoever has the turn hangs
 	first, last *request
 }
 
 // wait waits for r's role. Who leads must call pass in the end.
 func (q *queue) wait(ctx context.Context, r *request) role {
-	if q.enter(r) {
-		return leads
+	if role, ok := q.enter(r); ok {
+		return role
 	}
 	var role role
 	select {
@@ -64,13 +78,17 @@ func (q *queue) wait(ctx context.Context, r *request) role {
 	return role
 }
 
-// enter reports whether r has the turn. Otherwise r is in the queue.
-func (q *queue) enter(r *request) bool {
+// enter returns the role of r, unless it has to wait: then it is in the queue.
+func (q *queue) enter(r *request) (_ role, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if !q.taken {
 		q.taken = true
-		return true
+		return leads, true
+	}
+	if q.stallErr != nil && !r.locks() {
+		r.err = q.stallErr
+		return answered, true
 	}
 	r.woken = make(chan role, 1)
 	r.queued = true
@@ -81,7 +99,7 @@ func (q *queue) enter(r *request) bool {
 		q.last.next = r
 	}
 	q.last = r
-	return false
+	return 0, false
 }
 
 // leave takes r out of the queue, unless it is not there any more.
@@ -137,6 +155,40 @@ func (q *queue) pass() {
 	}
 	q.remove(next)
 	next.woken <- leads
+}
+
+// stall answers all callers but those of Lock with err, first those of group, and
+// whoever comes later, until resume.
+func (q *queue) stall(group []*request, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.stallErr = err
+	for _, r := range group {
+		r.answer(err)
+	}
+	for r := q.first; r != nil; {
+		next := r.next
+		if !r.locks() {
+			q.remove(r)
+			r.answer(err)
+		}
+		r = next
+	}
+}
+
+// resume ends what stall began, and passes the turn on.
+func (q *queue) resume() {
+	q.mu.Lock()
+	q.stallErr = nil
+	q.mu.Unlock()
+	q.pass()
+}
+
+// stalled returns the error of stall until resume.
+func (q *queue) stalled() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.stallErr
 }
 
 // Lock waits for the turn and takes it.

@@ -17,22 +17,43 @@ import (
 // them, and does not wait for those that are being committed. Once the engine has
 // panicked in a read, each Get returns that failure at once.
 func (db *DB) Get(key []byte) (row []byte, err error) {
+	err = db.look(func(v *view, published bool) (err error) {
+		if published {
+			row, err = v.get(key)
+		} else {
+			row, err = v.seek(key)
+		}
+		return err
+	})
+	return row, err
+}
+
+// Scan calls each for the rows with keys from one up to, but not including,
+// another, in their order, until each returns an error, which Scan then returns.
+// The key and the row are valid during that call only. Otherwise Scan is as
+// [DB.Get] is.
+func (db *DB) Scan(from, to []byte, each func(key, row []byte) error) error {
+	return db.look(func(v *view, _ bool) error {
+		return v.scan(from, to, each)
+	})
+}
+
+// look calls f with a view: the published one if there is one.
+func (db *DB) look(f func(v *view, published bool) error) (err error) {
 	// After a panic the view is left as it is: ending it could wait for a lock that
 	// the panic has left behind.
 	defer db.rescue(&err, db.failAll)
 
-	if v := db.published.Load(); v != nil && v.acquire() {
-		row, err = v.get(key)
-		v.release()
-		return row, err
+	v := db.published.Load()
+	published := v != nil && v.acquire()
+	if !published {
+		if v, err = db.openView(); err != nil {
+			return err
+		}
 	}
-	v, err := db.openView()
-	if err != nil {
-		return nil, err
-	}
-	row, err = v.seek(key)
+	err = f(v, published)
 	v.release()
-	return row, err
+	return err
 }
 
 // Query runs a statement that reads, and calls each with every row of its
@@ -40,7 +61,7 @@ func (db *DB) Get(key []byte) (row []byte, err error) {
 // what is scanned from it into a []byte, are valid during that call only.
 // Statements are parsed once.
 //
-// Query sees what [DB.Get] sees, but may wait for a commit that is under way.
+// Query sees what [DB.Get] sees, but waits for a commit that is under way.
 func (db *DB) Query(sql string, each func(row *chai.Row) error, args ...any) (err error) {
 	defer db.rescue(&err, db.failAll)
 
@@ -78,11 +99,12 @@ func (db *DB) open(sql string, args []any) (result *chai.Result, err error) {
 // who read while a commit is under way. The latter shows the newest committed
 // state, because whoever commits has the only turn to write.
 type view struct {
-	// Both look for a row. Without writers, get takes nine tenths of the time of
-	// seek for a row that exists, and a tenth more for one that does not, because it
-	// looks into every file and makes an error with a stack. Beside writers it takes
-	// seven tenths (BenchmarkFind).
-	get, seek func(key []byte) ([]byte, error)
+	// get looks for a row. Without writers it takes nine tenths of the time of seek
+	// for a row that exists, and a tenth more for one that does not, because it looks
+	// into every file and makes an error with a stack. Beside writers it takes seven
+	// tenths (BenchmarkFind).
+	get  func(key []byte) ([]byte, error)
+	scan func(from, to []byte, each func(key, row []byte) error) error
 
 	end   func() error
 	users atomic.Int64 // readers, and 1 while it is published; at 0 it has ended
@@ -113,26 +135,37 @@ func (db *DB) openView() (v *view, err error) {
 		}
 		return nil, nil
 	}
-	v.seek = func(key []byte) (row []byte, err error) {
+	v.scan = func(from, to []byte, each func(key, row []byte) error) error {
 		options := zero(tx.Session.Iterator)
-		options.LowerBound = key
-		options.UpperBound = append(key[:len(key):len(key)], 0xff)
+		options.LowerBound, options.UpperBound = from, to
 		rows, err := tx.Session.Iterator(options)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if rows.First() {
-			row, err = rows.Value()
-			row = bytes.Clone(row)
-		} else {
+		for ok := rows.First(); ok && err == nil; ok = rows.Next() {
+			var row []byte
+			if row, err = rows.Value(); err == nil {
+				err = each(rows.Key(), row)
+			}
+		}
+		if err == nil {
 			err = rows.Error()
 		}
 		if closeErr := rows.Close(); err == nil {
 			err = closeErr
 		}
-		return row, err
+		return err
 	}
 	return v, nil
+}
+
+// seek looks for a row with a scan.
+func (v *view) seek(key []byte) (row []byte, err error) {
+	err = v.scan(key, append(key[:len(key):len(key)], 0xff), func(_, found []byte) error {
+		row = bytes.Clone(found)
+		return nil
+	})
+	return row, err
 }
 
 // zero returns a zero value of what f takes, whose type is internal to the

@@ -20,6 +20,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 	"weak"
 
 	"github.com/chaisql/chai"
@@ -29,9 +30,10 @@ import (
 // goroutines. All DBs of the same database share its queue of writers, and what
 // is known of the engine's failures.
 type DB struct {
-	engine   *chai.DB
-	logger   func() *slog.Logger
-	prepared sync.Map // SQL text -> *chai.Statement
+	engine     *chai.DB
+	logger     func() *slog.Logger
+	stallLimit time.Duration // how long a transaction may take before its callers get errStalled
+	prepared   sync.Map      // SQL text -> *chai.Statement
 	*shared
 }
 
@@ -65,7 +67,7 @@ var registry sync.Map
 // is something to log. A context that [chai.DB.WithContext] has attached to db
 // does not apply to the result.
 func For(db *chai.DB, logger func() *slog.Logger) *DB {
-	return &DB{engine: &chai.DB{DB: db.DB}, logger: logger, shared: sharedBy(db)}
+	return &DB{engine: &chai.DB{DB: db.DB}, logger: logger, stallLimit: stallLimit, shared: sharedBy(db)}
 }
 
 func sharedBy(db *chai.DB) *shared {
@@ -104,7 +106,9 @@ type Statements func(tx *chai.Tx) error
 // A context that ends before the transaction has begun makes Write return the
 // context's error, and op is not run. Afterwards it has no influence. Once the
 // engine has panicked in a write, or would keep its write lock for ever, each
-// Write returns that failure at once.
+// Write returns that failure at once. When a transaction hangs in the engine for
+// 10 seconds, so that it is not known whether it will be committed, Write returns
+// an error, and so do those that come later, at once, until it has ended.
 func (db *DB) Write(ctx context.Context, op Op) error {
 	return db.write(ctx, &request{op: op})
 }

@@ -513,33 +513,92 @@ func TestUnlockOfUnlockedPanics(t *testing.T) {
 	}
 }
 
-func TestStallIsLogged(t *testing.T) {
+// When a transaction hangs in the engine, nobody waits for it for longer than the
+// limit, whoever comes later not at all, and when it goes on, so do the writes.
+func TestStall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log testdb.Log
 		db := For(testdb.Memory(t), func() *slog.Logger { return log.Logger(slog.LevelDebug) })
 		hang := make(chan struct{})
-		go func() { write(t, db, func(*Batch) error { <-hang; return nil }) }()
-		synctest.Wait()
+		go func() {
+			wantStall(t, db.Write(context.Background(), func(*Batch) error { <-hang; return nil }))
+		}()
+		time.Sleep(time.Second)
 
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if err := db.Write(ctx, set("a", 1)); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Write behind a hanging transaction: %v", err)
+			t.Errorf("Write whose context ended behind a hanging transaction: %v", err)
 		}
-		time.Sleep(stallLimit - 2*time.Second)
-		synctest.Wait()
-		if log.String() != "" {
-			t.Errorf("logged before the limit:\n%s", &log)
+		start := time.Now()
+		wantStall(t, db.Write(t.Context(), set("a", 1)))
+		if waited := time.Since(start); waited != stallLimit-2*time.Second {
+			t.Errorf("it waited for %v", waited)
 		}
+		start = time.Now()
+		wantStall(t, db.Write(t.Context(), set("a", 1)))
+		wantStall(t, db.WriteAlone(t.Context(), func(*chai.Tx) error { return nil }))
+		if waited := time.Since(start); waited > 0 {
+			t.Errorf("Write waited for %v after the limit", waited)
+		}
+		locked := false
+		go func() {
+			lock := Lock(db.engine)
+			lock.Lock()
+			locked = true
+			lock.Unlock()
+		}()
 		time.Sleep(time.Hour)
-		close(hang)
-		write(t, db, set("a", 1))
-		time.Sleep(time.Hour)
-		synctest.Wait()
 		if n := strings.Count(log.String(), "level=ERROR"); n != 1 || !strings.Contains(log.String(), "without holding the write lock") {
 			t.Errorf("%d errors were logged, want 1:\n%s", n, &log)
 		}
+		if locked {
+			t.Error("the lock was given away")
+		}
+
+		close(hang)
+		synctest.Wait()
+		if !locked {
+			t.Error("the turn was not passed on")
+		}
+		wantValue(t, db, "a", 0)
+		write(t, db, set("a", 2))
+		wantValue(t, db, "a", 2)
+		time.Sleep(time.Hour)
+		if n := strings.Count(log.String(), "level=ERROR"); n != 1 {
+			t.Errorf("%d errors were logged in the end, want 1:\n%s", n, &log)
+		}
 	})
+}
+
+// Someone writes without holding the lock, so that the engine does not even begin
+// a transaction. When it does at last, nobody waits any more, and the operation is
+// not run.
+func TestStallAtTheBeginning(t *testing.T) {
+	testdb.Watchdog(t, 20*time.Second)
+	engine, db := newDB(t)
+	db.stallLimit = 20 * time.Millisecond
+	tx, err := engine.Begin(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantStall(t, db.Write(t.Context(), set("a", 1)))
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	for db.queue.stalled() != nil {
+		runtime.Gosched()
+	}
+	wantValue(t, db, "a", 0)
+	write(t, db, set("a", 2))
+	wantValue(t, db, "a", 2)
+}
+
+func wantStall(t *testing.T, err error) {
+	t.Helper()
+	if !errors.Is(err, errStalled) {
+		t.Errorf("Write = %v, want %v", err, errStalled)
+	}
 }
 
 // A reader that comes while a commit is under way reads the state before it, at

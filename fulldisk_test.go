@@ -1,0 +1,140 @@
+package chaistore_test
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// fullDiskData returns data that can't be compressed.
+func fullDiskData(i int) []byte {
+	data := make([]byte, 4000)
+	rng := rand.New(rand.NewPCG(uint64(i), 0))
+	for j := range data {
+		data[j] = byte(rng.Uint32())
+	}
+	return data
+}
+
+// fullDiskChild commits sessions until the disk is full, and then says what it
+// can still do.
+func fullDiskChild(dir string) {
+	db, err := chai.Open(dir)
+	if err != nil {
+		panic(err)
+	}
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true, CleanupInterval: -1})
+	if err != nil {
+		panic(err)
+	}
+	n := 0
+	for ; err == nil; n++ {
+		err = s.Commit(fmt.Sprint(n), fullDiskData(n), inAnHour())
+	}
+	n--
+	fmt.Printf("acknowledged %d\n", n)
+	fmt.Printf("first %v\n", err)
+	for range 3 {
+		for name, call := range map[string]func() error{
+			"commit": func() error { return s.Commit("more", nil, inAnHour()) },
+			"delete": func() error { return s.Delete("0") },
+		} {
+			start := time.Now()
+			err := call()
+			fmt.Printf("%s at once=%v %v\n", name, time.Since(start) < time.Second, err)
+		}
+	}
+	for i := range n {
+		if data, found, err := s.Find(fmt.Sprint(i)); err != nil || !found || !bytes.Equal(data, fullDiskData(i)) {
+			fmt.Printf("unreadable %d %v %v\n", i, found, err)
+		}
+	}
+	all, err := s.All()
+	fmt.Printf("all %d %v\n", len(all), err)
+	// Chai can't be closed any more: Close waits for a lock that it has left locked.
+	os.Exit(0)
+}
+
+// On a full disk writes fail at once, with an error that says so, and reads go
+// on. When there is space again, and the database is opened again, it works.
+func TestFullDisk(t *testing.T) {
+	testdb.Watchdog(t, 2*time.Minute)
+	disk := mountSmallDisk(t)
+	ballast := filepath.Join(disk, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 8<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(disk, "db")
+	cmd, out := startChild(t, "full disk", dir)
+	acknowledged, refused := 0, 0
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		line := lines.Text()
+		switch what, rest, _ := strings.Cut(line, " "); what {
+		case "acknowledged":
+			fmt.Sscan(rest, &acknowledged)
+		case "first":
+			t.Logf("the first error on the full disk: %s", rest)
+		case "commit", "delete":
+			refused++
+			saysSo := strings.Contains(rest, "no space left on device") || strings.Contains(rest, "the disk may be full")
+			if !strings.Contains(rest, "at once=true") || !saysSo {
+				t.Errorf("a write on the full disk: %s", line)
+			}
+		case "all":
+			if want := fmt.Sprint(acknowledged, " <nil>"); rest != want {
+				t.Errorf("All on the full disk returned %s, want %s", rest, want)
+			}
+		default:
+			t.Errorf("on the full disk: %s", line)
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("the process ended with %v", err)
+	}
+	if acknowledged == 0 || refused != 6 {
+		t.Fatalf("%d sessions were committed before the disk was full, and %d writes refused after that", acknowledged, refused)
+	}
+
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	db, err := chai.Open(dir)
+	if err != nil {
+		t.Fatalf("open the database when there is space again: %v", err)
+	}
+	defer db.Close()
+	s := newStore(t, db)
+	lost := 0
+	for i := range acknowledged {
+		data, found, err := s.Find(fmt.Sprint(i))
+		switch {
+		case err != nil:
+			t.Fatal(err)
+		case !found:
+			lost++
+		case !bytes.Equal(data, fullDiskData(i)):
+			t.Errorf("session %d has other data than was committed", i)
+		}
+	}
+	t.Logf("of %d acknowledged sessions %d are lost", acknowledged, lost)
+	if lost > maxLostOnFullDisk {
+		t.Errorf("%d acknowledged sessions are lost, more than the %d that the README admits", lost, maxLostOnFullDisk)
+	}
+	commit(t, s, "more", "one", inAnHour())
+	wantFound(t, s, "more", "one")
+}
+
+// maxLostOnFullDisk is how many of the last acknowledged commits before the first
+// error the README says may be lost.
+const maxLostOnFullDisk = 10

@@ -81,7 +81,10 @@ type Config struct {
 //
 // When the engine fails in a way that it can't recover from, such as a full disk
 // or a closed database, every call that needs it returns an error at once, until
-// the database is opened again, with a new store on it.
+// the database is opened again, with a new store on it. When a transaction hangs
+// in the engine, writes return an error after 10 seconds, and at once from then
+// on, until it has ended; whether the first of them has been written is not known
+// then.
 type ChaiStore struct {
 	table   *sessiontable.Table
 	logger  func() *slog.Logger

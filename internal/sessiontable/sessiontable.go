@@ -517,11 +517,19 @@ func (t *Table) repairIndexes(ctx context.Context) error {
 	// prepared, outside a transaction that may write (internal/query/statement,
 	// reindex.go).
 	err := t.db.WriteAlone(ctx, func(tx *chai.Tx) error {
-		return tx.Exec(t.reindex)
+		if err := tx.Exec(t.reindex); err != nil {
+			return err
+		}
+		t.repaired.Store(true)
+		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("repair indexes: %w", err)
+	if err == nil {
+		return nil
 	}
-	t.repaired.Store(true)
-	return nil
+	// A large table takes longer than a writer waits. Then it is repaired when the
+	// next one gets its turn.
+	if !errors.Is(err, writer.ErrStalled) {
+		t.repaired.Store(false)
+	}
+	return fmt.Errorf("repair indexes: %w", err)
 }

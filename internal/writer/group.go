@@ -15,8 +15,9 @@ import (
 
 const stallLimit = 10 * time.Second
 
-// errStalled is the error of writes while a transaction hangs in the engine.
-var errStalled = fmt.Errorf("a transaction has not ended for %v: another goroutine may be writing to the database without holding the write lock, or the disk may be full", stallLimit)
+// ErrStalled is the error of writes while a transaction hangs in the engine. The
+// operations that run in it may have been committed in the end.
+var ErrStalled = fmt.Errorf("a transaction has not ended for %v: another goroutine may be writing to the database without holding the write lock, or the disk may be full", stallLimit)
 
 // lead runs the request that has the turn together with those that wait, answers
 // them, and passes the turn on.
@@ -54,8 +55,8 @@ func (db *DB) lead(leader *request) {
 	case errs = <-done:
 	case <-stall.C:
 		if settled.CompareAndSwap(false, true) {
-			db.logger().Error("chaistore: writing to the database hangs", "error", errStalled)
-			db.queue.stall(group, errStalled)
+			db.logger().Error("chaistore: writing to the database hangs", "error", ErrStalled)
+			db.queue.stall(group, ErrStalled)
 			return
 		}
 		errs = <-done

@@ -32,7 +32,7 @@ import (
 type DB struct {
 	engine     *chai.DB
 	logger     func() *slog.Logger
-	stallLimit time.Duration // how long a transaction may take before its callers get errStalled
+	stallLimit time.Duration // how long a transaction may take before its callers get ErrStalled
 	prepared   sync.Map      // SQL text -> *chai.Statement
 	*shared
 }

@@ -1,0 +1,144 @@
+package chaistore_test
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/testdb"
+	"go.elara.ws/chaistore/storetest"
+)
+
+// TestConformance runs the suite for stores of SCS on each kind of database and
+// table, while the cleanup sweeps all the time.
+func TestConformance(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		open func(t testing.TB) *chai.DB
+		cfg  chaistore.Config
+	}{
+		{"memory", testdb.Memory, chaistore.Config{CreateTable: true}},
+		{"disk", testdb.Disk, chaistore.Config{CreateTable: true}},
+		{"custom table", testdb.Memory, chaistore.Config{CreateTable: true, TableName: "Web_Sessions2"}},
+		{"index", func(t testing.TB) *chai.DB {
+			db := testdb.Memory(t)
+			testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+			return db
+		}, chaistore.Config{}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			test.cfg.CleanupInterval = 50 * time.Millisecond
+			runConformance(t, test.open, test.cfg)
+		})
+	}
+}
+
+func runConformance(t *testing.T, open func(t testing.TB) *chai.DB, cfg chaistore.Config, opts ...storetest.Option) {
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	storetest.Run(t, func(t *testing.T) scs.Store {
+		store, err := chaistore.NewWithConfig(open(t), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(store.StopCleanup)
+		return store
+	}, opts...)
+}
+
+// TestConformanceWithStaleIndex runs the suite on the table of an older setup, in
+// which a program has renewed 10,000 sessions with ON CONFLICT REPLACE, which
+// does not maintain the index. All of them have expired. The race detector makes
+// Chai so slow that there are 1,000 with it.
+func TestConformanceWithStaleIndex(t *testing.T) {
+	sessions := 10_000
+	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		sessions = 1000
+	}
+	dir := t.TempDir()
+	db, err := chai.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close() // again, if the test has ended before
+	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+	tx, err := db.Begin(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	for i := range sessions {
+		for _, expiry := range []time.Time{inAnHour(), anHourAgo()} {
+			err := tx.Exec("INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?) ON CONFLICT REPLACE",
+				fmt.Sprintf("%043d", i), []byte("old"), expiry)
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if n := countByIndex(t, db, time.Now()); n != sessions {
+		t.Fatalf("the index has %d active sessions, want %d, as before they were renewed", n, sessions)
+	}
+	if err := db.DB.Store.DB().Flush(); err != nil { // so that the copies open fast
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	openCopy := func(t testing.TB) *chai.DB {
+		t.Helper()
+		copied := t.TempDir()
+		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		db, err := chai.Open(copied)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { db.Close() })
+		return db
+	}
+
+	t.Run("repair", func(t *testing.T) {
+		db := openCopy(t)
+		s := newStore(t, db)
+		wantAll(t, s, map[string]string{})
+		commit(t, s, "alice", "one", inAnHour())
+		if n := countByIndex(t, db, time.Now()); n != 1 {
+			t.Fatalf("the index has %d active sessions after the first commit, want 1", n)
+		}
+		if n, err := s.DeleteExpired(t.Context()); n != sessions || err != nil {
+			t.Fatalf("DeleteExpired = %d, %v; want %d, nil", n, err, sessions)
+		}
+		if n := countByIndex(t, db, time.Unix(0, 0)); n != 1 {
+			t.Fatalf("the index has %d sessions after the sweep, want 1", n)
+		}
+	})
+	// To take less time, without the methods that do no more than to call others.
+	runConformance(t, openCopy, chaistore.Config{CleanupInterval: -1}, storetest.CtxOnly())
+}
+
+// countByIndex returns the number of sessions that expire after t0, as the index
+// on expiry has them.
+func countByIndex(t testing.TB, db *chai.DB, t0 time.Time) int {
+	t.Helper()
+	row, err := db.QueryRow("SELECT COUNT(*) FROM sessions WHERE expiry > ?", t0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := row.Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}

@@ -31,7 +31,7 @@ func testStopEarly(c *check) {
 	c.store.(cleaner).StopCleanup()
 	// The goroutine may take a moment to end, or to begin.
 	var stack []byte
-	for range 20 {
+	for range 100 {
 		time.Sleep(20 * time.Millisecond)
 		if stack = c.storeGoroutine(); stack == nil {
 			return

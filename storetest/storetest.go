@@ -60,9 +60,8 @@ type config struct {
 	timeout    time.Duration
 }
 
-// CtxOnly says that the store's plain methods must not be called if there are
-// ones that take a context. It is for stores whose plain methods panic, which SCS
-// does not notice.
+// CtxOnly leaves out the store's plain methods where there are ones that take a
+// context. It is for stores whose plain methods panic; SCS never calls those.
 func CtxOnly() Option {
 	return func(cfg *config) { cfg.ctxOnly = true }
 }
@@ -89,9 +88,10 @@ func Timeout(d time.Duration) Option {
 // is not called by several goroutines at once. It releases what a store needs
 // with t.Cleanup, and ends the test with t.Fatal if it can't make one.
 //
-// A panic in a method of the store, or a deadlock, fails the case. If even the
-// functions that newStore gave to t.Cleanup hang after a deadlock, Run ends the
-// process with a panic.
+// A panic in a method of the store fails the case, and so does a deadlock, whose
+// goroutines are left behind. If the functions that newStore gave to t.Cleanup
+// hang, Run ends the process with a panic: after a deadlock, or because one of
+// them is the StopCleanup of a store that can't be stopped twice.
 func Run(t *testing.T, newStore func(t *testing.T) scs.Store, opts ...Option) {
 	t.Helper()
 	cfg := config{resolution: 10 * time.Millisecond, timeout: 30 * time.Second}
@@ -318,16 +318,21 @@ func run(t *testing.T, tc testCase, newStore func(t *testing.T) scs.Store, viewI
 	select {
 	case <-done:
 	case <-time.After(cfg.timeout):
-		buf := make([]byte, 256<<10)
-		stacks := string(buf[:runtime.Stack(buf, true)])
-		c.report(fmt.Sprintf("the case has not ended after %v", cfg.timeout), stacks)
+		c.report(fmt.Sprintf("the case has not ended after %v", cfg.timeout), allStacks())
 		c.mu.Lock()
 		c.abandoned = true
 		c.mu.Unlock()
-		guard = time.AfterFunc(cfg.timeout, func() {
-			panic(fmt.Sprintf("%s has timed out, and so do the cleanup functions of its store\n\n%s", t.Name(), stacks))
-		})
 	}
+	guard = time.AfterFunc(cfg.timeout, func() {
+		panic(fmt.Sprintf("%s: the cleanup functions of the store have not ended after %v\n\n%s",
+			t.Name(), cfg.timeout, allStacks()))
+	})
+}
+
+// allStacks returns the stacks of all goroutines, or as many as can be read.
+func allStacks() string {
+	buf := make([]byte, 256<<10)
+	return string(buf[:runtime.Stack(buf, true)])
 }
 
 // report fails the test with what is wrong, the rule that is broken, and stacks

@@ -23,8 +23,8 @@ import (
 	"go.elara.ws/chaistore/storetest"
 )
 
-// childEnv is the variable of the environment that is set in the process in which
-// [TestChild] runs the suite on broken stores.
+// childEnv is the variable of the environment that is set in the processes in
+// which the suite runs on broken stores.
 const childEnv = "STORETEST_CHILD"
 
 // A subject is a store and what the suite must say of it.
@@ -383,18 +383,8 @@ var subjects = []subject{
 // TestVerdicts runs the suite on all subjects in another process, where it may
 // fail, and compares what it says of them with what it should.
 func TestVerdicts(t *testing.T) {
-	executable, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(executable, "-test.run=^TestChild$", "-test.v", "-test.parallel=32", "-test.timeout=90s")
-	cmd.Env = append(os.Environ(), childEnv+"=1")
-	var exit *exec.ExitError
-	out, err := cmd.CombinedOutput()
-	if !errors.As(err, &exit) {
-		t.Fatalf("the suite on broken stores: %v, want an exit status; output:\n%s", err, out)
-	}
-	results, text := parse(string(out))
+	out := runChild(t, "TestChild")
+	results, text := parse(out)
 
 	mustFail := make(map[string]bool)
 	for _, s := range subjects {
@@ -429,6 +419,46 @@ func TestVerdicts(t *testing.T) {
 	if t.Failed() {
 		t.Logf("the whole output:\n%s", out)
 	}
+}
+
+// runChild runs a test in another process, in which it must fail, and returns its
+// output.
+func runChild(t *testing.T, name string) string {
+	t.Helper()
+	executable, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(executable, "-test.run=^"+name+"$", "-test.v", "-test.parallel=32", "-test.timeout=90s")
+	cmd.Env = append(os.Environ(), childEnv+"=1")
+	var exit *exec.ExitError
+	out, err := cmd.CombinedOutput()
+	if !errors.As(err, &exit) {
+		t.Fatalf("%s in another process: %v, want an exit status; output:\n%s", name, err, out)
+	}
+	return string(out)
+}
+
+// A store that hangs for ever, even when it is closed, ends the process.
+func TestHangingStoreEndsProcess(t *testing.T) {
+	begin := time.Now()
+	out := runChild(t, "TestHangingChild")
+	if !strings.Contains(out, "panic: TestHangingChild/") || !strings.Contains(out, "the cleanup functions of the store") {
+		t.Errorf("after %v the process has ended with:\n%s", time.Since(begin), out)
+	}
+}
+
+// TestHangingChild is not for itself, but for [TestHangingStoreEndsProcess].
+func TestHangingChild(t *testing.T) {
+	if os.Getenv(childEnv) == "" {
+		t.Skip("only a part of TestHangingStoreEndsProcess")
+	}
+	storetest.Run(t, func(t *testing.T) scs.Store {
+		m := newMemory(t)
+		m.mu.Lock()
+		t.Cleanup(func() { m.Delete("") })
+		return m
+	}, storetest.Timeout(100*time.Millisecond))
 }
 
 // TestChild is not for itself, but for [TestVerdicts].

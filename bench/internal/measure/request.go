@@ -1,0 +1,65 @@
+package measure
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+)
+
+const clients = 64
+
+// request has clients on the loopback interface request a page whose handler
+// counts the visits in the session, so that each request finds a session and
+// commits it. Each is of another visitor.
+func request(l *loaded, d time.Duration) (Result, error) {
+	var failure atomic.Pointer[error]
+	manager := scs.New()
+	manager.Store = l.store
+	manager.ErrorFunc = func(w http.ResponseWriter, _ *http.Request, err error) {
+		failure.CompareAndSwap(nil, &err)
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+	server := httptest.NewServer(manager.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		visits := manager.GetInt(r.Context(), "visits")
+		manager.Put(r.Context(), "visits", visits+1)
+		fmt.Fprintln(w, visits)
+	})))
+	defer server.Close()
+	transport := &http.Transport{MaxIdleConnsPerHost: clients}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
+
+	tally := drive(clients, d, func(random *rand.Rand) error {
+		token := pick(l.sessions.tokens, random)
+		request, err := http.NewRequest(http.MethodGet, server.URL, nil)
+		if err != nil {
+			return err
+		}
+		request.AddCookie(&http.Cookie{Name: manager.Cookie.Name, Value: token})
+		response, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		defer response.Body.Close()
+		if _, err := io.Copy(io.Discard, response.Body); err != nil {
+			return err
+		}
+		if response.StatusCode != http.StatusOK {
+			return fmt.Errorf("request: %s: %w", response.Status, *failure.Load())
+		}
+		// With a session that it does not find, SCS begins a new one.
+		cookies := response.Cookies()
+		if len(cookies) != 1 || cookies[0].Value != token {
+			return errors.New("a session is missing")
+		}
+		return nil
+	})
+	return tally.result(d, "requests/s")
+}

@@ -1,10 +1,9 @@
 package chaistore_test
 
 import (
-	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -45,15 +44,45 @@ func TestStopCleanup(t *testing.T) {
 	})
 }
 
+// A blockingHandler is a log that takes nothing until it is closed.
+type blockingHandler struct {
+	slog.Handler
+	closed chan struct{}
+}
+
+func (h blockingHandler) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h blockingHandler) Handle(context.Context, slog.Record) error {
+	<-h.closed
+	return nil
+}
+
 func TestStopCleanupWaitsForTheGoroutine(t *testing.T) {
-	db := testdb.Memory(t)
-	stacks := make([]byte, 1<<20)
-	for range 100 {
-		chaistore.New(db).StopCleanup()
-		if n := runtime.Stack(stacks, true); bytes.Contains(stacks[:n], []byte("chaistore.(*cleanup)")) {
-			t.Fatalf("the goroutine still runs:\n%s", stacks[:n])
+	synctest.Test(t, func(t *testing.T) {
+		log := blockingHandler{slog.DiscardHandler, make(chan struct{})}
+		s, err := chaistore.NewWithConfig(testdb.Memory(t), chaistore.Config{
+			CleanupInterval: time.Minute, CreateTable: true, Logger: slog.New(log),
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
+		time.Sleep(time.Minute)
+		synctest.Wait() // until the sweep is at its end, where it is logged
+		stopped := false
+		go func() {
+			s.StopCleanup()
+			stopped = true
+		}()
+		synctest.Wait()
+		if stopped {
+			t.Error("StopCleanup has returned while the goroutine still sweeps")
+		}
+		close(log.closed)
+		synctest.Wait()
+		if !stopped {
+			t.Error("StopCleanup has not returned after the goroutine has ended")
+		}
+	})
 }
 
 func TestNothingIsSweptAfterStopCleanup(t *testing.T) {
@@ -82,7 +111,13 @@ func newStoreWithCleanup(t *testing.T, db *chai.DB, interval time.Duration) *cha
 // countRows returns how many sessions there are, expired ones included.
 func countRows(t testing.TB, db *chai.DB) int {
 	t.Helper()
-	row, err := db.QueryRow("SELECT COUNT(*) FROM sessions")
+	return count(t, db, "SELECT COUNT(*) FROM sessions")
+}
+
+// count returns the result of a statement that counts.
+func count(t testing.TB, db *chai.DB, sql string, args ...any) int {
+	t.Helper()
+	row, err := db.QueryRow(sql, args...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -132,13 +132,5 @@ func TestConformanceWithStaleIndex(t *testing.T) {
 // on expiry has them.
 func countByIndex(t testing.TB, db *chai.DB, t0 time.Time) int {
 	t.Helper()
-	row, err := db.QueryRow("SELECT COUNT(*) FROM sessions WHERE expiry > ?", t0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var n int
-	if err := row.Scan(&n); err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return count(t, db, "SELECT COUNT(*) FROM sessions WHERE expiry > ?", t0)
 }

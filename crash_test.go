@@ -100,6 +100,7 @@ func crashChild(dir string) {
 				}
 				say := func(what string) { fmt.Printf("%s %s %d\n", what, c.token, c.number) }
 				say("begin")
+				var err error
 				if c.number == 0 && expiry.After(time.Now()) {
 					err = s.Delete(c.token)
 				} else {

@@ -65,9 +65,10 @@ type Config struct {
 	// Default: false.
 	CreateTable bool
 
-	// Logger gets an error for each failed sweep, and a warning if the table has an
-	// index, which makes the store slow. It never gets tokens or data. Default:
-	// what slog.Default returns at that time.
+	// Logger gets an error for each failed sweep and for a transaction that hangs in
+	// the engine, a warning if the table has an index, which makes the store slow,
+	// and a line for each sweep at debug level. It never gets tokens or data.
+	// Default: what slog.Default returns at that time.
 	Logger *slog.Logger
 }
 

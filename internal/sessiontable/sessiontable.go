@@ -1,5 +1,6 @@
-// Package sessiontable is the table of sessions in a Chai database: its SQL
-// statements, the plans that they rely on, and the engine's traps around them.
+// Package sessiontable is the table of sessions in a Chai database: its rows as
+// the engine stores them (row.go), its SQL statements, the plans that they rely
+// on, and the engine's traps around them.
 //
 // It knows nothing of SCS, of cleanup goroutines, or of when a session counts as
 // expired, other than that its expiry is compared with a time that the caller

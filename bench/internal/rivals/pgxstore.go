@@ -43,9 +43,18 @@ func openPgxstore(dir string) (Store, error) {
 	}
 	// By default, a pool has no more connections than there are CPUs, or 4, and
 	// finds wait for the commits of others. The server takes 100.
-	pool, err := pgxpool.New(context.Background(), server.URL()+"&pool_max_conns=64&pool_min_conns=64")
+	pool, err := openPool(server.URL(), 64)
 	if err != nil {
 		return nil, errors.Join(err, server.Stop())
+	}
+	return pgxStore{pgxstore.NewWithCleanupInterval(pool, 0), pool, server}, nil
+}
+
+// openPool connects to a database and creates the table in it.
+func openPool(url string, connections int) (*pgxpool.Pool, error) {
+	pool, err := pgxpool.New(context.Background(), fmt.Sprintf("%s&pool_max_conns=%d&pool_min_conns=%[2]d", url, connections))
+	if err != nil {
+		return nil, err
 	}
 	for _, statement := range []string{
 		"CREATE TABLE sessions (token TEXT PRIMARY KEY, data BYTEA NOT NULL, expiry TIMESTAMPTZ NOT NULL)",
@@ -53,10 +62,10 @@ func openPgxstore(dir string) (Store, error) {
 	} {
 		if _, err := pool.Exec(context.Background(), statement); err != nil {
 			pool.Close()
-			return nil, errors.Join(err, server.Stop())
+			return nil, err
 		}
 	}
-	return pgxStore{pgxstore.NewWithCleanupInterval(pool, 0), pool, server}, nil
+	return pool, nil
 }
 
 // The store panics in its methods without a context.

@@ -1,0 +1,147 @@
+// Package conformance finds out which cases of the suite of storetest the stores
+// pass, and tabulates it.
+package conformance
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"go.elara.ws/chaistore/storetest"
+)
+
+// Env is the variable of the environment with which TestConformance of package
+// rivals is not skipped.
+const Env = "CHAISTORE_CONFORMANCE"
+
+// A Verdict is the result of a case.
+type Verdict string
+
+const (
+	Passed  Verdict = "pass"
+	Failed  Verdict = "fail"
+	Skipped Verdict = "skip" // the case is for something that the store does not have
+)
+
+// Results has the verdict of each case, by the names of the store and the case.
+type Results map[string]map[string]Verdict
+
+// Run runs the suite on the stores with these names. What depends on chance fails
+// now and then only: a case is passed if it is passed each time of several. A store
+// that this machine has no server for has no cases in the results.
+func Run(ctx context.Context, stores []string, times int) (Results, error) {
+	cmd := exec.CommandContext(ctx, "go", "test", "-json", "-run", "^TestConformance$",
+		"-count", fmt.Sprint(times), "-timeout", fmt.Sprint(time.Duration(times)*5*time.Minute),
+		"-parallel", "16", // most cases wait most of the time
+		"go.elara.ws/chaistore/bench/internal/rivals")
+	cmd.Env = append(os.Environ(), Env+"=1")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	// The status says whether all tests have passed, and so says nothing.
+	out, err := cmd.Output()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		return nil, fmt.Errorf("run the suite: %w", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	results, err := read(bytes.NewReader(out), stores)
+	if err != nil {
+		return nil, fmt.Errorf("read the results of the suite: %w\n%s", err, stderr.String())
+	}
+	return results, nil
+}
+
+// read reads the output of go test -json.
+func read(r io.Reader, stores []string) (Results, error) {
+	results := make(Results)
+	decoder := json.NewDecoder(r)
+	for {
+		var event struct{ Action, Test string }
+		if err := decoder.Decode(&event); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return nil, err
+		}
+		verdict := Verdict(event.Action)
+		test, ok := strings.CutPrefix(event.Test, "TestConformance/")
+		if !ok || verdict != Passed && verdict != Failed && verdict != Skipped {
+			continue
+		}
+		store, name, _ := strings.Cut(test, "/")
+		if results[store] == nil {
+			results[store] = make(map[string]Verdict)
+		}
+		if results[store][name] != Failed {
+			results[store][name] = verdict
+		}
+	}
+	for _, store := range stores {
+		verdicts := results[store]
+		if verdicts[""] == Skipped {
+			continue
+		}
+		for _, name := range storetest.Cases() {
+			if verdicts[name] == "" {
+				return nil, fmt.Errorf("%s has no result in %s", store, name)
+			}
+		}
+	}
+	return results, nil
+}
+
+// marks are what the tables show.
+var marks = map[Verdict]string{Passed: "✓", Failed: "**✗**", Skipped: "–", "": "n/a"}
+
+// Summary returns a table of the cases that some store fails, in Markdown. The
+// other cases share its last row.
+func (r Results) Summary(stores []string) string {
+	cases := storetest.Cases()
+	rest := slices.DeleteFunc(slices.Clone(cases), func(name string) bool {
+		return slices.ContainsFunc(stores, func(store string) bool { return r[store][name] == Failed })
+	})
+	cases = slices.DeleteFunc(cases, func(name string) bool { return slices.Contains(rest, name) })
+	var b strings.Builder
+	b.WriteString(r.table(stores, cases))
+	fmt.Fprintf(&b, "| the other %d |", len(rest))
+	for _, store := range stores {
+		count := make(map[Verdict]int)
+		for _, name := range rest {
+			count[r[store][name]]++
+		}
+		for _, verdict := range []Verdict{Passed, Skipped, ""} {
+			if n := count[verdict]; n > 0 {
+				fmt.Fprintf(&b, " %d %s", n, marks[verdict])
+			}
+		}
+		b.WriteString(" |")
+	}
+	b.WriteByte('\n')
+	return b.String()
+}
+
+// Table returns a table of all cases, in Markdown.
+func (r Results) Table(stores []string) string {
+	return r.table(stores, storetest.Cases())
+}
+
+func (r Results) table(stores, cases []string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "| case | %s |\n|---|%s\n", strings.Join(stores, " | "), strings.Repeat(":-:|", len(stores)))
+	for _, name := range cases {
+		fmt.Fprintf(&b, "| %s |", name)
+		for _, store := range stores {
+			fmt.Fprintf(&b, " %s |", marks[r[store][name]])
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}

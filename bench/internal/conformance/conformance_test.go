@@ -1,0 +1,124 @@
+package conformance
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.elara.ws/chaistore/storetest"
+)
+
+// TestCommittedResults runs the suite once and checks that the stores still pass
+// the cases that they pass in the results of the command. What they fail there
+// they may pass here by chance.
+func TestCommittedResults(t *testing.T) {
+	text, err := os.ReadFile("../../results/conformance.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var committed Results
+	if err := json.Unmarshal(text, &committed); err != nil {
+		t.Fatal(err)
+	}
+	stores := slices.Sorted(maps.Keys(committed))
+	got, err := Run(t.Context(), stores, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, store := range stores {
+		if got[store][""] == Skipped {
+			t.Logf("%s is not installed", store)
+			continue
+		}
+		for _, name := range storetest.Cases() {
+			got, want := got[store][name], committed[store][name]
+			if got != want && want != Failed {
+				t.Errorf("%s in %s: %s, but %s in the committed results", store, name, got, want)
+			}
+		}
+	}
+	if len(committed["chaistore"]) == 0 || slices.Contains(slices.Collect(maps.Values(committed["chaistore"])), Failed) {
+		t.Error("chaistore does not pass everything in the committed results")
+	}
+}
+
+// output is what go test -json writes of a test with one store, which has the
+// given verdicts, and passes all other cases.
+func output(store string, verdicts map[string]Verdict) string {
+	var b strings.Builder
+	event := func(verdict Verdict, test string) {
+		fmt.Fprintf(&b, "{\"Action\":\"run\",\"Test\":%q}\n{\"Action\":%q,\"Test\":%q}\n", test, verdict, test)
+	}
+	for _, name := range storetest.Cases() {
+		verdict, ok := verdicts[name]
+		if !ok {
+			verdict = Passed
+		}
+		event(verdict, "TestConformance/"+store+"/"+name+"/ctx")
+		event(verdict, "TestConformance/"+store+"/"+name)
+	}
+	event(Failed, "TestConformance/"+store)
+	event(Failed, "TestConformance")
+	return b.String()
+}
+
+func TestRead(t *testing.T) {
+	// Of three runs, one fails.
+	results, err := read(strings.NewReader(
+		output("a", nil)+
+			output("a", map[string]Verdict{"Store/Commit": Failed})+
+			output("a", nil)+
+			output("b", map[string]Verdict{"Store/All": Skipped})+
+			`{"Action":"skip","Test":"TestConformance/c"}`),
+		[]string{"a", "b", "c"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := slices.Sorted(maps.Keys(results)); !slices.Equal(got, []string{"a", "b", "c"}) {
+		t.Errorf("there are results of the stores %q", got)
+	}
+	for _, want := range []struct {
+		store, name string
+		verdict     Verdict
+	}{
+		{"a", "Store/Commit", Failed},
+		{"a", "Store/All", Passed},
+		{"b", "Store/All", Skipped},
+		{"b", "Store/Commit", Passed},
+		{"c", "", Skipped},
+	} {
+		if got := results[want.store][want.name]; got != want.verdict {
+			t.Errorf("%s in %s: %s, want %s", want.store, want.name, got, want.verdict)
+		}
+	}
+
+	others := len(storetest.Cases()) - 1
+	want := fmt.Sprintf(`| case | a | b | c |
+|---|:-:|:-:|:-:|
+| Store/Commit | **✗** | ✓ | n/a |
+| the other %d | %[1]d ✓ | %d ✓ 1 – | %[1]d n/a |
+`, others, others-1)
+	if got := results.Summary([]string{"a", "b", "c"}); got != want {
+		t.Errorf("the summary is\n%s\nwant\n%s", got, want)
+	}
+	if got, want := strings.Count(results.Table([]string{"a", "b"}), "\n"), len(storetest.Cases())+2; got != want {
+		t.Errorf("the table has %d lines, want %d", got, want)
+	}
+}
+
+func TestReadOfAborted(t *testing.T) {
+	whole := output("a", nil)
+	for _, text := range []string{
+		"",
+		whole[:strings.Index(whole, storetest.Cases()[3])] + "\"}\n",
+		whole[:100],
+	} {
+		if results, err := read(strings.NewReader(text), []string{"a"}); err == nil {
+			t.Errorf("no error of results that are not complete: %v", results)
+		}
+	}
+}

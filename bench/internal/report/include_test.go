@@ -1,0 +1,72 @@
+package report
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestInclude(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "README.md")
+	write := func(path, text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, "results"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	write(filepath.Join(dir, "results", "a.md"), "one $1\ntwo\n")
+	write(filepath.Join(dir, "b.md"), "three")
+	write(path, "before\n<!-- include results/a.md -->\n<!-- end -->\nbetween\n<!-- include b.md -->\nold\n<!-- end -->\nafter\n")
+	const want = "before\n<!-- include results/a.md -->\n\none $1\ntwo\n\n<!-- end -->\nbetween\n" +
+		"<!-- include b.md -->\n\nthree\n\n<!-- end -->\nafter\n"
+	for range 2 {
+		if err := Include(path); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(got) != want {
+			t.Fatalf("the file is\n%s\nwant\n%s", got, want)
+		}
+	}
+
+	if err := os.Remove(filepath.Join(dir, "b.md")); err != nil {
+		t.Fatal(err)
+	}
+	write(filepath.Join(dir, "results", "a.md"), "new")
+	if err := Include(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the error is %v, want one that says that a file does not exist", err)
+	}
+	if got, err := os.ReadFile(path); string(got) != want {
+		t.Errorf("after an error, the file is\n%s\n(%v), want the one before", got, err)
+	}
+}
+
+// TestReadme checks that the README shows the committed results.
+func TestReadme(t *testing.T) {
+	const path = "../../../README.md"
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !included.Match(before) {
+		t.Error("the README includes nothing")
+	}
+	for _, parts := range included.FindAllStringSubmatch(string(before), -1) {
+		content, err := os.ReadFile(filepath.Join(filepath.Dir(path), filepath.FromSlash(parts[2])))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := block(string(content)); parts[3] != want {
+			t.Errorf("what the README shows of %s is\n%s\nwant\n%s", parts[2], parts[3], want)
+		}
+	}
+}

@@ -4,7 +4,7 @@
 package writer
 
 import (
-	"bytes"
+	"errors"
 	"sync/atomic"
 
 	"github.com/chaisql/chai"
@@ -17,12 +17,8 @@ import (
 // them, and does not wait for those that are being committed. Once the engine has
 // panicked in a read, each Get returns that failure at once.
 func (db *DB) Get(key []byte) (row []byte, err error) {
-	err = db.look(func(v *view, published bool) (err error) {
-		if published {
-			row, err = v.get(key)
-		} else {
-			row, err = v.seek(key)
-		}
+	err = db.look(func(v *view) (err error) {
+		row, err = v.get(key)
 		return err
 	})
 	return row, err
@@ -33,25 +29,24 @@ func (db *DB) Get(key []byte) (row []byte, err error) {
 // The key and the row are valid during that call only. Otherwise Scan is as
 // [DB.Get] is.
 func (db *DB) Scan(from, to []byte, each func(key, row []byte) error) error {
-	return db.look(func(v *view, _ bool) error {
+	return db.look(func(v *view) error {
 		return v.scan(from, to, each)
 	})
 }
 
 // look calls f with a view: the published one if there is one.
-func (db *DB) look(f func(v *view, published bool) error) (err error) {
+func (db *DB) look(f func(v *view) error) (err error) {
 	// After a panic the view is left as it is: ending it could wait for a lock that
 	// the panic has left behind.
 	defer db.rescue(&err, db.failAll)
 
 	v := db.published.Load()
-	published := v != nil && v.acquire()
-	if !published {
+	if v == nil || !v.acquire() {
 		if v, err = db.openView(); err != nil {
 			return err
 		}
 	}
-	err = f(v, published)
+	err = f(v)
 	v.release()
 	return err
 }
@@ -99,10 +94,6 @@ func (db *DB) open(sql string, args []any) (result *chai.Result, err error) {
 // who read while a commit is under way. The latter shows the newest committed
 // state, because whoever commits has the only turn to write.
 type view struct {
-	// get looks for a row. Without writers it takes nine tenths of the time of seek
-	// for a row that exists, and a tenth more for one that does not, because it looks
-	// into every file and makes an error with a stack. Beside writers it takes seven
-	// tenths (BenchmarkFind).
 	get  func(key []byte) ([]byte, error)
 	scan func(from, to []byte, each func(key, row []byte) error) error
 
@@ -130,7 +121,7 @@ func (db *DB) openView() (v *view, err error) {
 		if err == nil {
 			return row, nil
 		}
-		if exists, existsErr := tx.Session.Exists(key); exists || existsErr != nil {
+		if !isNotFound(err) {
 			return nil, err
 		}
 		return nil, nil
@@ -159,13 +150,13 @@ func (db *DB) openView() (v *view, err error) {
 	return v, nil
 }
 
-// seek looks for a row with a scan.
-func (v *view) seek(key []byte) (row []byte, err error) {
-	err = v.scan(key, append(key[:len(key):len(key)], 0xff), func(_, found []byte) error {
-		row = bytes.Clone(found)
-		return nil
-	})
-	return row, err
+// isNotFound reports whether the engine has said that there is no such row. Its
+// error, kv.ErrKeyNotFound, is internal to it, and comes wrapped in a stack.
+func isNotFound(err error) bool {
+	for next := err; next != nil; next = errors.Unwrap(err) {
+		err = next
+	}
+	return err.Error() == "key not found"
 }
 
 // zero returns a zero value of what f takes, whose type is internal to the

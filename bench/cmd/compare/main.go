@@ -46,6 +46,7 @@ const (
 
 type options struct {
 	dir        string
+	readme     string
 	reportOnly bool
 	plan       measure.Plan
 }
@@ -55,6 +56,7 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	flags := flag.NewFlagSet("compare", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&o.dir, "output", "results", "`directory` of the results")
+	flags.StringVar(&o.readme, "readme", "../README.md", "`file` that shows the summary")
 	flags.BoolVar(&o.reportOnly, "report", false, "measure nothing: make the tables and plots of the raw results that there are")
 	quick := flags.Bool("quick", false, "measure fewer sizes, and each for a shorter time")
 	stores := flags.String("stores", "", "`names` of the stores, separated by commas: "+strings.Join(names(), ", ")+" (default all)")
@@ -160,7 +162,10 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 			return err
 		}
 	}
-	return writeReport(o.dir)
+	if err := writeReport(o.dir); err != nil {
+		return err
+	}
+	return report.Include(o.readme)
 }
 
 // runPlan measures, and writes the raw results.

@@ -17,13 +17,22 @@ import (
 // small are arguments with which a run takes a moment.
 func small(dir string, more ...string) []string {
 	return append([]string{
-		"-output", dir, "-stores", "chaistore,memstore", "-sizes", "100x300,200x300",
+		"-output", dir, "-readme", readme(dir), "-stores", "chaistore,memstore", "-sizes", "100x300,200x300",
 		"-sweep-size", "100x300", "-duration", "2ms", "-repetitions", "2",
 	}, more...)
 }
 
+// readme returns the path of a file that shows the summary.
+func readme(dir string) string {
+	return filepath.Join(dir, "..", "README.md")
+}
+
 func TestRunWritesAllFiles(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "results")
+	const shows = "<!-- include results/summary.md -->\n<!-- end -->\n"
+	if err := os.WriteFile(readme(dir), []byte(shows), 0o666); err != nil {
+		t.Fatal(err)
+	}
 	var stderr strings.Builder
 	if err := run(t.Context(), small(dir), &stderr); err != nil {
 		t.Fatal(err)
@@ -53,6 +62,14 @@ func TestRunWritesAllFiles(t *testing.T) {
 		}
 	}
 
+	text, err := os.ReadFile(readme(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), "\n| **chaistore** | ") {
+		t.Errorf("the README does not show the summary:\n%s", text)
+	}
+
 	// The report can be made anew of the raw results.
 	tables := filepath.Join(dir, tablesFile)
 	before, err := os.ReadFile(tables)
@@ -62,7 +79,7 @@ func TestRunWritesAllFiles(t *testing.T) {
 	if err := os.Remove(tables); err != nil {
 		t.Fatal(err)
 	}
-	if err := run(t.Context(), []string{"-report", "-output", dir}, io.Discard); err != nil {
+	if err := run(t.Context(), []string{"-report", "-output", dir, "-readme", readme(dir)}, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	after, err := os.ReadFile(tables)

@@ -40,9 +40,9 @@ func newBenchTokens(seed uint64) []string {
 	return tokens
 }
 
-func newBenchStore(b *testing.B) (*chai.DB, *chaistore.ChaiStore) {
+func newBenchStore(b *testing.B, open func(testing.TB) *chai.DB) (*chai.DB, *chaistore.ChaiStore) {
 	b.Helper()
-	db := testdb.Disk(b)
+	db := open(b)
 	s := newStore(b, db)
 	data, expiry := make([]byte, benchDataLen), inAnHour()
 	inParallel(64, benchSessions, func(_ *rand.Rand, i int) {
@@ -70,16 +70,17 @@ func inParallel(goroutines, n int, f func(rng *rand.Rand, i int)) {
 }
 
 // BenchmarkCommit renews random sessions from a number of goroutines. The
-// benchmarks called alone do the same with one transaction for each commit, and
-// the one called indexed in a table with an index.
+// benchmarks called alone do the same with one transaction for each commit, the
+// one called indexed in a table with an index, and the one called memory where
+// there is no disk to wait for.
 func BenchmarkCommit(b *testing.B) {
 	for _, goroutines := range []int{1, 8, 64, 256} {
 		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {
-			db, s := newBenchStore(b)
+			db, s := newBenchStore(b, testdb.Disk)
 			benchmarkCommit(b, db, goroutines, s.Commit)
 		})
 		b.Run(fmt.Sprint(goroutines, "/alone"), func(b *testing.B) {
-			db, s := newBenchStore(b)
+			db, s := newBenchStore(b, testdb.Disk)
 			var mu sync.Mutex
 			benchmarkCommit(b, db, goroutines, func(token string, data []byte, expiry time.Time) error {
 				mu.Lock()
@@ -89,11 +90,15 @@ func BenchmarkCommit(b *testing.B) {
 		})
 	}
 	b.Run("1/indexed", func(b *testing.B) {
-		db, s := newBenchStore(b)
+		db, s := newBenchStore(b, testdb.Disk)
 		testdb.Exec(b, db, testdb.CreateIndex)
 		if err := s.Commit(benchTokens[0], nil, inAnHour()); err != nil { // builds the index anew
 			b.Fatal(err)
 		}
+		benchmarkCommit(b, db, 1, s.Commit)
+	})
+	b.Run("1/memory", func(b *testing.B) {
+		db, s := newBenchStore(b, testdb.Memory)
 		benchmarkCommit(b, db, 1, s.Commit)
 	})
 }
@@ -119,7 +124,7 @@ func benchmarkCommit(b *testing.B, db *chai.DB, goroutines int, commit func(toke
 // with a prepared statement of Chai; beside-writers does it beside 8 goroutines
 // that commit.
 func BenchmarkFind(b *testing.B) {
-	db, s := newBenchStore(b)
+	db, s := newBenchStore(b, testdb.Disk)
 	statement, err := db.Prepare("SELECT data, expiry FROM sessions WHERE token = ?")
 	if err != nil {
 		b.Fatal(err)

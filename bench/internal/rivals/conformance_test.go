@@ -20,7 +20,7 @@ import (
 
 	"go.elara.ws/chaistore"
 	"go.elara.ws/chaistore/bench/internal/conformance"
-	"go.elara.ws/chaistore/bench/internal/postgres"
+	"go.elara.ws/chaistore/internal/postgres"
 	"go.elara.ws/chaistore/storetest"
 )
 

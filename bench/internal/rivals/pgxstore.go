@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"go.elara.ws/chaistore/bench/internal/postgres"
+	"go.elara.ws/chaistore/internal/postgres"
 )
 
 // Pgxstore is SCS's store on PostgreSQL, which runs on the same machine. The table

@@ -1,3 +1,5 @@
+//go:build unix
+
 // Package postgres starts PostgreSQL servers for tests and measurements, from the
 // binaries that are installed on the system, each with an empty cluster of its
 // own.
@@ -206,6 +208,10 @@ var number = regexp.MustCompile(`[0-9]+`)
 // PATH if there are any.
 func binaries() (string, error) {
 	if path, err := exec.LookPath("initdb"); err == nil {
+		// Beside a link there need not be links to the other programs.
+		if path, err = filepath.EvalSymlinks(path); err != nil {
+			return "", fmt.Errorf("find the programs of PostgreSQL: %w", err)
+		}
 		return filepath.Dir(path), nil
 	}
 	var found []string

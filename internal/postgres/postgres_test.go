@@ -1,43 +1,62 @@
+//go:build unix
+
 package postgres
 
 import (
+	"bufio"
+	"context"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/jackc/pgx/v5"
+	"time"
 )
 
 func start(t *testing.T, dir string) *Server {
 	t.Helper()
-	server, err := Start(dir)
+	bin, err := binaries()
 	if errors.Is(err, ErrNotInstalled) {
 		t.Skip(err)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Some systems have PostgreSQL's client in a package of its own.
+	if _, err := os.Stat(filepath.Join(bin, "psql")); err != nil {
+		t.Skip("psql is not installed beside the server")
+	}
+	server, err := Start(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return server
+}
+
+// psql returns a command that runs PostgreSQL's client.
+func psql(t *testing.T, server *Server, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	t.Cleanup(cancel)
+	args = append([]string{"--no-psqlrc", "--no-align", "--tuples-only", "--dbname=" + server.URL()}, args...)
+	return exec.CommandContext(ctx, filepath.Join(server.bin, "psql"), args...)
 }
 
 func query(t *testing.T, server *Server, sql string) (result string) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), server.URL())
+	out, err := psql(t, server, "--command="+sql).Output()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%s: %v", sql, err)
 	}
-	defer conn.Close(t.Context())
-	if err := conn.QueryRow(t.Context(), sql).Scan(&result); err != nil {
-		t.Fatal(err)
-	}
-	return result
+	return strings.TrimSpace(string(out))
 }
 
 func TestServer(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 30))
 	server := start(t, dir)
+	defer server.Stop()
 	// Each commit is on the disk when it returns.
 	for _, setting := range []string{"fsync", "synchronous_commit"} {
 		if got := query(t, server, "SHOW "+setting); got != "on" {
@@ -51,16 +70,37 @@ func TestServer(t *testing.T) {
 	if running := query(t, server, "SHOW server_version"); !strings.Contains(version, running) {
 		t.Errorf("the server is of version %q, and Version returns %q", running, version)
 	}
-	conn, err := pgx.Connect(t.Context(), server.URL())
+}
+
+func TestStopDisconnects(t *testing.T) {
+	server := start(t, t.TempDir())
+	client := psql(t, server)
+	statements, err := client.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close(t.Context())
+	out, err := client.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Start(); err != nil {
+		t.Fatal(err)
+	}
+	results := bufio.NewScanner(out)
+	fmt.Fprintln(statements, "SELECT 'one';")
+	if !results.Scan() || results.Text() != "one" {
+		t.Fatalf("the client printed %q (%v)", results.Text(), results.Err())
+	}
 	if err := server.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	if err := conn.Ping(t.Context()); err == nil {
-		t.Error("the server answers after Stop")
+	fmt.Fprintln(statements, "SELECT 'two';")
+	statements.Close()
+	if results.Scan() {
+		t.Errorf("after Stop the server answers %q", results.Text())
+	}
+	if err := client.Wait(); err == nil {
+		t.Error("the client did not notice Stop")
 	}
 }
 
@@ -121,5 +161,24 @@ func TestNewestInstallationIsUsed(t *testing.T) {
 	got, err := binaries()
 	if want := "postgresql/17/bin"; err != nil || got != want {
 		t.Errorf("the binaries are in %q (%v), want %q", got, err, want)
+	}
+}
+
+func TestLinkInPath(t *testing.T) {
+	installed, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	initdb := filepath.Join(installed, "initdb")
+	if err := os.WriteFile(initdb, nil, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := t.TempDir()
+	if err := os.Symlink(initdb, filepath.Join(path, "initdb")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", path)
+	if got, err := binaries(); err != nil || got != installed {
+		t.Errorf("the binaries are in %q (%v), want %q", got, err, installed)
 	}
 }

@@ -31,7 +31,8 @@ type chaiSide struct {
 // that is an error, unless mayBeMissing is set.
 func openChai(dir, table string, mayBeMissing bool) (*chaiSide, error) {
 	s := &chaiSide{dir: dir, table: table}
-	// Chai would create a database, which is in a directory of this name.
+	// A database is in a directory of this name, and Chai creates one if there is
+	// none.
 	_, err := os.Stat(filepath.Join(dir, "pebble"))
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && mayBeMissing:
@@ -60,6 +61,7 @@ func openChai(dir, table string, mayBeMissing bool) (*chaiSide, error) {
 	return s, nil
 }
 
+// open opens the database, or the one in memory.
 func (s *chaiSide) open() error {
 	path := ":memory:"
 	if !s.missing {

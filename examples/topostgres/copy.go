@@ -57,7 +57,7 @@ func (t *tally) source() int {
 	return t.missing + t.different + t.same
 }
 
-// compare counts.
+// compare counts the sessions, and how many of them can't be copied.
 func (c *copier) compare(ctx context.Context) (tally, error) {
 	defer c.progress.end()
 	var t tally

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
@@ -12,6 +11,7 @@ import (
 	"iter"
 	"maps"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -135,31 +135,24 @@ func TestInterrupted(t *testing.T) {
 	})
 }
 
-// SIGINT ends the program after the batch that it is writing.
-func TestSignal(t *testing.T) {
-	const n = 5000
-	dir, db := newDirectory(t), newTable(t)
-	source := someSessions(n)
-	dir.fill(source)
-
-	// As long as the table is locked, the first batch is being written.
+// startBlocked starts the program, which copies one session after the other, and
+// waits until it writes the first of them. It can't go on until release is called.
+func startBlocked(t *testing.T, dir *directory, db *database) (cmd *exec.Cmd, stderr *strings.Builder, release func()) {
+	t.Helper()
 	conn := db.connect()
-	defer conn.Close(t.Context())
-	if _, err := conn.Exec(t.Context(), "BEGIN; LOCK TABLE sessions IN SHARE MODE"); err != nil {
-		t.Fatal(err)
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
 	}
-	cmd := child(t, "main", "-chai", dir.path, "-postgres", db.url, "-batch", "1")
-	var errOut strings.Builder
-	cmd.Stderr = &errOut
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	exec("BEGIN; LOCK TABLE sessions IN SHARE MODE")
+	cmd = child(t, "main", "-chai", dir.path, "-postgres", db.url, "-batch", "1")
+	stderr = &strings.Builder{}
+	cmd.Stderr = stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
-	}
-	lines := bufio.NewScanner(out)
-	for lines.Scan() && !strings.Contains(lines.Text(), "5000 are missing there") {
 	}
 	for waiting, deadline := false, time.Now().Add(20*time.Second); !waiting; {
 		if time.Now().After(deadline) {
@@ -170,26 +163,57 @@ func TestSignal(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	return cmd, stderr, func() { exec("COMMIT") }
+}
+
+// SIGINT ends the program after the batch that it is writing.
+func TestSignal(t *testing.T) {
+	const n = 5000
+	dir, db := newDirectory(t), newTable(t)
+	source := someSessions(n)
+	dir.fill(source)
+
+	cmd, stderr, release := startBlocked(t, dir, db)
 	if err := cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := conn.Exec(t.Context(), "COMMIT"); err != nil {
-		t.Fatal(err)
-	}
-	rest, _ := io.ReadAll(out)
+	release()
 	if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() != 1 {
-		t.Fatalf("the program ended with %v, and printed %q and %q", err, rest, &errOut)
+		t.Fatalf("the program ended with %v, and printed %q", err, stderr)
 	}
 	copied := 0
-	if _, err := fmt.Sscanf(errOut.String(), "topostgres: interrupted; %d of 5000 sessions have been copied: ", &copied); err != nil {
-		t.Fatalf("the program printed %q", &errOut)
+	if _, err := fmt.Sscanf(stderr.String(), "topostgres: interrupted; %d of 5000 sessions have been copied: ", &copied); err != nil {
+		t.Fatalf("the program printed %q", stderr)
 	}
 	if got := len(db.all()); got != copied || copied < 1 || copied >= n {
 		t.Errorf("%d sessions have been copied, and the program says %d", got, copied)
 	}
-	t.Logf("%s", &errOut)
 	mustPrint(t, dir, db, nil, fmt.Sprintf("%d are missing there, 0 differ, %d are the same", n-copied, copied), "checked: all 5000")
 	checkSame(t, "PostgreSQL", db.all(), source)
+}
+
+// A second SIGINT ends the program even if PostgreSQL does not answer.
+func TestSecondSignal(t *testing.T) {
+	dir, db := newDirectory(t), newTable(t)
+	dir.fill(someSessions(10))
+	cmd, _, release := startBlocked(t, dir, db)
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for {
+		// The first signal may be handled some time after it is sent.
+		if err := cmd.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-ended:
+			if err == nil || err.Error() != "signal: interrupt" {
+				t.Errorf("the program ended with %v", err)
+			}
+			release()
+			return
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // The check at the end finds whatever has gone wrong.
@@ -307,6 +331,31 @@ func TestWalk(t *testing.T) {
 		}
 		side.err = nil
 	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	visited := 0
+	err = (&copier{from: from, to: to}).walk(ctx, func(chaistore.Session, state) error {
+		visited++
+		cancel()
+		return nil
+	})
+	if visited != 1 || err != errInterrupted {
+		t.Errorf("after the context has ended, walk has visited %d sessions (%v), want 1", visited, err)
+	}
+}
+
+// If a session is changed at the destination after the first comparison, it is
+// for the check to say so.
+func TestCopyOverwritesOnlyIfTold(t *testing.T) {
+	in, out := make(sessions), make(sessions)
+	in.add("a", []byte("here"), inAnHour)
+	out.add("a", []byte("there"), inAnHour)
+	for overwrite, want := range map[bool]int{false: 0, true: 1} {
+		c := copier{from: &fake{all: sorted(in)}, to: &fake{all: sorted(out)}, batch: 10, overwrite: overwrite, progress: newProgress(io.Discard)}
+		if copied, err := c.copy(t.Context(), 0); copied != want || err != nil {
+			t.Errorf("with overwrite %v, copy = %d, %v; want %d", overwrite, copied, err, want)
+		}
+	}
 }
 
 func TestBatches(t *testing.T) {
@@ -315,7 +364,7 @@ func TestBatches(t *testing.T) {
 		s.add(fmt.Sprint("small ", i), nil, inAnHour)
 	}
 	for i := range 3 {
-		s.add(fmt.Sprint("very large ", i), make([]byte, batchBytes), inAnHour)
+		s.add(fmt.Sprint("large ", i), make([]byte, batchBytes), inAnHour)
 	}
 	to := &fake{}
 	c := copier{from: &fake{all: sorted(s)}, to: to, batch: 3, progress: newProgress(io.Discard)}
@@ -331,7 +380,7 @@ func TestBatches(t *testing.T) {
 			written[session.Token] = session
 		}
 	}
-	if want := []int{3, 3, 2, 1, 1}; !slices.Equal(got, want) {
+	if want := []int{1, 1, 1, 3, 3, 1}; !slices.Equal(got, want) {
 		t.Errorf("the batches have %v sessions, want %v", got, want)
 	}
 	checkSame(t, "what was written", written, s)

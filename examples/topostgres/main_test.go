@@ -348,7 +348,8 @@ func TestTableNames(t *testing.T) {
 	db.exec(strings.Replace(createTable, "sessions", `"Web".logins`, 1))
 
 	// As for pgxstore, capital letters need quotes.
-	mustPrint(t, dir, db, []string{"-chai-table", "logins", "-postgres-table", `"Web".LOGINS`}, "copied 1 sessions", "checked: all 1")
+	mustPrint(t, dir, db, []string{"-chai-table", "logins", "-postgres-table", `"Web".LOGINS`},
+		`to the PostgreSQL table "Web".logins: `, "copied 1 sessions", "checked: all 1")
 	db.exec(`CREATE VIEW sessions AS SELECT * FROM "Web".logins`)
 	want := make(sessions)
 	want.add("without data", nil, inAnHour)
@@ -358,6 +359,31 @@ func TestTableNames(t *testing.T) {
 	dir.exec("DROP TABLE sessions")
 	dir.exec("ALTER TABLE another RENAME TO sessions")
 	checkSame(t, "Chai", dir.all(), want)
+}
+
+// A directory may have any name, also the one that stands for a database in
+// memory.
+func TestDirectoryNamedMemory(t *testing.T) {
+	db := newTable(t)
+	source := someSessions(10)
+	db.fill(source)
+	t.Chdir(t.TempDir())
+	mustPrint(t, &directory{t, ":memory:"}, db, []string{"-reverse"}, "checked: all 10")
+	mustPrint(t, &directory{t, ":memory:"}, db, nil, "10 are the same")
+	checkSame(t, "the directory", (&directory{t, "./:memory:"}).all(), source)
+}
+
+// The order of PostgreSQL's texts is often that of a language.
+func TestTokensAreInOrderOfTheirBytes(t *testing.T) {
+	dir, db := newDirectory(t), newDatabase(t)
+	db.exec(strings.Replace(createTable, "TEXT", `TEXT COLLATE "en-x-icu"`, 1))
+	source := make(sessions)
+	for _, token := range strings.Fields("a A b B ä Ä _a -a 1a aB Ab ab") {
+		source.add(token, []byte(token), inAnHour)
+	}
+	dir.fill(source)
+	db.fill(source)
+	mustPrint(t, dir, db, []string{"-dry-run"}, "12 are the same")
 }
 
 // An earlier copy may be there, or sessions of another application.
@@ -547,6 +573,37 @@ func TestURLFromEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkSame(t, "PostgreSQL", db.all(), dir.all())
+}
+
+// An error while the sessions are read is not their end.
+func TestUnreadableSessions(t *testing.T) {
+	for _, expiry := range []string{"'infinity'::timestamptz", "now() + make_interval(hours => 1 / octet_length(data))"} {
+		db := newDatabase(t)
+		db.exec("CREATE TABLE logins (token TEXT, data BYTEA); INSERT INTO logins VALUES ('s3cr3t', '')")
+		db.exec("CREATE VIEW sessions AS SELECT token, data, " + expiry + " AS expiry FROM logins")
+		dir := &directory{t, filepath.Join(t.TempDir(), "chai_db")}
+		_, err := command(t, dir, db, "-reverse")
+		if err == nil || !strings.Contains(err.Error(), "read sessions from PostgreSQL: ") ||
+			!strings.Contains(err.Error(), "nothing was changed") || strings.Contains(err.Error(), "s3cr3t") {
+			t.Errorf("with the expiry %s the error is %v", expiry, err)
+		}
+		if _, err := os.Stat(dir.path); !os.IsNotExist(err) {
+			t.Errorf("the directory was created (%v)", err)
+		}
+	}
+}
+
+// Chai may refuse a session that is fit for a table of the usual form.
+func TestFailedCommit(t *testing.T) {
+	dir, db := &directory{t, filepath.Join(t.TempDir(), "chai_db")}, newTable(t)
+	dir.exec("CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP, CHECK (token != 's3cr3t'))")
+	source := make(sessions)
+	source.add("s3cr3t", []byte("s3cr3t"), inAnHour)
+	db.fill(source)
+	_, err := command(t, dir, db, "-reverse")
+	if err == nil || !strings.Contains(err.Error(), "; 0 of 1 sessions have been copied") {
+		t.Errorf("the error is %v", err)
+	}
 }
 
 func TestTableOfAnotherForm(t *testing.T) {

@@ -72,7 +72,7 @@ func (s *chaiSide) open() error {
 	}
 	db, err := chai.Open(path)
 	if err != nil {
-		return fmt.Errorf("open the Chai database in %s, which only one process can have open at a time: %w", s.dir, err)
+		return fmt.Errorf("open the Chai database in %s (is the application still running? only one process can have it open): %w", s.dir, err)
 	}
 	s.db = db
 	return nil

@@ -1,0 +1,292 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"embed"
+	"fmt"
+	"html/template"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/alexedwards/scs/v2"
+
+	"go.elara.ws/chaistore"
+)
+
+// What a session has of somebody who is signed in.
+const (
+	keyUser    = "user"    // string
+	keyID      = "id"      // string: names the session in forms, where its token would be a secret
+	keyBrowser = "browser" // string
+	keySince   = "since"   // int64: seconds, as time.Time.Unix
+	keySeen    = "seen"    // int64
+	keyVisits  = "visits"  // int
+	keyNotice  = "notice"  // string: what to say on the next page
+)
+
+// An app is the site.
+type app struct {
+	store    *chaistore.ChaiStore
+	sessions *scs.SessionManager
+
+	// Requests that end sessions hold this lock alone, and the others share it. SCS
+	// commits a session at the end of each of its requests. If another request could
+	// end it meanwhile, the commit would bring it back.
+	ending sync.RWMutex
+}
+
+func newApp(store *chaistore.ChaiStore, secure bool) *app {
+	return &app{store: store, sessions: newSessionManager(store, secure)}
+}
+
+//go:embed page.html style.css
+var files embed.FS
+
+var pageTemplate = template.Must(template.ParseFS(files, "page.html"))
+
+func (a *app) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /{$}", a.withSession(a.ending.RLocker(), a.home))
+	mux.Handle("POST /signin", a.withSession(&a.ending, a.signIn)) // a new token ends the old one's session
+	mux.Handle("POST /signout", a.withSession(&a.ending, a.signOut))
+	mux.Handle("POST /signout-elsewhere", a.withSession(&a.ending, a.signOutElsewhere))
+	mux.Handle("GET /style.css", http.FileServerFS(files))
+	protected := http.NewCrossOriginProtection().Handler(mux)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		header := w.Header()
+		header.Set("Content-Security-Policy",
+			"default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
+		header.Set("Referrer-Policy", "same-origin")
+		header.Set("X-Content-Type-Options", "nosniff")
+		protected.ServeHTTP(w, r)
+	})
+}
+
+// withSession has a handler serve with the session of the request, while it holds
+// the lock.
+func (a *app) withSession(lock sync.Locker, h http.HandlerFunc) http.Handler {
+	loaded := a.sessions.LoadAndSave(h)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Clients may be slow to send a form: nobody should wait for them.
+		r.Body = http.MaxBytesReader(w, r.Body, 4096)
+		if err := r.ParseForm(); err != nil {
+			render(w, http.StatusBadRequest, page{Failure: "The form could not be read."})
+			return
+		}
+		lock.Lock()
+		defer lock.Unlock()
+		loaded.ServeHTTP(w, r)
+	})
+}
+
+func (a *app) home(w http.ResponseWriter, r *http.Request) {
+	ctx, now := r.Context(), time.Now()
+	user := a.sessions.GetString(ctx, keyUser)
+	if user == "" {
+		render(w, http.StatusOK, page{})
+		return
+	}
+	visits := a.sessions.GetInt(ctx, keyVisits) + 1
+	a.sessions.Put(ctx, keyVisits, visits)
+	a.sessions.Put(ctx, keySeen, now.Unix())
+	places, active, err := a.places(ctx, user, now)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	render(w, http.StatusOK, page{
+		User:   user,
+		Notice: a.sessions.PopString(ctx, keyNotice),
+		Visits: visits,
+		Places: places,
+		Active: active,
+	})
+}
+
+// A place is a session of somebody who is signed in.
+type place struct {
+	ID      string
+	Browser string
+	Since   time.Time
+	Seen    time.Time
+	SeenAgo string
+	Here    bool // whether it is that of this request
+}
+
+// places returns where the user is signed in, with this session first, and the
+// number of active sessions of all users.
+func (a *app) places(ctx context.Context, user string, now time.Time) (places []place, active int, err error) {
+	here := a.sessions.GetString(ctx, keyID)
+	for session, err := range a.store.Sessions(ctx) {
+		if err != nil {
+			return nil, 0, err
+		}
+		active++
+		values := a.valuesOf(session, user)
+		if values == nil {
+			continue
+		}
+		id, _ := values[keyID].(string)
+		browser, _ := values[keyBrowser].(string)
+		since, _ := values[keySince].(int64)
+		seen, _ := values[keySeen].(int64)
+		if id == here {
+			seen = now.Unix() // this request is not in the store yet
+		}
+		places = append(places, place{
+			ID:      id,
+			Browser: browser,
+			Since:   time.Unix(since, 0),
+			Seen:    time.Unix(seen, 0),
+			SeenAgo: ago(now.Sub(time.Unix(seen, 0))),
+			Here:    id == here,
+		})
+	}
+	slices.SortFunc(places, func(a, b place) int {
+		switch {
+		case a.Here:
+			return -1
+		case b.Here:
+			return 1
+		}
+		return b.Seen.Compare(a.Seen)
+	})
+	return places, active, nil
+}
+
+// valuesOf returns what a session in the store has, or nil if it is not one of
+// the user.
+func (a *app) valuesOf(session chaistore.Session, user string) map[string]any {
+	_, values, err := a.sessions.Codec.Decode(session.Data)
+	if err != nil || values[keyUser] != user {
+		return nil
+	}
+	return values
+}
+
+// signIn signs somebody in who gives a name. Here a real site checks a password.
+func (a *app) signIn(w http.ResponseWriter, r *http.Request) {
+	ctx, now := r.Context(), time.Now()
+	name := strings.TrimSpace(r.PostForm.Get("name"))
+	if problem := problemOf(name); problem != "" {
+		render(w, http.StatusUnprocessableEntity, page{Problem: problem, Name: name})
+		return
+	}
+	// Whoever knew the token before, because they had planted it, does not know the
+	// new one.
+	if err := a.sessions.Clear(ctx); err != nil {
+		fail(w, err)
+		return
+	}
+	if err := a.sessions.RenewToken(ctx); err != nil {
+		fail(w, err)
+		return
+	}
+	a.sessions.Put(ctx, keyUser, name)
+	a.sessions.Put(ctx, keyID, rand.Text())
+	a.sessions.Put(ctx, keyBrowser, browserOf(r.UserAgent()))
+	a.sessions.Put(ctx, keySince, now.Unix())
+	a.sessions.Put(ctx, keySeen, now.Unix())
+	http.Redirect(w, r, "/", http.StatusSeeOther)
+}
+
+const maxNameLen = 40
+
+// problemOf says what is wrong with a name, or "".
+func problemOf(name string) string {
+	switch {
+	case name == "":
+		return "Please enter a name."
+	case utf8.RuneCountInString(name) > maxNameLen:
+		return fmt.Sprintf("Please enter a name of no more than %d characters.", maxNameLen)
+	case !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return "Please enter a name of letters, digits, spaces, and signs."
+	}
+	return ""
+}
+
+// signOut ends a session of the user: this one, or another one.
+func (a *app) signOut(w http.ResponseWriter, r *http.Request) {
+	ctx, id := r.Context(), r.PostForm.Get("id")
+	if id != a.sessions.GetString(ctx, keyID) {
+		a.end(w, r, func(other any) bool { return other == id })
+		return
+	}
+	if err := a.sessions.Destroy(ctx); err != nil {
+		fail(w, err)
+		return
+	}
+	http.Redirect(w, r, "/", http.StatusSeeOther)
+}
+
+// signOutElsewhere ends all sessions of the user but this one.
+func (a *app) signOutElsewhere(w http.ResponseWriter, r *http.Request) {
+	here := a.sessions.GetString(r.Context(), keyID)
+	a.end(w, r, func(other any) bool { return other != here })
+}
+
+// end ends the sessions of the user for whose id del is true.
+func (a *app) end(w http.ResponseWriter, r *http.Request, del func(id any) bool) {
+	ctx := r.Context()
+	user := a.sessions.GetString(ctx, keyUser)
+	if user != "" {
+		n, err := a.store.DeleteFunc(ctx, func(session chaistore.Session) bool {
+			values := a.valuesOf(session, user)
+			return values != nil && del(values[keyID])
+		})
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		switch n {
+		case 0:
+			a.sessions.Put(ctx, keyNotice, "You were signed out there already.")
+		case 1:
+			a.sessions.Put(ctx, keyNotice, "You are signed out in one other place.")
+		default:
+			a.sessions.Put(ctx, keyNotice, fmt.Sprintf("You are signed out in %d other places.", n))
+		}
+	}
+	http.Redirect(w, r, "/", http.StatusSeeOther)
+}
+
+// A page is what page.html shows.
+type page struct {
+	Failure string // what went wrong; the rest is missing
+
+	Problem string // what is wrong with Name
+	Name    string
+
+	User   string // empty if nobody is signed in
+	Notice string
+	Visits int
+	Places []place
+	Active int
+}
+
+func render(w http.ResponseWriter, status int, p page) {
+	var body bytes.Buffer
+	if err := pageTemplate.Execute(&body, p); err != nil {
+		slog.Error("webapp: render page", "error", err)
+		http.Error(w, "The page could not be shown.", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = body.WriteTo(w) // the visitor may have gone
+}
+
+// fail logs an error of the store, which names no session, and says so.
+func fail(w http.ResponseWriter, err error) {
+	slog.Error("webapp", "error", err)
+	render(w, http.StatusInternalServerError, page{Failure: "Something went wrong on our side. Please try again."})
+}

@@ -1,0 +1,445 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+)
+
+// A site is the app, served with TLS from a database on disk.
+type site struct {
+	t   *testing.T
+	dir string
+
+	db     *chai.DB
+	store  *chaistore.ChaiStore
+	server *httptest.Server
+}
+
+func newSite(t *testing.T) *site {
+	s := &site{t: t, dir: t.TempDir()}
+	s.start()
+	t.Cleanup(s.stop)
+	return s
+}
+
+func (s *site) start() {
+	s.t.Helper()
+	var err error
+	if s.db, err = chai.Open(s.dir); err != nil {
+		s.t.Fatal(err)
+	}
+	if s.store, err = chaistore.NewWithConfig(s.db, chaistore.Config{CreateTable: true}); err != nil {
+		s.t.Fatal(err)
+	}
+	s.server = httptest.NewTLSServer(newApp(s.store, true).handler())
+}
+
+func (s *site) stop() {
+	s.server.Close()
+	s.store.StopCleanup()
+	if err := s.db.Close(); err != nil {
+		s.t.Error(err)
+	}
+}
+
+// A browser is one, with its own cookies.
+type browser struct {
+	site      *site
+	client    *http.Client
+	userAgent string
+}
+
+const (
+	firefox = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"
+	safari  = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.5 Mobile/15E148 Safari/604.1"
+)
+
+func (s *site) browser(userAgent string) *browser {
+	s.t.Helper()
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	client := s.server.Client()
+	return &browser{s, &http.Client{Jar: jar, Transport: client.Transport, Timeout: 20 * time.Second}, userAgent}
+}
+
+// A response is one, after redirects.
+type response struct {
+	status int
+	body   string
+}
+
+func (b *browser) do(method, path string, form url.Values, header ...string) (response, error) {
+	request, err := http.NewRequest(method, b.site.server.URL+path, strings.NewReader(form.Encode()))
+	if err != nil {
+		return response{}, err
+	}
+	request.Header.Set("User-Agent", b.userAgent)
+	if method == http.MethodPost {
+		request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		request.Header.Set("Sec-Fetch-Site", "same-origin")
+	}
+	for i := 0; i < len(header); i += 2 {
+		request.Header.Set(header[i], header[i+1])
+	}
+	r, err := b.client.Do(request)
+	if err != nil {
+		return response{}, err
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	return response{r.StatusCode, string(body)}, err
+}
+
+// get returns the page of the site.
+func (b *browser) get() string {
+	b.site.t.Helper()
+	r, err := b.do(http.MethodGet, "/", nil)
+	if err != nil || r.status != http.StatusOK {
+		b.site.t.Fatalf("GET /: %d, %v", r.status, err)
+	}
+	return r.body
+}
+
+func (b *browser) post(path, field, value string) response {
+	b.site.t.Helper()
+	r, err := b.do(http.MethodPost, path, url.Values{field: {value}})
+	if err != nil {
+		b.site.t.Fatalf("POST %s: %v", path, err)
+	}
+	return r
+}
+
+func (b *browser) signIn(name string) {
+	b.site.t.Helper()
+	if r := b.post("/signin", "name", name); r.status != http.StatusOK || !strings.Contains(r.body, "Hello, "+name) {
+		b.site.t.Fatalf("after signing in as %s: %d\n%s", name, r.status, r.body)
+	}
+}
+
+func (b *browser) wantSignedOut() {
+	b.site.t.Helper()
+	if page := b.get(); !strings.Contains(page, "<h1>Sign in</h1>") {
+		b.site.t.Fatalf("the browser is not signed out:\n%s", page)
+	}
+}
+
+var idPattern = regexp.MustCompile(`name="id" value="([^"]+)">\s*<button aria-label="Sign out ([^"]*)"`)
+
+// wantPlaces checks the places on the page, in their order, and returns the ids
+// of their sessions.
+func (b *browser) wantPlaces(want ...string) (ids []string) {
+	b.site.t.Helper()
+	page := b.get()
+	var got []string
+	for _, match := range idPattern.FindAllStringSubmatch(page, -1) {
+		ids, got = append(ids, match[1]), append(got, match[2])
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		b.site.t.Fatalf("the places are %q, want %q:\n%s", got, want, page)
+	}
+	return ids
+}
+
+func (b *browser) wantText(want string) {
+	b.site.t.Helper()
+	if page := b.get(); !strings.Contains(page, want) {
+		b.site.t.Fatalf("the page does not have %q:\n%s", want, page)
+	}
+}
+
+// cookie returns the value of the session's cookie.
+func (b *browser) cookie() string {
+	u, _ := url.Parse(b.site.server.URL)
+	for _, cookie := range b.client.Jar.Cookies(u) {
+		if cookie.Name == "session" {
+			return cookie.Value
+		}
+	}
+	return ""
+}
+
+func TestPlaces(t *testing.T) {
+	s := newSite(t)
+	laptop, phone := s.browser(firefox), s.browser(safari)
+	laptop.wantSignedOut()
+	if laptop.cookie() != "" {
+		t.Error("somebody who is not signed in has a session")
+	}
+	laptop.signIn("Ada")
+	phone.signIn("Ada")
+	laptop.wantPlaces("Firefox on Linux, this one", "Safari on iPhone")
+	phone.wantPlaces("Safari on iPhone, this one", "Firefox on Linux")
+	laptop.wantText(`<strong id="visits">3</strong>`)
+	laptop.wantText(`<strong id="active">2</strong>`)
+
+	// A restart changes nothing.
+	s.stop()
+	s.start()
+	laptop.wantText(`<strong id="visits">5</strong>`)
+	ids := laptop.wantPlaces("Firefox on Linux, this one", "Safari on iPhone")
+
+	// The phone is signed out by its next request, and stays so.
+	if r := laptop.post("/signout", "id", ids[1]); !strings.Contains(r.body, "You are signed out in one other place.") {
+		t.Errorf("the page does not tell what happened:\n%s", r.body)
+	}
+	phone.wantSignedOut()
+	laptop.wantPlaces("Firefox on Linux, this one")
+	phone.wantSignedOut()
+	if r := laptop.post("/signout", "id", ids[1]); !strings.Contains(r.body, "You were signed out there already.") {
+		t.Errorf("the page does not tell that nothing happened:\n%s", r.body)
+	}
+
+	// This one.
+	laptop.post("/signout", "id", ids[0])
+	laptop.wantSignedOut()
+	if laptop.cookie() != "" {
+		t.Error("the cookie is still there")
+	}
+}
+
+func TestSignOutElsewhere(t *testing.T) {
+	s := newSite(t)
+	here, other, another, stranger := s.browser(firefox), s.browser(safari), s.browser("curl/8.1"), s.browser(firefox)
+	for _, b := range []*browser{here, other, another} {
+		b.signIn("Ada")
+	}
+	stranger.signIn("Bob")
+	if r := here.post("/signout-elsewhere", "", ""); !strings.Contains(r.body, "You are signed out in 2 other places.") {
+		t.Errorf("the page does not tell what happened:\n%s", r.body)
+	}
+	other.wantSignedOut()
+	another.wantSignedOut()
+	here.wantPlaces("Firefox on Linux, this one")
+	stranger.wantPlaces("Firefox on Linux, this one")
+	stranger.wantText(`<strong id="active">2</strong> active sessions`)
+}
+
+func TestNobodyEndsSessionsOfOthers(t *testing.T) {
+	s := newSite(t)
+	ada, bob, nobody := s.browser(firefox), s.browser(safari), s.browser("")
+	ada.signIn("Ada")
+	bob.signIn("Bob")
+	id := ada.wantPlaces("Firefox on Linux, this one")[0]
+	for _, b := range []*browser{bob, nobody} {
+		b.post("/signout", "id", id)
+		b.post("/signout", "id", "")
+		b.post("/signout-elsewhere", "", "")
+	}
+	ada.wantPlaces("Firefox on Linux, this one")
+	if nobody.cookie() != "" {
+		t.Error("somebody who is not signed in has a session")
+	}
+}
+
+// TestEndedSessionsStayEnded ends sessions that are in use: SCS would store them
+// again at the end of each request.
+func TestEndedSessionsStayEnded(t *testing.T) {
+	s := newSite(t)
+	laptop, phone := s.browser(firefox), s.browser(safari)
+	laptop.signIn("Ada")
+	for range 20 {
+		phone.signIn("Ada")
+		ids := laptop.wantPlaces("Firefox on Linux, this one", "Safari on iPhone")
+		// Without a jar, each request has the cookie of before.
+		u, _ := url.Parse(s.server.URL)
+		cookies := phone.client.Jar.Cookies(u)
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				busy := s.browser(safari)
+				busy.client.Jar = nil
+				for range 10 {
+					r, err := busy.do(http.MethodGet, "/", nil, "Cookie", cookies[0].String())
+					if err != nil || r.status != http.StatusOK {
+						t.Errorf("GET /: %d, %v", r.status, err)
+					}
+				}
+			})
+		}
+		laptop.post("/signout", "id", ids[1])
+		wg.Wait()
+		laptop.wantPlaces("Firefox on Linux, this one")
+	}
+}
+
+func TestSignIn(t *testing.T) {
+	s := newSite(t)
+	b := s.browser(firefox)
+	for name, want := range map[string]string{
+		"":                      "Please enter a name.",
+		" \t":                   "Please enter a name.",
+		strings.Repeat("é", 41): "no more than 40 characters",
+		"a\x00b":                "Please enter a name of letters",
+		"a\u202eb":              "Please enter a name of letters",
+		"\xff":                  "Please enter a name of letters",
+	} {
+		r := b.post("/signin", "name", name)
+		if r.status != http.StatusUnprocessableEntity || !strings.Contains(r.body, want) {
+			t.Errorf("signing in as %q: %d, want %q:\n%s", name, r.status, want, r.body)
+		}
+	}
+	if r := b.post("/signin", "name", strings.Repeat("x", 10_000)); r.status != http.StatusBadRequest {
+		t.Errorf("after a form of 10,000 bytes: %d, want 400", r.status)
+	}
+	b.wantSignedOut()
+	b.signIn(strings.Repeat("é", 40))
+	if r := b.post("/signin", "name", "<b>"); !strings.Contains(r.body, "Hello, &lt;b&gt;") {
+		t.Errorf("the name is not shown as text:\n%s", r.body)
+	}
+}
+
+// TestTokenIsRenewed checks that nobody can plant a token and use it once its
+// victim has signed in.
+func TestTokenIsRenewed(t *testing.T) {
+	s := newSite(t)
+	victim, attacker := s.browser(firefox), s.browser(safari)
+	victim.signIn("Ada")
+	planted := victim.cookie()
+	victim.signIn("Ada")
+	if victim.cookie() == planted || victim.cookie() == "" {
+		t.Error("the token is still that of before")
+	}
+	attacker.client.Jar = nil
+	r, err := attacker.do(http.MethodGet, "/", nil, "Cookie", "session="+planted)
+	if err != nil || !strings.Contains(r.body, "<h1>Sign in</h1>") {
+		t.Errorf("the token of before is good for %d, %v:\n%s", r.status, err, r.body)
+	}
+	victim.wantPlaces("Firefox on Linux, this one")
+}
+
+func TestStoreHasNoTokens(t *testing.T) {
+	s := newSite(t)
+	b := s.browser(firefox)
+	b.signIn("Ada")
+	n := 0
+	for session, err := range s.store.Sessions(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+		if session.Token == b.cookie() || strings.Contains(string(session.Data), b.cookie()) {
+			t.Error("the token is in the database as it is")
+		}
+		if strings.Contains(b.get(), session.Token) {
+			t.Error("what the database has as a token is on the page")
+		}
+	}
+	if n != 1 {
+		t.Errorf("there are %d sessions, want 1", n)
+	}
+}
+
+func TestCookie(t *testing.T) {
+	for _, secure := range []bool{true, false} {
+		s := newSite(t)
+		recorder := httptest.NewRecorder()
+		request := httptest.NewRequest(http.MethodPost, "/signin", strings.NewReader("name=Ada"))
+		request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		newApp(s.store, secure).handler().ServeHTTP(recorder, request)
+		cookies := recorder.Result().Cookies()
+		if len(cookies) != 1 {
+			t.Fatalf("there are %d cookies, want 1", len(cookies))
+		}
+		c := cookies[0]
+		if c.Secure != secure || !c.HttpOnly || c.SameSite != http.SameSiteLaxMode || c.Path != "/" || c.Domain != "" {
+			t.Errorf("with secure = %v the cookie is %v", secure, c)
+		}
+		if left := time.Until(c.Expires); left < 6*24*time.Hour || left > 7*24*time.Hour+time.Minute {
+			t.Errorf("the cookie expires in %v, want a week", left)
+		}
+	}
+}
+
+func TestRefusedRequests(t *testing.T) {
+	s := newSite(t)
+	b := s.browser(firefox)
+	b.signIn("Ada")
+	id := b.wantPlaces("Firefox on Linux, this one")[0]
+	for _, test := range []struct {
+		method, path string
+		header       []string
+		want         int
+	}{
+		{"POST", "/signout", []string{"Sec-Fetch-Site", "cross-site"}, http.StatusForbidden},
+		{"POST", "/signout", []string{"Sec-Fetch-Site", "", "Origin", "https://evil.example"}, http.StatusForbidden},
+		{"POST", "/signout-elsewhere", []string{"Sec-Fetch-Site", "same-site"}, http.StatusForbidden},
+		{"POST", "/signin", []string{"Sec-Fetch-Site", "cross-site"}, http.StatusForbidden},
+		{"GET", "/signout", nil, http.StatusMethodNotAllowed},
+		{"GET", "/signin", nil, http.StatusMethodNotAllowed},
+		{"GET", "/signout-elsewhere", nil, http.StatusMethodNotAllowed},
+		{"GET", "/page.html", nil, http.StatusNotFound},
+	} {
+		r, err := b.do(test.method, test.path, url.Values{"id": {id}, "name": {"Eve"}}, test.header...)
+		if err != nil || r.status != test.want {
+			t.Errorf("%s %s with %q: %d, %v, want %d", test.method, test.path, test.header, r.status, err, test.want)
+		}
+	}
+	b.wantPlaces("Firefox on Linux, this one")
+	if r, err := b.do("GET", "/style.css", nil); err != nil || r.status != http.StatusOK || !strings.Contains(r.body, "focus-visible") {
+		t.Errorf("GET /style.css: %d, %v", r.status, err)
+	}
+}
+
+// TestFailure checks what a visitor sees when the database fails.
+func TestFailure(t *testing.T) {
+	defer slog.SetDefault(slog.Default())
+	slog.SetDefault(slog.New(slog.DiscardHandler))
+	s := newSite(t)
+	b := s.browser(firefox)
+	b.signIn("Ada")
+	if err := s.db.Exec("DROP TABLE sessions"); err != nil {
+		t.Fatal(err)
+	}
+	r, err := b.do(http.MethodGet, "/", nil)
+	if err != nil || r.status != http.StatusInternalServerError || !strings.Contains(r.body, "Something went wrong") {
+		t.Errorf("GET / without a table: %d, %v:\n%s", r.status, err, r.body)
+	}
+}
+
+func TestBrowserOf(t *testing.T) {
+	for userAgent, want := range map[string]string{
+		firefox: "Firefox on Linux",
+		safari:  "Safari on iPhone",
+		"Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36 Edg/142.0.0.0": "Edge on Windows",
+		"Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Mobile Safari/537.36":               "Chrome on Android",
+		"Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.5 Safari/605.1.15":         "Safari on Mac",
+		"":                          "Unknown browser",
+		"<script>alert(1)</script>": "Unknown browser",
+	} {
+		if got := browserOf(userAgent); got != want {
+			t.Errorf("browserOf(%q) = %q, want %q", userAgent, got, want)
+		}
+	}
+}
+
+func TestAgo(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second:     "just now",
+		59 * time.Second: "just now",
+		time.Minute:      "1 minute ago",
+		59 * time.Minute: "59 minutes ago",
+		time.Hour:        "1 hour ago",
+		47 * time.Hour:   "1 day ago",
+		48 * time.Hour:   "2 days ago",
+	} {
+		if got := ago(d); got != want {
+			t.Errorf("ago(%v) = %q, want %q", d, got, want)
+		}
+	}
+}

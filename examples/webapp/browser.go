@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Each browser also claims to be those below it.
+var browsers = []struct{ mark, name string }{
+	{"Edg", "Edge"},
+	{"OPR/", "Opera"},
+	{"Firefox/", "Firefox"},
+	{"FxiOS/", "Firefox"},
+	{"CriOS/", "Chrome"},
+	{"Chrome/", "Chrome"},
+	{"Safari/", "Safari"},
+	{"curl/", "curl"},
+}
+
+var systems = []struct{ mark, name string }{
+	{"iPhone", "iPhone"},
+	{"iPad", "iPad"},
+	{"Android", "Android"},
+	{"Windows", "Windows"},
+	{"Macintosh", "Mac"},
+	{"CrOS", "ChromeOS"},
+	{"Linux", "Linux"},
+}
+
+// browserOf describes a browser by the header User-Agent, for people who want to
+// recognize their own.
+func browserOf(userAgent string) string {
+	browser, system := "Unknown browser", ""
+	for _, b := range browsers {
+		if strings.Contains(userAgent, b.mark) {
+			browser = b.name
+			break
+		}
+	}
+	for _, s := range systems {
+		if strings.Contains(userAgent, s.mark) {
+			system = " on " + s.name
+			break
+		}
+	}
+	return browser + system
+}
+
+// ago says how long ago something was.
+func ago(d time.Duration) string {
+	for _, unit := range []struct {
+		name   string
+		length time.Duration
+	}{{"day", 24 * time.Hour}, {"hour", time.Hour}, {"minute", time.Minute}} {
+		switch n := d / unit.length; {
+		case n == 1:
+			return "1 " + unit.name + " ago"
+		case n > 1:
+			return fmt.Sprintf("%d %ss ago", n, unit.name)
+		}
+	}
+	return "just now"
+}

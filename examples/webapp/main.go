@@ -1,0 +1,90 @@
+// Webapp is a site that shows its visitors where they are signed in, and lets
+// them sign out there.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+)
+
+func main() {
+	dir := flag.String("dir", "chai_db", "directory of the database")
+	addr := flag.String("addr", "localhost:4000", "address to listen on")
+	// Without TLS, most browsers return a Secure cookie to localhost, but not to
+	// other hosts. Safari does not even to localhost.
+	insecure := flag.Bool("insecure", false, "let browsers return the cookie without TLS")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *dir, *addr, !*insecure); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// run serves until ctx ends. Then it waits for the requests that are being
+// served, stops the cleanup, and closes the database, in this order.
+func run(ctx context.Context, dir, addr string, secure bool) error {
+	db, err := chai.Open(dir)
+	if err != nil {
+		return fmt.Errorf("open database: %w", err)
+	}
+	defer db.Close()
+
+	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true})
+	if err != nil {
+		return err
+	}
+	defer store.StopCleanup()
+
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{
+		Handler:      newApp(store, secure).handler(),
+		ReadTimeout:  10 * time.Second,
+		WriteTimeout: 10 * time.Second,
+		IdleTimeout:  time.Minute,
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+	fmt.Printf("listening on http://%s\n", listener.Addr())
+
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	shutdownCtx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return server.Shutdown(shutdownCtx)
+}
+
+// newSessionManager returns a session manager for sessions that end a week after
+// the last visit, and a month after the visitor signed in.
+func newSessionManager(store *chaistore.ChaiStore, secure bool) *scs.SessionManager {
+	manager := scs.New()
+	manager.Store = store
+	manager.HashTokenInStore = true // nobody can sign in with what is in the database
+	manager.Lifetime = 30 * 24 * time.Hour
+	manager.IdleTimeout = 7 * 24 * time.Hour
+	manager.Cookie.Secure = secure
+	manager.Cookie.HttpOnly = true
+	manager.Cookie.SameSite = http.SameSiteLaxMode
+	manager.ErrorFunc = func(w http.ResponseWriter, _ *http.Request, err error) { fail(w, err) }
+	return manager
+}

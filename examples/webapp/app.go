@@ -165,6 +165,11 @@ func (a *app) places(ctx context.Context, user string, now time.Time) (places []
 // valuesOf returns what a session in the store has, or nil if it is not one of
 // the user.
 func (a *app) valuesOf(session chaistore.Session, user string) map[string]any {
+	// To decode a session takes 20 times as long as to read it. SCS's codec is gob,
+	// which leaves strings as they are.
+	if !bytes.Contains(session.Data, []byte(user)) {
+		return nil
+	}
 	_, values, err := a.sessions.Codec.Decode(session.Data)
 	if err != nil || values[keyUser] != user {
 		return nil
@@ -233,7 +238,8 @@ func (a *app) signOutElsewhere(w http.ResponseWriter, r *http.Request) {
 	a.end(w, r, func(other any) bool { return other != here })
 }
 
-// end ends the sessions of the user for whose id del is true.
+// end ends the sessions of the user for whose id del is true. It reads all
+// sessions of the site, as places does: 100,000 take a tenth of a second.
 func (a *app) end(w http.ResponseWriter, r *http.Request, del func(id any) bool) {
 	ctx := r.Context()
 	user := a.sessions.GetString(ctx, keyUser)

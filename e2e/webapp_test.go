@@ -1,0 +1,285 @@
+// Package e2e tests the examples with a real browser.
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/device"
+	"github.com/chromedp/chromedp/kb"
+)
+
+var screenshot = flag.String("screenshot", "", "`file` to write the picture to that the README shows")
+
+// findBrowser returns the path of a browser, or skips the test.
+func findBrowser(t *testing.T) string {
+	t.Helper()
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "chrome"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	t.Skip("there is no Chromium (on Debian: apt-get install chromium)")
+	return ""
+}
+
+// A program is examples/webapp, running.
+type program struct {
+	t    *testing.T
+	path string
+	dir  string
+	addr string // as soon as it has been started once
+
+	cmd *exec.Cmd
+}
+
+func newProgram(t *testing.T) *program {
+	t.Helper()
+	p := &program{t: t, path: filepath.Join(t.TempDir(), "webapp"), dir: filepath.Join(t.TempDir(), "chai_db"), addr: "localhost:0"}
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", p.path, "./examples/webapp")
+	build.Dir = ".."
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	p.start()
+	t.Cleanup(p.stop)
+	return p
+}
+
+// start starts the program and waits until it listens, at the address of before if
+// there is one.
+func (p *program) start() {
+	p.t.Helper()
+	p.cmd = exec.Command(p.path, "-dir", p.dir, "-addr", p.addr)
+	p.cmd.Stderr = os.Stderr
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	_, port, ok := strings.Cut(strings.TrimSpace(line), "listening on http://127.0.0.1:")
+	if err != nil || !ok {
+		p.stop()
+		p.t.Fatalf("the program printed %q (%v)", line, err)
+	}
+	p.addr = "localhost:" + port
+}
+
+// stop interrupts the program and waits for its end.
+func (p *program) stop() {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+		p.t.Error(err)
+	}
+	timer := time.AfterFunc(20*time.Second, func() { p.cmd.Process.Kill() })
+	defer timer.Stop()
+	if err := p.cmd.Wait(); err != nil {
+		p.t.Errorf("the program ended with %v", err)
+	}
+}
+
+// A browser is one with a profile of its own.
+type browser struct {
+	t   *testing.T
+	ctx context.Context
+	url string
+}
+
+func newBrowser(t *testing.T, path string, p *program) *browser {
+	t.Helper()
+	limited, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
+		chromedp.ExecPath(path),
+		chromedp.UserDataDir(t.TempDir()),
+		chromedp.WSURLReadTimeout(time.Minute))
+	if os.Geteuid() == 0 {
+		options = append(options, chromedp.NoSandbox) // Chromium has none for root
+	}
+	allocated, cancel := chromedp.NewExecAllocator(limited, options...)
+	t.Cleanup(cancel)
+	ctx, cancel := chromedp.NewContext(allocated)
+	t.Cleanup(cancel)
+	return &browser{t, ctx, "http://" + p.addr + "/"}
+}
+
+// do takes actions on the page.
+func (b *browser) do(actions ...chromedp.Action[chromedp.Void]) {
+	b.t.Helper()
+	if err := chromedp.Do(b.ctx, actions...); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// follow takes actions that lead to another page, and waits for that.
+func (b *browser) follow(actions ...chromedp.Action[chromedp.Void]) {
+	b.t.Helper()
+	if _, err := chromedp.RunResponse(b.ctx, actions...); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// evaluate returns the value of an expression in JavaScript.
+func evaluate[T any](b *browser, expression string) T {
+	b.t.Helper()
+	value, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](expression))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return value
+}
+
+// open opens the page, which must show a heading.
+func (b *browser) open(heading string) {
+	b.t.Helper()
+	b.do(chromedp.Navigate(b.url))
+	b.wantHeading(heading)
+}
+
+func (b *browser) wantHeading(want string) {
+	b.t.Helper()
+	if got := evaluate[string](b, `document.querySelector("h1").innerText`); got != want {
+		b.t.Fatalf("the heading is %q, want %q", got, want)
+	}
+}
+
+func (b *browser) signIn(name string) {
+	b.t.Helper()
+	b.open("Sign in")
+	b.do(chromedp.SendKeys(chromedp.ID("name"), name))
+	b.follow(chromedp.Click(chromedp.CSS(".signin button")))
+	b.wantHeading("Hello, " + name)
+}
+
+// wantPlaces opens the page and checks the places on it.
+func (b *browser) wantPlaces(want ...string) {
+	b.t.Helper()
+	b.do(chromedp.Navigate(b.url))
+	got := evaluate[[]string](b, `[...document.querySelectorAll(".places h3")].map(h => h.innerText)`)
+	if !slices.Equal(got, want) {
+		b.t.Fatalf("the places are %q, want %q", got, want)
+	}
+}
+
+// save writes a picture of the page.
+func (b *browser) save(path string) {
+	b.t.Helper()
+	b.do(chromedp.EmulateViewport(760, 530, chromedp.EmulateScale(2)), chromedp.Navigate(b.url))
+	picture, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, picture, 0o666); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func TestTwoBrowsers(t *testing.T) {
+	path := findBrowser(t)
+	p := newProgram(t)
+	laptop, phone := newBrowser(t, path, p), newBrowser(t, path, p)
+	phone.do(chromedp.Emulate(device.IPhone13))
+
+	laptop.signIn("Ada")
+	phone.signIn("Ada")
+	laptop.wantPlaces("Chrome on Linux this one", "Safari on iPhone")
+	phone.wantPlaces("Safari on iPhone this one", "Chrome on Linux")
+
+	p.stop()
+	p.start()
+	phone.wantPlaces("Safari on iPhone this one", "Chrome on Linux")
+	laptop.wantPlaces("Chrome on Linux this one", "Safari on iPhone")
+	if *screenshot != "" {
+		laptop.save(*screenshot)
+	}
+
+	laptop.follow(chromedp.Click(chromedp.CSS(`[aria-label="Sign out Safari on iPhone"]`)))
+	laptop.wantPlaces("Chrome on Linux this one")
+	phone.open("Sign in")
+	laptop.wantPlaces("Chrome on Linux this one")
+}
+
+func TestCookie(t *testing.T) {
+	path := findBrowser(t)
+	b := newBrowser(t, path, newProgram(t))
+	b.signIn("Ada")
+	result, err := chromedp.Run(b.ctx, func(ctx context.Context, t *chromedp.Target) (network.GetCookiesResult, error) {
+		return cdp.Call(ctx, t, network.GetCookies, network.GetCookiesParams{})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(result.Cookies) != 1 {
+		t.Fatalf("there are %d cookies, want 1", len(result.Cookies))
+	}
+	c := result.Cookies[0]
+	if !c.HTTPOnly || !c.Secure || c.SameSite != network.CookieSameSiteLax || c.Session {
+		t.Errorf("the cookie is HttpOnly: %v, Secure: %v, SameSite: %v, until the browser ends: %v",
+			c.HTTPOnly, c.Secure, c.SameSite, c.Session)
+	}
+	if seen := evaluate[string](b, "document.cookie"); seen != "" {
+		t.Error("scripts see the cookie")
+	}
+}
+
+// TestKeyboard signs in, and out elsewhere, with the keyboard alone.
+func TestKeyboard(t *testing.T) {
+	path := findBrowser(t)
+	p := newProgram(t)
+	b, phone := newBrowser(t, path, p), newBrowser(t, path, p)
+	phone.do(chromedp.Emulate(device.IPhone13))
+	phone.signIn("Ada")
+
+	b.open("Sign in")
+	b.follow(chromedp.KeyEvent("Ada" + kb.Enter)) // the field for the name has the focus
+	b.wantHeading("Hello, Ada")
+	b.do(chromedp.KeyEvent(kb.Tab + kb.Tab)) // to the second button
+	if got := evaluate[string](b, "document.activeElement.ariaLabel"); got != "Sign out Safari on iPhone" {
+		t.Fatalf("the focus is on %q", got)
+	}
+	if got := evaluate[string](b, "getComputedStyle(document.activeElement).outlineStyle"); got != "solid" {
+		t.Errorf("the outline of the focus is %q, want one that is seen", got)
+	}
+	b.follow(chromedp.KeyEvent(kb.Enter))
+	b.wantPlaces("Chrome on Linux this one")
+	phone.open("Sign in")
+}
+
+// TestPhone checks that a narrow screen shows everything without scrolling
+// sideways, and that fingers hit the buttons.
+func TestPhone(t *testing.T) {
+	path := findBrowser(t)
+	p := newProgram(t)
+	name := strings.Repeat("W", 40)
+	check := func(b *browser) {
+		t.Helper()
+		if n := evaluate[int](b, "document.documentElement.scrollWidth - innerWidth"); n > 0 {
+			t.Errorf("the page is %d pixels too wide", n)
+		}
+		if n := evaluate[int](b, `[...document.querySelectorAll("button, input:not([type=hidden])")].filter(e => e.offsetHeight < 44).length`); n > 0 {
+			t.Errorf("%d buttons or fields are less than 44 pixels high", n)
+		}
+	}
+	for range 2 {
+		b := newBrowser(t, path, p)
+		b.do(chromedp.Emulate(device.IPhoneSE))
+		b.open("Sign in")
+		check(b)
+		b.signIn(name)
+		check(b)
+	}
+}

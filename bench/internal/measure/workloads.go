@@ -3,6 +3,7 @@ package measure
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"time"
@@ -115,12 +116,18 @@ func settleTime(size Size) time.Duration {
 	return time.Duration(size.Sessions) * time.Duration(size.Bytes+100) * 10 * time.Nanosecond
 }
 
+// heapInUse returns the size of what is alive on the heap.
 func heapInUse() uint64 {
-	// What is found dead in one collection, and has a finalizer, is freed in the
-	// next one.
-	runtime.GC()
-	runtime.GC()
-	var stats runtime.MemStats
-	runtime.ReadMemStats(&stats)
-	return stats.HeapAlloc
+	// What is found dead in one collection may have kept something else alive that is
+	// freed in a later one, once a finalizer or a cleanup has run.
+	for before := uint64(math.MaxUint64); ; {
+		runtime.GC()
+		time.Sleep(10 * time.Millisecond)
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		if stats.HeapAlloc >= before-before/100 {
+			return stats.HeapAlloc
+		}
+		before = stats.HeapAlloc
+	}
 }

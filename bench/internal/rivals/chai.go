@@ -3,6 +3,7 @@ package rivals
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"iter"
 	"sync"
 	"time"
@@ -54,10 +55,12 @@ func (s *plainChai) Find(token string) (b []byte, exists bool, err error) {
 	return b, exists, errors.Join(err, result.Close())
 }
 
+const upsert = "INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?) ON CONFLICT REPLACE"
+
 func (s *plainChai) Commit(token string, b []byte, expiry time.Time) error {
 	s.write.Lock()
 	defer s.write.Unlock()
-	return s.db.Exec(upsertChai, token, b, expiry)
+	return s.db.Exec(upsert, token, b, expiry)
 }
 
 func (s *plainChai) Delete(token string) error {
@@ -66,10 +69,37 @@ func (s *plainChai) Delete(token string) error {
 	return s.db.Exec("DELETE FROM sessions WHERE token = ?", token)
 }
 
+// Load adds many sessions in a transaction. Of each, Chai keeps about 100 bytes on
+// the heap until it is closed, which it does not of commits: the keys of rows that
+// were written after others in one transaction (RollbackSegment in its
+// internal/kv).
 func (s *plainChai) Load(sessions iter.Seq[Session]) error {
 	s.write.Lock()
 	defer s.write.Unlock()
-	return loadChai(s.db, sessions)
+	for batch := range batches(sessions, 256) {
+		if err := s.loadBatch(batch); err != nil {
+			return fmt.Errorf("load sessions: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *plainChai) loadBatch(batch []Session) error {
+	tx, err := s.db.Begin(true)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	statement, err := tx.Prepare(upsert)
+	if err != nil {
+		return err
+	}
+	for _, session := range batch {
+		if err := statement.Exec(session.Token, session.Data, session.Expiry); err != nil {
+			return err
+		}
+	}
+	return tx.Commit()
 }
 
 func (s *plainChai) Sweep() error {

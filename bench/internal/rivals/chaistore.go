@@ -2,10 +2,10 @@ package rivals
 
 import (
 	"context"
-	"fmt"
 	"iter"
 
 	"github.com/chaisql/chai"
+	"golang.org/x/sync/errgroup"
 
 	"go.elara.ws/chaistore"
 )
@@ -39,10 +39,12 @@ func openChaistore(dir string) (Store, error) {
 }
 
 func (s chaiStore) Load(sessions iter.Seq[Session]) error {
-	lock := chaistore.WriteLock(s.db)
-	lock.Lock()
-	defer lock.Unlock()
-	return loadChai(s.db, sessions)
+	var group errgroup.Group
+	group.SetLimit(256) // as many as share an fsync
+	for session := range sessions {
+		group.Go(func() error { return s.Commit(session.Token, session.Data, session.Expiry) })
+	}
+	return group.Wait()
 }
 
 func (s chaiStore) Sweep() error {
@@ -53,36 +55,4 @@ func (s chaiStore) Sweep() error {
 func (s chaiStore) Close() error {
 	s.StopCleanup()
 	return s.db.Close()
-}
-
-const upsertChai = "INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?) ON CONFLICT REPLACE"
-
-// loadChai adds sessions to a table, many in a transaction. Of each, Chai keeps
-// about 80 bytes on the heap until it is closed: the keys of rows that were written
-// after others in one transaction (RollbackSegment in its internal/kv).
-func loadChai(db *chai.DB, sessions iter.Seq[Session]) error {
-	for batch := range batches(sessions, 256) {
-		if err := loadChaiBatch(db, batch); err != nil {
-			return fmt.Errorf("load sessions: %w", err)
-		}
-	}
-	return nil
-}
-
-func loadChaiBatch(db *chai.DB, batch []Session) error {
-	tx, err := db.Begin(true)
-	if err != nil {
-		return err
-	}
-	defer tx.Rollback()
-	statement, err := tx.Prepare(upsertChai)
-	if err != nil {
-		return err
-	}
-	for _, session := range batch {
-		if err := statement.Exec(session.Token, session.Data, session.Expiry); err != nil {
-			return err
-		}
-	}
-	return tx.Commit()
 }

@@ -109,10 +109,9 @@ func (db *DB) transact(group []*request) error {
 type transaction struct {
 	sql   *chai.Tx // nil for a batch
 	batch Batch
-	end   interface {
-		Commit() error
-		Rollback() error
-	}
+
+	// Either ends it, unless it fails.
+	commit, rollback func() error
 }
 
 func (db *DB) begin(statements bool) (tx transaction, err error) {
@@ -129,25 +128,57 @@ func (db *DB) begin(statements bool) (tx transaction, err error) {
 		return tx, errors.New("begin transaction: a transaction that SQL BEGIN has opened is still open on this database")
 	}
 	if statements {
-		tx.sql, err = db.engine.Begin(true)
-		tx.end = tx.sql
+		tx, err = db.beginStatements()
 	} else {
-		t, beginErr := db.engine.DB.Begin(true)
-		if err = beginErr; err == nil {
-			tx.batch = Batch{put: t.Session.Put, delete: t.Session.Delete}
-			tx.end = t
-		}
+		tx, err = db.beginBatch()
 	}
 	if err != nil {
 		return tx, db.failWrites(fmt.Errorf("begin transaction: %w", err))
 	}
 	if err := db.queue.stalled(); err != nil { // it took too long: nobody waits any more
-		if rollbackErr := tx.end.Rollback(); rollbackErr != nil {
+		if rollbackErr := tx.rollback(); rollbackErr != nil {
 			db.failWrites(fmt.Errorf("roll back transaction: %w", rollbackErr))
 		}
 		return tx, err
 	}
 	return tx, nil
+}
+
+// beginStatements begins a transaction of statements. It locks readers out while
+// it commits, and has a view published for them.
+func (db *DB) beginStatements() (transaction, error) {
+	tx, err := db.engine.Begin(true)
+	if err != nil {
+		return transaction{}, err
+	}
+	commit := func() error {
+		if err := db.publish(); err != nil {
+			return err
+		}
+		defer db.unpublish()
+		return tx.Commit()
+	}
+	return transaction{sql: tx, commit: commit, rollback: tx.Rollback}, nil
+}
+
+// beginBatch begins a transaction that is a batch. It commits as the engine does
+// (internal/database, Transaction.Commit), but without locking readers out, which
+// makes sure that a change of the catalog is seen together with its rows: a batch
+// makes none. They see the state before it until it is on the disk.
+func (db *DB) beginBatch() (transaction, error) {
+	tx, err := db.engine.DB.Begin(true)
+	if err != nil {
+		return transaction{}, err
+	}
+	commit := func() error {
+		if err := tx.Session.Commit(); err != nil {
+			return err
+		}
+		tx.WriteTxMu.Unlock()
+		return nil
+	}
+	batch := Batch{put: tx.Session.Put, delete: tx.Session.Delete}
+	return transaction{batch: batch, commit: commit, rollback: tx.Rollback}, nil
 }
 
 // finish runs the requests in tx and ends tx. After a panic tx is left as it is:
@@ -166,26 +197,17 @@ func (db *DB) finish(tx transaction, group []*request) (err error) {
 		}
 	}
 	if err == nil {
-		if err = db.commit(tx); err == nil {
+		if err = tx.commit(); err == nil {
 			return nil
 		}
 		err = fmt.Errorf("commit transaction: %w", err)
 	}
 	// A Rollback that fails returns before it unlocks (internal/database,
 	// transaction.go).
-	if rollbackErr := tx.end.Rollback(); rollbackErr != nil {
+	if rollbackErr := tx.rollback(); rollbackErr != nil {
 		db.failWrites(fmt.Errorf("roll back transaction: %w", rollbackErr))
 	}
 	return err
-}
-
-// commit commits tx while readers see the state before it.
-func (db *DB) commit(tx transaction) error {
-	if err := db.publish(); err != nil {
-		return err
-	}
-	defer db.unpublish()
-	return tx.end.Commit()
 }
 
 // A Batch is a transaction that changes rows as the engine stores them, without

@@ -1,5 +1,5 @@
-// This file is reading: from the database, or, while a commit keeps the engine
-// from opening transactions, from one that was opened just before.
+// This file is reading: from the database, or, while the commit of statements keeps
+// the engine from opening transactions, from one that was opened just before.
 
 package writer
 
@@ -56,7 +56,7 @@ func (db *DB) look(f func(v *view) error) (err error) {
 // what is scanned from it into a []byte, are valid during that call only.
 // Statements are parsed once.
 //
-// Query sees what [DB.Get] sees, but waits for a commit that is under way.
+// Query sees what [DB.Get] sees, but waits while statements are committed.
 func (db *DB) Query(sql string, each func(row *chai.Row) error, args ...any) (err error) {
 	defer db.rescue(&err, db.failAll)
 
@@ -91,7 +91,7 @@ func (db *DB) open(sql string, args []any) (result *chai.Result, err error) {
 }
 
 // A view is a read transaction: that of one reader, or the published one of all
-// who read while a commit is under way. The latter shows the newest committed
+// who read while statements are committed. The latter shows the newest committed
 // state, because whoever commits has the only turn to write.
 type view struct {
 	get  func(key []byte) ([]byte, error)

@@ -10,8 +10,8 @@
 //
 // The parts are the queue, in which writers wait (queue.go); the group, which is
 // what one of them does for all (group.go); the view, which is what readers see
-// meanwhile (read.go); and the failures, which end it all (failure.go). The
-// package knows nothing of sessions, nor of the SQL that passes through it.
+// (read.go); and the failures, which end it all (failure.go). The package knows
+// nothing of sessions, nor of the SQL that passes through it.
 package writer
 
 import (
@@ -52,7 +52,7 @@ type shared struct {
 	// sees the failure before it calls the engine.
 	opening sync.RWMutex
 
-	published atomic.Pointer[view] // during a commit, what can be read meanwhile
+	published atomic.Pointer[view] // while statements are committed, what can be read
 
 	readFailure  atomic.Pointer[error] // why nothing can be read any more
 	writeFailure atomic.Pointer[error] // why nothing can be written any more

@@ -140,8 +140,7 @@ func TestWaitingWritesShareTransactions(t *testing.T) {
 					go func() { write(t, db, set(fmt.Sprint(i), i)) }()
 				}
 			})
-			// Of each group, one that writes and one for those who read meanwhile.
-			if got := (transactions(db) - before) / 2; got != uint64(test.groups) {
+			if got := transactions(db) - before; got != uint64(test.groups) {
 				t.Errorf("%d waiting writes took %d transactions, want %d", test.writes, got, test.groups)
 			}
 			for i := range test.writes {
@@ -209,8 +208,9 @@ func TestStatementsHaveTheirOwnTransaction(t *testing.T) {
 		if want := "batch statements statements batch batch"; strings.Join(got, " ") != want {
 			t.Errorf("they ran in the order %v, want %s", got, want)
 		}
-		if got := (transactions(db) - before) / 2; got != 4 {
-			t.Errorf("they took %d transactions, want 4", got)
+		// One for each group, and one for those who read while statements are committed.
+		if got := transactions(db) - before; got != 4+2 {
+			t.Errorf("they took %d transactions, want 6", got)
 		}
 		if err := db.WriteAlone(t.Context(), func(tx *chai.Tx) error {
 			return errors.Join(tx.Exec("INSERT INTO t (k) VALUES (?)", "y"), errNo)
@@ -627,45 +627,72 @@ func wantStall(t *testing.T, err error) {
 // A reader that comes while a commit is under way reads the state before it, at
 // once, where the engine alone would let it wait.
 func TestReadersDoNotWaitForCommit(t *testing.T) {
-	testdb.Watchdog(t, time.Minute)
-	engine := testdb.Disk(t)
-	db := For(engine, discard)
-	write(t, db, set("a", 1))
 	large := make([]byte, 9<<20) // takes long to commit, and is not written before
-	reads := 0
-	for range 20 {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			write(t, db, func(b *Batch) error {
-				return errors.Join(set("a", 1)(b), b.Put(key("large"), large))
+	for name, commit := range map[string]func(db *DB, began func()) error{
+		"batch": func(db *DB, began func()) error {
+			return db.Write(context.Background(), func(b *Batch) error {
+				defer began()
+				return b.Put(key("large"), large)
 			})
-		}()
-		for committing := false; ; {
-			v := db.published.Load()
-			if v != nil {
-				committing = true
-				wantValue(t, db, "a", 1)
-				wantValue(t, db, "missing", 0)
-				if db.published.Load() == v {
-					reads++
+		},
+		"statements": func(db *DB, began func()) error {
+			return db.WriteAlone(context.Background(), func(tx *chai.Tx) error {
+				defer began()
+				return tx.Exec("INSERT INTO t (k, v) VALUES ('large', ?)", large)
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testdb.Watchdog(t, time.Minute)
+			// Without the lock of the engine, dozens come through at each commit.
+			const enough = 10
+			reads := 0
+			for range 20 {
+				if reads += readsWhile(t, commit); reads >= enough {
+					return
 				}
 			}
-			if committing && v == nil {
-				break
-			}
-			select {
-			case <-done:
-				committing = true
-			default:
-			}
+			t.Errorf("during 20 commits %d reads came through", reads)
+		})
+	}
+}
+
+// readsWhile returns how many reads begin and end in the middle half of the time
+// that a commit takes.
+func readsWhile(t *testing.T, commit func(db *DB, began func()) error) int {
+	engine := testdb.Disk(t)
+	testdb.Exec(t, engine, "CREATE TABLE t (k TEXT PRIMARY KEY, v BLOB)")
+	db := For(engine, discard)
+	write(t, db, set("a", 1))
+	var began, ended time.Time
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := commit(db, func() { began = time.Now() }); err != nil {
+			t.Error(err)
 		}
-		<-done
-		if reads > 10 {
-			return
+		ended = time.Now()
+	}()
+	type read struct{ began, ended time.Time }
+	var reads []read
+	for committing := true; committing; {
+		start := time.Now()
+		wantValue(t, db, "a", 1)
+		wantValue(t, db, "missing", 0)
+		reads = append(reads, read{start, time.Now()})
+		select {
+		case <-done:
+			committing = false
+		default:
 		}
 	}
-	t.Errorf("in 20 commits %d reads came through", reads)
+	n, quarter := 0, ended.Sub(began)/4
+	for _, r := range reads {
+		if r.began.After(began.Add(quarter)) && r.ended.Before(ended.Add(-quarter)) {
+			n++
+		}
+	}
+	return n
 }
 
 // Whoever reads after a write was acknowledged reads it, or a later one, whatever

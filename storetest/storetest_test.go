@@ -327,7 +327,7 @@ var subjects = []subject{
 	{
 		name:     "deadlocks",
 		newStore: func(t *testing.T) scs.Store { return &deadlocks{memory: newMemory(t)} },
-		opts:     []storetest.Option{storetest.Timeout(5 * time.Second)},
+		opts:     []storetest.Option{storetest.Timeout(20 * time.Second)},
 		fails:    []string{"Store/Concurrent"}, skips: noCtx,
 	},
 	{
@@ -365,7 +365,7 @@ var subjects = []subject{
 	{
 		name:     "stops only once",
 		newStore: func(t *testing.T) scs.Store { return newStopsOnce(t) },
-		opts:     []storetest.Option{storetest.Timeout(5 * time.Second)},
+		opts:     []storetest.Option{storetest.Timeout(20 * time.Second)},
 		fails:    []string{"Cleanup/StopTwice", "Cleanup/StopAtOnce"}, skips: noCtx,
 	},
 	{

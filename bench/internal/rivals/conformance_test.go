@@ -47,7 +47,7 @@ func TestConformance(t *testing.T) {
 				t.Cleanup(func() { store.Close() })
 				return withCleanup(t, store)
 			}
-			opts := []storetest.Option{storetest.Timeout(10 * time.Second)}
+			var opts []storetest.Option
 			switch rival.Name {
 			case Badgerstore.Name:
 				opts = append(opts, storetest.ExpiryResolution(time.Second))

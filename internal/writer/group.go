@@ -69,8 +69,8 @@ func (db *DB) lead(leader *request) {
 }
 
 // growStack lets the stack of a new goroutine grow to what the engine needs in one
-// step. In three steps, each of which copies more than the one before, it takes a fifth
-// of the time of a commit to memory (BenchmarkCommit/1/memory).
+// step. In three steps, each of which copies more than the one before, it takes an
+// eighth of the time of a commit to memory (BenchmarkCommit/1/memory).
 //
 //go:noinline
 func growStack() {

@@ -628,19 +628,34 @@ func wantStall(t *testing.T, err error) {
 // once, where the engine alone would let it wait.
 func TestReadersDoNotWaitForCommit(t *testing.T) {
 	large := make([]byte, 9<<20) // takes long to commit, and is not written before
-	for name, commit := range map[string]func(db *DB, began func()) error{
-		"batch": func(db *DB, began func()) error {
-			return db.Write(context.Background(), func(b *Batch) error {
-				defer began()
-				return b.Put(key("large"), large)
-			})
-		},
-		"statements": func(db *DB, began func()) error {
-			return db.WriteAlone(context.Background(), func(tx *chai.Tx) error {
-				defer began()
-				return tx.Exec("INSERT INTO t (k, v) VALUES ('large', ?)", large)
-			})
-		},
+	batch := func(db *DB, began func()) error {
+		return db.Write(context.Background(), func(b *Batch) error {
+			defer began()
+			return b.Put(key("large"), large)
+		})
+	}
+	statements := func(db *DB, began func()) error {
+		return db.WriteAlone(context.Background(), func(tx *chai.Tx) error {
+			defer began()
+			return tx.Exec("INSERT INTO t (k, v) VALUES ('large', ?)", large)
+		})
+	}
+	byKey := func(t *testing.T, db *DB) {
+		wantValue(t, db, "a", 1)
+		wantValue(t, db, "missing", 0)
+	}
+	byStatement := func(t *testing.T, db *DB) { // as an application does
+		if _, err := db.engine.QueryRow("SELECT k FROM t WHERE k = 'a'"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, test := range map[string]struct {
+		commit func(db *DB, began func()) error
+		read   func(t *testing.T, db *DB)
+	}{
+		"batch":                    {batch, byKey},
+		"batch, read by statement": {batch, byStatement},
+		"statements":               {statements, byKey},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testdb.Watchdog(t, time.Minute)
@@ -648,7 +663,7 @@ func TestReadersDoNotWaitForCommit(t *testing.T) {
 			const enough = 10
 			reads := 0
 			for range 20 {
-				if reads += readsWhile(t, commit); reads >= enough {
+				if reads += readsWhile(t, test.commit, test.read); reads >= enough {
 					return
 				}
 			}
@@ -659,9 +674,9 @@ func TestReadersDoNotWaitForCommit(t *testing.T) {
 
 // readsWhile returns how many reads begin and end in the middle half of the time
 // that a commit takes.
-func readsWhile(t *testing.T, commit func(db *DB, began func()) error) int {
+func readsWhile(t *testing.T, commit func(db *DB, began func()) error, readOne func(t *testing.T, db *DB)) int {
 	engine := testdb.Disk(t)
-	testdb.Exec(t, engine, "CREATE TABLE t (k TEXT PRIMARY KEY, v BLOB)")
+	testdb.Exec(t, engine, "CREATE TABLE t (k TEXT PRIMARY KEY, v BLOB)", "INSERT INTO t (k) VALUES ('a')")
 	db := For(engine, discard)
 	write(t, db, set("a", 1))
 	var began, ended time.Time
@@ -677,8 +692,7 @@ func readsWhile(t *testing.T, commit func(db *DB, began func()) error) int {
 	var reads []read
 	for committing := true; committing; {
 		start := time.Now()
-		wantValue(t, db, "a", 1)
-		wantValue(t, db, "missing", 0)
+		readOne(t, db)
 		reads = append(reads, read{start, time.Now()})
 		select {
 		case <-done:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/chaisql/chai"
 
 	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/engine"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
@@ -70,14 +72,18 @@ func inParallel(goroutines, n int, f func(rng *rand.Rand, i int)) {
 }
 
 // BenchmarkCommit renews random sessions from a number of goroutines. The
-// benchmarks called alone do the same with one transaction for each commit, the
-// one called indexed in a table with an index, and the one called memory where
-// there is no disk to wait for. The one called pebble has the engine's engine
-// store as much, which is the least that a commit can take.
+// benchmarks called alone do the same with a batch for each commit, the ones called
+// indexed in a table with an index on expiry, and the one called memory where there
+// is no disk to wait for. The one called pebble has the engine's engine store as
+// much, which is the least that a commit can take.
 func BenchmarkCommit(b *testing.B) {
 	for _, goroutines := range []int{1, 8, 64, 256} {
 		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {
 			db, s := newBenchStore(b, testdb.Disk)
+			benchmarkGroups(b, db, goroutines, s.Commit)
+		})
+		b.Run(fmt.Sprint(goroutines, "/indexed"), func(b *testing.B) {
+			db, s := newBenchStore(b, indexedOnDisk)
 			benchmarkGroups(b, db, goroutines, s.Commit)
 		})
 		b.Run(fmt.Sprint(goroutines, "/alone"), func(b *testing.B) {
@@ -90,14 +96,6 @@ func BenchmarkCommit(b *testing.B) {
 			})
 		})
 	}
-	b.Run("1/indexed", func(b *testing.B) {
-		db, s := newBenchStore(b, testdb.Disk)
-		testdb.Exec(b, db, testdb.CreateIndex)
-		if err := s.Commit(benchTokens[0], nil, inAnHour()); err != nil { // builds the index anew
-			b.Fatal(err)
-		}
-		benchmarkCommit(b, 1, s.Commit)
-	})
 	b.Run("1/pebble", func(b *testing.B) {
 		db, _ := newBenchStore(b, testdb.Disk)
 		engine := db.DB.Store.DB()
@@ -115,6 +113,13 @@ func BenchmarkCommit(b *testing.B) {
 	})
 }
 
+// indexedOnDisk returns a database on disk with the table of older setups.
+func indexedOnDisk(tb testing.TB) *chai.DB {
+	db := testdb.Disk(tb)
+	testdb.Exec(tb, db, testdb.CreateTable, testdb.CreateIndex)
+	return db
+}
+
 func benchmarkCommit(b *testing.B, goroutines int, commit commitFunc) {
 	data, expiry := bytes.Repeat([]byte("x"), benchDataLen), inAnHour()
 	b.ReportAllocs()
@@ -127,13 +132,13 @@ func benchmarkCommit(b *testing.B, goroutines int, commit commitFunc) {
 	b.StopTimer()
 }
 
-// benchmarkGroups is benchmarkCommit that also reports how many commits share a
-// transaction.
+// benchmarkGroups is benchmarkCommit that also reports how many commits share an
+// fsync.
 func benchmarkGroups(b *testing.B, db *chai.DB, goroutines int, commit commitFunc) {
-	before := atomic.LoadUint64(&db.DB.TransactionIDs)
+	e := engine.For(db, slog.Default)
+	before := e.Fsyncs()
 	benchmarkCommit(b, goroutines, commit)
-	groups := atomic.LoadUint64(&db.DB.TransactionIDs) - before
-	b.ReportMetric(float64(b.N)/float64(groups), "ops/group")
+	b.ReportMetric(float64(b.N)/float64(e.Fsyncs()-before), "ops/group")
 }
 
 type commitFunc func(token string, data []byte, expiry time.Time) error
@@ -227,14 +232,14 @@ func benchmarkFindBesideWriters(b *testing.B, s *chaistore.ChaiStore, find func(
 // BenchmarkSweep deletes the expired half of 200,000 sessions while 4 goroutines
 // commit. The benchmark called statement does it with a single statement.
 func BenchmarkSweep(b *testing.B) {
-	b.Run("ranges", func(b *testing.B) {
-		benchmarkSweep(b, func(_ *chai.DB, s *chaistore.ChaiStore) error {
-			_, err := s.DeleteExpired(context.Background())
-			return err
-		})
+	b.Run("plain", func(b *testing.B) {
+		benchmarkSweep(b, testdb.Disk, deleteExpired)
+	})
+	b.Run("indexed", func(b *testing.B) {
+		benchmarkSweep(b, indexedOnDisk, deleteExpired)
 	})
 	b.Run("statement", func(b *testing.B) {
-		benchmarkSweep(b, func(db *chai.DB, _ *chaistore.ChaiStore) error {
+		benchmarkSweep(b, testdb.Disk, func(db *chai.DB, _ *chaistore.ChaiStore) error {
 			lock := chaistore.WriteLock(db)
 			lock.Lock()
 			defer lock.Unlock()
@@ -243,12 +248,17 @@ func BenchmarkSweep(b *testing.B) {
 	})
 }
 
-func benchmarkSweep(b *testing.B, sweep func(db *chai.DB, s *chaistore.ChaiStore) error) {
+func deleteExpired(_ *chai.DB, s *chaistore.ChaiStore) error {
+	_, err := s.DeleteExpired(context.Background())
+	return err
+}
+
+func benchmarkSweep(b *testing.B, open func(testing.TB) *chai.DB, sweep func(db *chai.DB, s *chaistore.ChaiStore) error) {
 	const sessions = 200_000
 	var times []time.Duration // of commits
 	for range b.N {
 		b.StopTimer()
-		db := testdb.Disk(b)
+		db := open(b)
 		s := newStore(b, db)
 		token := func(i int) string { return fmt.Sprintf("%043d", i) }
 		data := make([]byte, benchDataLen)

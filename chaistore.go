@@ -6,15 +6,16 @@
 //	sessionManager := scs.New()
 //	sessionManager.Store = store
 //
-// A commit has reached the disk when it returns; commits that come at the same
-// time share one fsync. A Chai database can be opened by one process at a time.
+// A commit has reached the disk when it returns. Commits that come at the same time
+// share one fsync. A Chai database can be opened by one process at a time.
 //
 // # Sharing the database
 //
-// All stores on a database take turns in writing to it. An application that
-// writes to the same database takes its turn with [WriteLock]; without it, Chai
-// deadlocks. It must not begin transactions with SQL BEGIN, which the stores'
-// statements would join.
+// The application may keep its own tables in the same database. The store reads and
+// writes beneath Chai's transactions, so its reads never wait for them, and its
+// writes wait for one that writes without deadlocking it. One goroutine that writes
+// with Chai needs nothing else. Several deadlock each other in Chai, unless each of
+// them uses [Update] or holds the [WriteLock].
 package chaistore
 
 import (
@@ -28,8 +29,8 @@ import (
 	"github.com/alexedwards/scs/v2"
 	"github.com/chaisql/chai"
 
+	"go.elara.ws/chaistore/internal/engine"
 	"go.elara.ws/chaistore/internal/sessiontable"
-	"go.elara.ws/chaistore/internal/writer"
 )
 
 var (
@@ -49,6 +50,12 @@ const (
 // longer than 127 bytes.
 var ErrTokenTooLong = fmt.Errorf("token is longer than %d bytes", sessiontable.MaxKeyLen)
 
+// ErrDataTooLarge is the error of committing a session with more than 16 MiB of
+// data. Such a commit takes about half a second, in which nobody else can commit.
+var ErrDataTooLarge = fmt.Errorf("data is larger than %d MiB", maxDataLen>>20)
+
+const maxDataLen = 16 << 20
+
 // Config says how [NewWithConfig] makes a store. The zero Config makes the store
 // that [New] makes.
 type Config struct {
@@ -65,9 +72,8 @@ type Config struct {
 	// Default: false.
 	CreateTable bool
 
-	// Logger gets an error for each failed sweep and for a transaction that hangs in
-	// the engine, a warning if the table has an index, which makes the store slow,
-	// and a line for each sweep at debug level. It never gets tokens or data.
+	// Logger gets an error for each failed sweep and when writing hangs, and a line
+	// for each sweep at debug level. It never gets tokens or data.
 	// Default: what slog.Default returns at that time.
 	Logger *slog.Logger
 }
@@ -76,16 +82,19 @@ type Config struct {
 // called from many goroutines.
 //
 // Each method has a twin that takes a context. A call whose context has ended
-// returns the context's error and writes nothing. A write whose context ends
-// while it waits for its turn does the same; once it has begun, it is finished.
-// The methods without a context never give up waiting.
+// returns the context's error and writes nothing. A write whose context ends while
+// it waits, for other writes or for the application, does the same; once it has
+// begun, it is finished. The methods without a context never give up waiting.
+//
+// A write that takes longer than 10 seconds returns an error, which does not tell
+// whether it will still happen: a transaction of the application may be open all
+// the while, or its goroutines may have deadlocked each other in Chai. Further
+// writes return it at once until the hang has ended. Find, All and Sessions are not
+// affected.
 //
 // When the engine fails in a way that it can't recover from, such as a full disk
 // or a closed database, every call that needs it returns an error at once, until
-// the database is opened again, with a new store on it. When a transaction hangs
-// in the engine, writes return an error after 10 seconds, and at once from then
-// on, until it has ended; whether the first of them has been written is not known
-// then.
+// the database is opened again, with a new store on it.
 type ChaiStore struct {
 	table   *sessiontable.Table
 	logger  func() *slog.Logger
@@ -107,7 +116,7 @@ func New(db *chai.DB) *ChaiStore {
 // makes one.
 func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiStore {
 	if isNil(db) {
-		panic("chaistore: the database is nil")
+		panic(errNilDatabase.Error())
 	}
 	s := newStore(db, defaultTableName, nil)
 	s.startCleanup(cleanupInterval)
@@ -116,11 +125,15 @@ func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiSto
 
 // NewWithConfig returns a store as cfg describes it. It returns an error if db is
 // nil, if the table's name can't be used, and if the table does not exist or is
-// not one of sessions, which has the columns token of type TEXT, data of type
-// BLOB and expiry of type TIMESTAMP, and token as its primary key.
+// not one of sessions: its columns are token of type TEXT, data of type BLOB and
+// expiry of type TIMESTAMP, in this order, token is its primary key, and it has no
+// other constraints. Indexes on token and expiry that are not unique are allowed.
+//
+// To create the table is a transaction of Chai, as in [Update]: when other
+// goroutines write with Chai, create the store before they start.
 func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	if isNil(db) {
-		return nil, errors.New("chaistore: the database is nil")
+		return nil, errNilDatabase
 	}
 	if cfg.TableName == "" {
 		cfg.TableName = defaultTableName
@@ -144,6 +157,8 @@ func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	return s, nil
 }
 
+var errNilDatabase = errors.New("chaistore: the database is nil")
+
 func isNil(db *chai.DB) bool {
 	return db == nil || db.DB == nil
 }
@@ -160,21 +175,38 @@ func newStore(db *chai.DB, tableName string, logger *slog.Logger) *ChaiStore {
 	}
 }
 
-// WriteLock returns the lock that the stores on db hold while they write. An
-// application that writes to the same database holds it around each of its
-// transactions, from before the transaction begins until it is committed or
-// rolled back, and around each statement that writes without one. Otherwise two
-// writers may meet in Chai, which then hangs.
+// Update calls f with a transaction of Chai that writes, commits it if f returns
+// nil, and rolls it back if f returns an error, which Update returns, or panics. It
+// waits for other calls of Update and for the [WriteLock], and for the stores on db.
+// If ctx ends before the transaction has begun, Update returns the context's error
+// and does not call f. Afterwards ctx has no influence.
+//
+//	err := chaistore.Update(ctx, db, func(tx *chai.Tx) error {
+//		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
+//	})
+//
+// Writes of a store wait as long as f runs, so f must not write through one: it
+// would wait for itself, until the store's write returns an error.
+func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
+	if isNil(db) {
+		return errNilDatabase
+	}
+	return engine.Update(ctx, db, f)
+}
+
+// WriteLock returns the lock that [Update] holds, for what does not fit into a
+// function: transactions that begin and end in different places, statements that
+// run in none, or several that no store may write between. It is held from before a
+// transaction begins until it is committed or rolled back.
 //
 //	lock := chaistore.WriteLock(db)
 //	lock.Lock()
 //	defer lock.Unlock()
 //	err := db.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
 //
-// Writes of a store wait as long as the lock is held. A goroutine that holds it
-// must not write through a store, because it would wait for itself.
+// Writes of a store wait as long as the lock is held.
 func WriteLock(db *chai.DB) sync.Locker {
-	return writer.Lock(db)
+	return engine.Lock(db)
 }
 
 // Find is [ChaiStore.FindCtx] with a context that does not end.
@@ -193,7 +225,7 @@ func (s *ChaiStore) FindCtx(ctx context.Context, token string) (b []byte, exists
 	if len(token) > sessiontable.MaxKeyLen {
 		return nil, false, nil
 	}
-	session, found, err := s.table.Find(token)
+	session, found, err := s.table.Find(ctx, token)
 	if err != nil {
 		return nil, false, fmt.Errorf("chaistore: find: %w", err)
 	}
@@ -213,10 +245,14 @@ func (s *ChaiStore) Commit(token string, b []byte, expiry time.Time) error {
 //
 // The session is found until expiry, which is kept in microseconds, and not
 // beyond the year 9999. Nil data is kept as empty data. A token of more than 100
-// bytes is refused with [ErrTokenTooLong].
+// bytes is refused with [ErrTokenTooLong], data of more than 16 MiB with
+// [ErrDataTooLarge].
 func (s *ChaiStore) CommitCtx(ctx context.Context, token string, b []byte, expiry time.Time) error {
 	if len(token) > sessiontable.MaxKeyLen {
 		return fmt.Errorf("chaistore: commit: %w", ErrTokenTooLong)
+	}
+	if len(b) > maxDataLen {
+		return fmt.Errorf("chaistore: commit: %w", ErrDataTooLarge)
 	}
 	if err := s.table.Upsert(ctx, token, b, expiry); err != nil {
 		return fmt.Errorf("chaistore: commit: %w", err)

@@ -114,9 +114,6 @@ func TestConformanceWithStaleIndex(t *testing.T) {
 		s := newStore(t, db)
 		wantAll(t, s, map[string]string{})
 		commit(t, s, "alice", "one", inAnHour())
-		if n := countByIndex(t, db, time.Now()); n != 1 {
-			t.Fatalf("the index has %d active sessions after the first commit, want 1", n)
-		}
 		if n, err := s.DeleteExpired(t.Context()); n != sessions || err != nil {
 			t.Fatalf("DeleteExpired = %d, %v; want %d, nil", n, err, sessions)
 		}

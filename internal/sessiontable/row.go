@@ -1,15 +1,135 @@
-// This file is the row of a session as Chai stores it, for reading and writing it
-// without SQL. It knows Chai's encoding (its internal/encoding), and nothing of
-// tables that have more than what a table of sessions needs.
+// The rows of sessions as Chai stores them: their encoding (its internal/encoding),
+// and what is done to single ones.
 
 package sessiontable
 
 import (
+	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"math"
 	"time"
+
+	"go.elara.ws/chaistore/internal/engine"
 )
+
+// A Row is one session of the table.
+type Row struct {
+	Token  string
+	Data   []byte
+	Expiry time.Time
+}
+
+// Chai keeps microseconds in 64 bits from the year 2000 on, and panics for times
+// beyond (EncodeTimestamp in its internal/encoding).
+var (
+	minExpiry = time.Unix(0, 0)
+	maxExpiry = time.Date(9999, time.December, 31, 23, 59, 59, 0, time.UTC)
+)
+
+// A page ends after pageLen rows, or once its rows hold pageBytes bytes of data.
+const (
+	pageLen   = 1000
+	pageBytes = 1 << 20
+)
+
+// Find returns the session with the given token. It is the caller's.
+func (t *Table) Find(ctx context.Context, token string) (row Row, found bool, err error) {
+	err = t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
+		encoded, err := s.Get(appendKey(nil, l.namespace, token))
+		if encoded == nil || err != nil {
+			return false, err
+		}
+		row, err = decodeRow(encoded)
+		found = err == nil
+		return true, err
+	})
+	return row, found, err
+}
+
+// Page returns the sessions that follow from, that included, in the order of
+// their tokens, up to a limit of its own, and where the next page begins, which
+// is "" after the last one. The first page begins at "". The sessions are the
+// caller's.
+func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string, err error) {
+	err = t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
+		rows, next = nil, ""
+		size := 0
+		err := scan(ctx, s, l, from, func(_ []byte, row Row) error {
+			if len(rows) == pageLen || size >= pageBytes {
+				next = after(rows[len(rows)-1].Token)
+				return errStop
+			}
+			row.Data = bytes.Clone(row.Data)
+			size += len(row.Data)
+			rows = append(rows, row)
+			return nil
+		})
+		return next != "", err
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	return rows, next, nil
+}
+
+// errStop ends a scan that has seen enough.
+var errStop = errors.New("stop")
+
+// scan calls each for the sessions that follow from, that included, in the order
+// of their tokens, until it returns an error, or ctx ends. The encoded row and the
+// data are valid during that call only.
+func scan(ctx context.Context, s *engine.Snapshot, l *layout, from string, each func(encoded []byte, row Row) error) error {
+	end := appendInt(nil, l.namespace+1)
+	err := s.Scan(appendKey(nil, l.namespace, from), end, func(_, encoded []byte) error {
+		row, err := decodeRow(encoded)
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		return each(encoded, row)
+	})
+	if errors.Is(err, errStop) {
+		return nil
+	}
+	return err
+}
+
+// after returns the least token that is greater than token.
+func after(token string) string { return token + "\x00" }
+
+// Upsert adds the session, or overwrites its data and its expiry. An expiry
+// before 1970 or after 9999 is moved there. The token must not be longer than
+// [MaxKeyLen].
+func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry time.Time) error {
+	if expiry.Before(minExpiry) {
+		expiry = minExpiry
+	} else if expiry.After(maxExpiry) {
+		expiry = maxExpiry
+	}
+	// Encoded by the caller, so that other callers need not wait for it, and that
+	// the data is its own when it returns early.
+	row := appendRow(nil, Row{token, data, expiry})
+	return t.write(ctx, len(row)+MaxKeyLen, func(b *engine.Batch, l *layout) error {
+		return l.put(b, appendKey(nil, l.namespace, token), row)
+	})
+}
+
+// Delete deletes the sessions with the given tokens, as far as they exist, at
+// once. The tokens must not be longer than [MaxKeyLen].
+func (t *Table) Delete(ctx context.Context, tokens ...string) error {
+	return t.write(ctx, len(tokens)*MaxKeyLen, func(b *engine.Batch, l *layout) error {
+		for _, token := range tokens {
+			if err := l.delete(b, appendKey(nil, l.namespace, token)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
 
 // The first byte of an encoded value is its type, or a small integer.
 const (
@@ -28,18 +148,16 @@ const (
 // timestampEpoch is from where Chai counts the microseconds of a timestamp.
 var timestampEpoch = time.Date(2000, time.January, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 
-// appendKey appends the key of a row: the number of the table and the primary
+// appendKey appends the key of a row: the namespace of the table and the primary
 // key.
-func appendKey(dst []byte, table uint64, token string) []byte {
-	return appendText(appendInt(dst, int64(table)), token)
+func appendKey(dst []byte, namespace int64, token string) []byte {
+	return appendText(appendInt(dst, namespace), token)
 }
 
 // appendRow appends the columns of a row in the order of the table.
 func appendRow(dst []byte, row Row) []byte {
 	dst = appendText(dst, row.Token)
-	dst = append(dst, blobType)
-	dst = binary.AppendUvarint(dst, uint64(len(row.Data)))
-	dst = append(dst, row.Data...)
+	dst = appendBlob(dst, row.Data)
 	return appendInt(dst, row.Expiry.UnixMicro()-timestampEpoch)
 }
 
@@ -47,6 +165,12 @@ func appendText(dst []byte, s string) []byte {
 	dst = append(dst, textType)
 	dst = binary.AppendUvarint(dst, uint64(len(s)))
 	return append(dst, s...)
+}
+
+func appendBlob(dst, b []byte) []byte {
+	dst = append(dst, blobType)
+	dst = binary.AppendUvarint(dst, uint64(len(b)))
+	return append(dst, b...)
 }
 
 func appendInt(dst []byte, n int64) []byte {
@@ -78,60 +202,111 @@ var errBadRow = errors.New("a row is not stored as that of a session")
 // decodeRow returns what an encoded row holds. The data is a part of it. Of a
 // column that is NULL, which older tables allow, it is empty, or the zero time.
 func decodeRow(encoded []byte) (Row, error) {
-	token, rest, ok := cutBytes(encoded, textType)
-	if !ok {
+	values, err := split(encoded)
+	if err != nil {
+		return Row{}, err
+	}
+	token, ok1 := decodeBytes(values[0], textType)
+	data, ok2 := decodeBytes(values[1], blobType)
+	expiry, ok3 := decodeTime(values[2])
+	if !ok1 || !ok2 || !ok3 {
 		return Row{}, errBadRow
 	}
-	data, rest, ok := cutBytes(rest, blobType)
-	if !ok || len(rest) == 0 {
-		return Row{}, errBadRow
-	}
-	row := Row{Token: string(token), Data: data}
-	if rest[0] == nullType {
-		return row, nil
-	}
-	n, ok := decodeInt(rest)
-	if !ok {
-		return Row{}, errBadRow
-	}
-	row.Expiry = time.UnixMicro(n + timestampEpoch).UTC()
-	return row, nil
+	return Row{Token: string(token), Data: data, Expiry: expiry}, nil
 }
 
-// cutBytes returns the text or blob at the beginning of b, and what follows it.
-func cutBytes(b []byte, typ byte) (value, rest []byte, ok bool) {
-	if len(b) > 0 && b[0] == nullType {
-		return []byte{}, b[1:], true
+// split returns the encoded columns of an encoded row, as parts of it.
+func split(encoded []byte) (values [3][]byte, err error) {
+	for i := range values {
+		n := valueLen(encoded)
+		if n == 0 {
+			return values, errBadRow
+		}
+		values[i], encoded = encoded[:n:n], encoded[n:]
 	}
-	if len(b) == 0 || b[0] != typ {
-		return nil, nil, false
-	}
-	length, n := binary.Uvarint(b[1:])
-	if n <= 0 || length > uint64(len(b)-1-n) {
-		return nil, nil, false
-	}
-	b = b[1+n:]
-	return b[:length:length], b[length:], true
+	return values, nil
 }
 
-func decodeInt(b []byte) (n int64, ok bool) {
-	typ := b[0]
-	width := 0
+// valueLen returns the length of the encoded value with which b begins, or 0 if
+// there is none of a type that a row of sessions, or an entry of an index, can
+// have. The type of a value that an index has in descending order is inverted.
+func valueLen(b []byte) int {
+	if len(b) == 0 {
+		return 0
+	}
+	typ := min(b[0], 255-b[0])
+	n := 0
 	switch {
+	case typ == nullType, smallInt-32 <= typ && typ < uint8Type:
+		n = 1
+	case uint8Type <= typ && typ <= uint64Type:
+		n = 1 + 1<<(typ-uint8Type)
+	case int64Type <= typ && typ <= int8Type:
+		n = 1 + 1<<(int8Type-typ)
+	case typ == textType, typ == blobType:
+		length, m := binary.Uvarint(b[1:])
+		if m <= 0 || length > uint64(len(b)-1-m) {
+			return 0
+		}
+		n = 1 + m + int(length)
+	}
+	if n > len(b) {
+		return 0
+	}
+	return n
+}
+
+// decodeBytes returns the bytes of an encoded text or blob, empty for NULL.
+func decodeBytes(value []byte, typ byte) (b []byte, ok bool) {
+	if value[0] == nullType {
+		return []byte{}, true
+	}
+	if value[0] != typ {
+		return nil, false
+	}
+	_, n := binary.Uvarint(value[1:])
+	return value[1+n:], true
+}
+
+// decodeTime returns the time of an encoded timestamp, the zero time for NULL.
+func decodeTime(value []byte) (t time.Time, ok bool) {
+	if value[0] == nullType {
+		return time.Time{}, true
+	}
+	n, ok := decodeInt(value)
+	return time.UnixMicro(n + timestampEpoch).UTC(), ok
+}
+
+func decodeInt(value []byte) (n int64, ok bool) {
+	switch typ := value[0]; {
 	case smallInt-32 <= typ && typ < uint8Type:
 		return int64(typ) - smallInt, true
 	case uint8Type <= typ && typ <= uint64Type:
-		width = 1 << (typ - uint8Type)
 	case int64Type <= typ && typ <= int8Type:
-		width = 1 << (int8Type - typ)
-		n = -1 << (8*width - 1)
-	}
-	if width == 0 || len(b) < 1+width {
+		n = -1 << (8*(len(value)-1) - 1)
+	default:
 		return 0, false
 	}
 	var u uint64
-	for _, c := range b[1 : 1+width] {
+	for _, c := range value[1:] {
 		u = u<<8 | uint64(c)
 	}
 	return n + int64(u), true
+}
+
+// catalogNamespace is that of Chai's table of tables.
+const catalogNamespace = 1
+
+// decodeCatalogRow returns the namespace of a table from its row in the catalog:
+// its name, its type, its namespace, and more.
+func decodeCatalogRow(encoded []byte) (namespace int64, err error) {
+	values, err := split(encoded)
+	if err != nil {
+		return 0, err
+	}
+	namespace, ok := decodeInt(values[2])
+	if !ok {
+		return 0, errBadRow
+	}
+	return namespace, nil
 }

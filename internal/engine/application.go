@@ -1,0 +1,111 @@
+// The application's own turns to write, by Chai's transactions.
+
+package engine
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/chaisql/chai"
+)
+
+// Lock returns the lock of those who write to db by Chai's transactions. The
+// turns of the queue wait for it, too. It must be held from before a transaction
+// begins until after it has ended.
+func Lock(db *chai.DB) sync.Locker { return &sharedBy(db).app }
+
+// An appLock is a lock that can be waited for together with a context.
+type appLock struct {
+	taken  chan struct{} // holds an element while somebody has the lock
+	locked atomic.Bool   // by a caller of Lock
+}
+
+func (l *appLock) Lock() {
+	l.taken <- struct{}{}
+	l.locked.Store(true)
+}
+
+// Unlock panics if l is not locked.
+func (l *appLock) Unlock() {
+	if !l.locked.CompareAndSwap(true, false) {
+		panic("chaistore: unlock of unlocked write lock")
+	}
+	<-l.taken
+}
+
+// Update calls f with a transaction of Chai that writes, in a turn of its own. It
+// commits if f returns nil, and rolls back if f returns an error or panics. A
+// context that ends before the transaction begins makes Update return the
+// context's error, and f is not called.
+func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	e := For(db, nil)
+	select {
+	case e.app.taken <- struct{}{}:
+		defer func() { <-e.app.taken }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := e.waitForWriters(ctx); err != nil {
+		return err
+	}
+	tx, err := e.beginTx()
+	if err != nil {
+		return fmt.Errorf("begin transaction: %w", err)
+	}
+	succeeded := false
+	defer func() {
+		if !succeeded {
+			_ = tx.Rollback()
+		}
+	}()
+	if err := f(tx); err != nil {
+		return err
+	}
+	succeeded = true
+	if err := e.commitTx(tx); err != nil {
+		return fmt.Errorf("commit transaction: %w", err)
+	}
+	return nil
+}
+
+// waitForWriters returns when nobody has a transaction open that writes. To begin
+// one in its place keeps the other one from being committed.
+func (db *DB) waitForWriters(ctx context.Context) error {
+	free := make(chan struct{})
+	go func() {
+		db.writeLock.Lock()
+		defer db.writeLock.Unlock()
+		close(free)
+	}()
+	select {
+	case <-free:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (db *DB) beginTx() (tx *chai.Tx, err error) {
+	if failure := db.failures.writing(); failure != nil {
+		return nil, failure
+	}
+	defer db.failures.rescue(&err, db.failures.failAll)
+	db.panicIfClosed()
+	return db.handle.Begin(true)
+}
+
+// commitTx commits tx, or rolls it back if that fails: otherwise Chai would keep
+// its write lock (internal/database, transaction.go). If it panics, Rollback would
+// wait for a lock of the engine.
+func (db *DB) commitTx(tx *chai.Tx) (err error) {
+	defer db.failures.rescue(&err, db.failures.failWrites)
+	if err = tx.Commit(); err != nil {
+		_ = tx.Rollback()
+	}
+	return err
+}

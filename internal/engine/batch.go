@@ -1,0 +1,137 @@
+// The batch: what the operations of a turn change, and its commit.
+
+package engine
+
+import "fmt"
+
+// An Op changes rows by their keys. It is run by another goroutine than the one
+// that waits for it. If it returns an error, its changes are dropped.
+type Op func(b *Batch) error
+
+// A Batch is a set of changes that are committed together. It must not be used
+// after the [Op] that it was given to has returned.
+type Batch struct {
+	changes  []change
+	latest   map[string]int // the last change of each key; nil until somebody reads
+	snapshot snapshot       // nil until somebody reads
+	open     func() snapshot
+}
+
+// A change puts a row, or deletes it.
+type change struct{ key, row []byte } // row is nil for a deletion
+
+// Put adds the row with the given key, or overwrites it. Neither may be changed
+// afterwards, and the row must not be empty.
+func (b *Batch) Put(key, row []byte) { b.add(change{key, row}) }
+
+// Delete deletes the row with the given key, if there is one. The key may not be
+// changed afterwards.
+func (b *Batch) Delete(key []byte) { b.add(change{key, nil}) }
+
+func (b *Batch) add(c change) {
+	b.changes = append(b.changes, c)
+	if b.latest != nil {
+		b.latest[string(c.key)] = len(b.changes) - 1
+	}
+}
+
+// Get returns the row with the given key as this batch leaves it, or nil if there
+// is none. It must not be changed.
+func (b *Batch) Get(key []byte) ([]byte, error) {
+	if b.latest == nil {
+		b.latest = make(map[string]int)
+		for i, c := range b.changes {
+			b.latest[string(c.key)] = i
+		}
+	}
+	if i, ok := b.latest[string(key)]; ok {
+		return b.changes[i].row, nil
+	}
+	// The engine's own batch must not be read: it writes out what it has first
+	// (applyBatch in its internal/kv), and remembers the keys until it is closed.
+	if b.snapshot == nil {
+		b.snapshot = b.open()
+	}
+	return get(b.snapshot, key)
+}
+
+// run runs op, and undoes what it has done if it fails.
+func (b *Batch) run(op Op) error {
+	n := len(b.changes)
+	err := op(b)
+	if err != nil {
+		b.changes, b.latest = b.changes[:n], nil
+	}
+	return err
+}
+
+// run takes the requests of a turn from the queue, runs them in one batch, and
+// returns their results.
+func (db *DB) run(t *turn) []error {
+	failure := db.failures.writing()
+	if failure == nil {
+		db.app.taken <- struct{}{}
+		defer func() { <-db.app.taken }()
+		db.writeLock.Lock()
+	}
+	db.queue.take(t)
+	results := make([]error, len(t.group))
+	if failure == nil {
+		failure = db.commit(t.group, results)
+	}
+	if failure != nil {
+		for i := range results {
+			results[i] = failure
+		}
+	}
+	return results
+}
+
+// commit runs the operations of group, notes their results, and commits what those
+// that have succeeded have changed. Then it unlocks the write lock, unless the
+// engine has panicked: as in Chai, it stays locked then, because the engine has
+// locks below it that nobody will unlock.
+func (db *DB) commit(group []*request, results []error) (err error) {
+	defer db.failures.rescue(&err, db.failures.failWrites)
+
+	db.panicIfClosed()
+	b := Batch{open: db.openSnapshot}
+	for i, r := range group {
+		results[i] = b.run(r.op)
+	}
+	if b.snapshot != nil {
+		_ = b.snapshot.Close() // frees it; nothing was written
+	}
+	if len(b.changes) > 0 {
+		err = db.apply(b.changes)
+	}
+	db.writeLock.Unlock()
+	return err
+}
+
+// apply writes changes in one batch of the engine. Readers see the state before
+// it until it is on the disk.
+func (db *DB) apply(changes []change) (err error) {
+	session := db.handle.DB.Store.NewBatchSession()
+	// The session's own Put and Delete do the same, but write out a batch of more
+	// than 10 MB in parts, which are not committed together.
+	for _, c := range changes {
+		if c.row == nil {
+			err = session.Batch.Delete(c.key, nil)
+		} else {
+			err = session.Batch.Set(c.key, c.row, nil)
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = session.Commit()
+	}
+	if err != nil {
+		_ = session.Close()
+		return db.failures.failWrites(fmt.Errorf("commit batch: %w", err))
+	}
+	db.fsyncs.Add(1)
+	return nil
+}

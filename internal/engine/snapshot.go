@@ -1,0 +1,104 @@
+// Reading: snapshots of what is committed.
+
+package engine
+
+import "errors"
+
+// snapshot is the engine's session that reads, whose type can't be named here.
+type snapshot interface {
+	Get(key []byte) ([]byte, error)
+	Close() error
+}
+
+// A Snapshot is the state that was committed at one moment, whoever wrote it. It
+// must not be used after the function that it was given to has returned.
+type Snapshot struct {
+	session snapshot
+	scan    func(from, to []byte, each func(key, row []byte) error) error
+}
+
+// Get returns the row with the given key, or nil if there is none. The row is the
+// caller's.
+func (s *Snapshot) Get(key []byte) ([]byte, error) { return get(s.session, key) }
+
+// Scan calls each for the rows with keys from one up to, but not including,
+// another, in their order, until each returns an error, which Scan then returns.
+// The key and the row are valid during that call only.
+func (s *Snapshot) Scan(from, to []byte, each func(key, row []byte) error) error {
+	return s.scan(from, to, each)
+}
+
+// Read calls f with a snapshot that has everything that was committed before,
+// whoever wrote it. It waits for no transaction and no fsync. Once the engine has
+// panicked in a read, each Read returns that failure at once.
+func (db *DB) Read(f func(s *Snapshot) error) (err error) {
+	if failure := db.failures.reading(); failure != nil {
+		return failure
+	}
+	// After a panic the session stays open: to close it could wait for a lock that
+	// the panic has left behind.
+	defer db.failures.rescue(&err, db.failures.failAll)
+
+	db.panicIfClosed()
+	session := db.handle.DB.Store.NewSnapshotSession()
+	err = f(&Snapshot{session, func(from, to []byte, each func(key, row []byte) error) error {
+		options := zero(session.Iterator)
+		options.LowerBound, options.UpperBound = from, to
+		rows, err := session.Iterator(options)
+		if err != nil {
+			return err
+		}
+		for ok := rows.First(); ok && err == nil; ok = rows.Next() {
+			var row []byte
+			if row, err = rows.Value(); err == nil {
+				err = each(rows.Key(), row)
+			}
+		}
+		return errors.Join(err, rows.Error(), rows.Close())
+	}})
+	return errors.Join(err, session.Close())
+}
+
+// openSnapshot opens a session that reads, for a caller that closes it.
+func (db *DB) openSnapshot() snapshot { return db.handle.DB.Store.NewSnapshotSession() }
+
+// panicIfClosed panics if the database is closed. NewSnapshotSession and
+// NewBatchSession do that, too, but with a lock of Chai held, for which the next
+// call would wait. Pebble looks first whether it is closed, and does nothing more
+// for an empty batch.
+func (db *DB) panicIfClosed() {
+	empty := db.handle.DB.Store.DB().NewBatch()
+	_ = empty.Commit(nil)
+	_ = empty.Close()
+}
+
+// Quiet reports whether nobody had a transaction open that writes, at a moment
+// during the call. Then [DB.Catalog] describes the tables that are committed.
+func (db *DB) Quiet() bool {
+	if !db.writeLock.TryLock() {
+		return false
+	}
+	db.writeLock.Unlock()
+	return true
+}
+
+// get returns the row with the given key, or nil if there is none.
+func get(s snapshot, key []byte) ([]byte, error) {
+	row, err := s.Get(key)
+	if err != nil && isNotFound(err) {
+		return nil, nil
+	}
+	return row, err
+}
+
+// isNotFound reports whether the engine has said that there is no such row. Its
+// error, kv.ErrKeyNotFound, is internal to it, and comes wrapped in a stack.
+func isNotFound(err error) bool {
+	for next := err; next != nil; next = errors.Unwrap(err) {
+		err = next
+	}
+	return err.Error() == "key not found"
+}
+
+// zero returns a zero value of what f takes, whose type is internal to the engine.
+func zero[T, R any](f func(*T) (R, error)) *T { return new(T) }

@@ -1,0 +1,261 @@
+// The indexes of the table: their entries, kept right with each row, and made
+// right where they are not.
+
+package sessiontable
+
+import (
+	"bytes"
+	"context"
+	"errors"
+
+	"go.elara.ws/chaistore/internal/engine"
+)
+
+// entry is the row of each entry of an index. What it says is in its key.
+var entry = []byte{0}
+
+// An index is a secondary index of the table. Its entries are rows of a namespace
+// of its own. Their keys are the indexed columns and the key of the row that has
+// them.
+type index struct {
+	namespace int64
+	columns   []indexColumn
+}
+
+type indexColumn struct {
+	position   int // in the table
+	descending bool
+}
+
+// appendEntry appends the key of the entry for a row.
+func (ix *index) appendEntry(dst, key, row []byte) ([]byte, error) {
+	values, err := split(row)
+	if err != nil {
+		return nil, err
+	}
+	dst = appendInt(dst, ix.namespace)
+	for _, column := range ix.columns {
+		start := len(dst)
+		dst = append(dst, values[column.position]...)
+		if column.descending {
+			dst[start] = 255 - dst[start]
+		}
+	}
+	return appendBlob(dst, key), nil
+}
+
+// rowKey returns the key of the row that an entry is for, or nil if it is not
+// stored as an entry is.
+func (ix *index) rowKey(entry []byte) []byte {
+	for range 1 + len(ix.columns) {
+		n := valueLen(entry)
+		if n == 0 {
+			return nil
+		}
+		entry = entry[n:]
+	}
+	if n := valueLen(entry); n == 0 || n != len(entry) {
+		return nil
+	}
+	key, _ := decodeBytes(entry, blobType)
+	if n := valueLen(key); n == 0 || n+valueLen(key[n:]) != len(key) {
+		return nil
+	}
+	return key
+}
+
+// put adds a row, or overwrites it, and its entries.
+func (l *layout) put(b *engine.Batch, key, row []byte) error {
+	if err := l.deleteEntries(b, key); err != nil {
+		return err
+	}
+	for i := range l.indexes {
+		e, err := l.indexes[i].appendEntry(nil, key, row)
+		if err != nil {
+			return err
+		}
+		b.Put(e, entry)
+	}
+	b.Put(key, row)
+	return nil
+}
+
+// delete deletes a row, if there is one, and its entries.
+func (l *layout) delete(b *engine.Batch, key []byte) error {
+	if err := l.deleteEntries(b, key); err != nil {
+		return err
+	}
+	b.Delete(key)
+	return nil
+}
+
+// deleteEntries deletes the entries of a row, if there is one.
+func (l *layout) deleteEntries(b *engine.Batch, key []byte) error {
+	if len(l.indexes) == 0 {
+		return nil
+	}
+	old, err := b.Get(key)
+	if old == nil || err != nil {
+		return err
+	}
+	for i := range l.indexes {
+		e, err := l.indexes[i].appendEntry(nil, key, old)
+		if err != nil {
+			return err
+		}
+		b.Delete(e)
+	}
+	return nil
+}
+
+// repairIndexes makes the indexes of the table right, once in the life of t.
+//
+// Writes with ON CONFLICT REPLACE, by whatever has written to the table earlier,
+// leave an entry of the former expiry in an index on it, and none of the present
+// one (internal/stream, on_conflict.go): an application's SELECT takes a renewed
+// session for an expired one, and its UPDATE and DELETE fail.
+func (t *Table) repairIndexes(ctx context.Context) error {
+	l, err := t.layout()
+	if err != nil {
+		return err
+	}
+	for _, ix := range l.indexes {
+		if _, ok := t.right.Load(ix.namespace); ok {
+			continue
+		}
+		if err := t.addEntries(ctx, &ix); err != nil {
+			return err
+		}
+		if err := t.removeEntries(ctx, &ix); err != nil {
+			return err
+		}
+		t.right.Store(ix.namespace, true)
+	}
+	return nil
+}
+
+// addEntries adds the entries that ix lacks.
+func (t *Table) addEntries(ctx context.Context, ix *index) error {
+	for from, more := "", true; more; {
+		var keys [][]byte // of rows without an entry
+		err := t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
+			keys, more = nil, false
+			n := 0
+			err := scan(ctx, s, l, from, func(encoded []byte, row Row) error {
+				if n++; n > sweepScan || len(keys) == sweepWrite {
+					from, more = row.Token, true
+					return errStop
+				}
+				key := appendKey(nil, l.namespace, row.Token)
+				ok, err := ix.hasEntry(s.Get, key, encoded)
+				if !ok && err == nil {
+					keys = append(keys, key)
+				}
+				return err
+			})
+			return true, err
+		})
+		if err != nil {
+			return err
+		}
+		err = t.writeIndex(ctx, ix, keys, func(b *engine.Batch, key []byte) error {
+			row, err := b.Get(key)
+			if row == nil || err != nil {
+				return err
+			}
+			e, err := ix.appendEntry(nil, key, row)
+			b.Put(e, entry)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hasEntry reports whether ix has the entry for a row.
+func (ix *index) hasEntry(get func(key []byte) ([]byte, error), key, row []byte) (bool, error) {
+	e, err := ix.appendEntry(nil, key, row)
+	if err != nil {
+		return false, err
+	}
+	found, err := get(e)
+	return found != nil, err
+}
+
+// removeEntries removes the entries of ix that are for no row, or for a former
+// state of one.
+func (t *Table) removeEntries(ctx context.Context, ix *index) error {
+	from, end := appendInt(nil, ix.namespace), appendInt(nil, ix.namespace+1)
+	for more := true; more; {
+		var wrong [][]byte
+		more = false
+		err := t.db.Read(func(s *engine.Snapshot) error {
+			n := 0
+			return s.Scan(from, end, func(e, _ []byte) error {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				if n++; n > sweepScan || len(wrong) == sweepWrite {
+					from, more = bytes.Clone(e), true
+					return errStop
+				}
+				ok, err := ix.isRight(s.Get, e)
+				if !ok && err == nil {
+					wrong = append(wrong, bytes.Clone(e))
+				}
+				return err
+			})
+		})
+		if err != nil && !errors.Is(err, errStop) {
+			return err
+		}
+		err = t.writeIndex(ctx, ix, wrong, func(b *engine.Batch, e []byte) error {
+			ok, err := ix.isRight(b.Get, e)
+			if !ok && err == nil {
+				b.Delete(e)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isRight reports whether an entry is that of a row.
+func (ix *index) isRight(get func(key []byte) ([]byte, error), e []byte) (bool, error) {
+	key := ix.rowKey(e)
+	if key == nil {
+		return false, nil
+	}
+	row, err := get(key)
+	if row == nil || err != nil {
+		return false, err
+	}
+	want, err := ix.appendEntry(nil, key, row)
+	return bytes.Equal(want, e), err
+}
+
+// writeIndex calls op for each key, in one turn, if ix is still an index of the
+// table.
+func (t *Table) writeIndex(ctx context.Context, ix *index, keys [][]byte, op func(b *engine.Batch, key []byte) error) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	return t.write(ctx, len(keys)*2*MaxKeyLen, func(b *engine.Batch, l *layout) error {
+		for i := range l.indexes {
+			if l.indexes[i].namespace != ix.namespace {
+				continue
+			}
+			for _, key := range keys {
+				if err := op(b, key); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,113 @@
+// The sweep: how expired rows are found and deleted.
+
+package sessiontable
+
+import (
+	"context"
+	"time"
+
+	"go.elara.ws/chaistore/internal/engine"
+)
+
+// A sweep looks at up to sweepScan rows in one snapshot, and changes up to
+// sweepWrite of them in one turn, after it has looked them up again. Others who
+// write wait for no more than that.
+const (
+	sweepScan  = 5000
+	sweepWrite = 100
+)
+
+// A Sweep says what [Table.DeleteExpired] has done.
+type Sweep struct {
+	Scanned int // sessions looked at
+	Deleted int // sessions deleted
+}
+
+// DeleteExpired deletes the sessions whose expiry is not after now. It returns
+// what it has done also when it ends with an error. The first time, it also makes
+// right what is wrong in the indexes of the table.
+//
+// It looks for them without keeping anyone from writing, and deletes a few in
+// each turn. A session that is committed meanwhile with an expiry after now stays.
+func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, err error) {
+	for from, more := "", true; more; {
+		var page expiredPage
+		if page, err = t.scanExpired(ctx, from, now); err != nil {
+			return sweep, err
+		}
+		sweep.Scanned += page.scanned
+		deleted, err := t.deleteIfExpired(ctx, page.tokens, now)
+		if err != nil {
+			return sweep, err
+		}
+		sweep.Deleted += deleted
+		from, more = page.next, page.next != ""
+	}
+	return sweep, t.repairIndexes(ctx)
+}
+
+// An expiredPage is what has expired in a part of the table.
+type expiredPage struct {
+	tokens  []string
+	scanned int    // sessions looked at to find them
+	next    string // where to go on, "" at the end of the table
+}
+
+// scanExpired looks for expired sessions that follow from, that included.
+func (t *Table) scanExpired(ctx context.Context, from string, now time.Time) (page expiredPage, err error) {
+	err = t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
+		page = expiredPage{}
+		size := 0
+		err := scan(ctx, s, l, from, func(encoded []byte, row Row) error {
+			if page.scanned == sweepScan || len(page.tokens) == sweepWrite || size >= pageBytes {
+				page.next = row.Token
+				return errStop
+			}
+			page.scanned++
+			if !row.Expiry.After(now) {
+				page.tokens = append(page.tokens, row.Token)
+				size += len(encoded)
+			}
+			return nil
+		})
+		return true, err
+	})
+	return page, err
+}
+
+// deleteIfExpired deletes the sessions that have still expired when its turn has
+// come, and returns their number.
+func (t *Table) deleteIfExpired(ctx context.Context, tokens []string, now time.Time) (int, error) {
+	if len(tokens) == 0 {
+		return 0, nil
+	}
+	var deleted int
+	err := t.write(ctx, len(tokens)*MaxKeyLen, func(b *engine.Batch, l *layout) error {
+		for _, token := range tokens {
+			key := appendKey(nil, l.namespace, token)
+			encoded, err := b.Get(key)
+			if err != nil {
+				return err
+			}
+			if encoded == nil {
+				continue
+			}
+			row, err := decodeRow(encoded)
+			if err != nil {
+				return err
+			}
+			if row.Expiry.After(now) {
+				continue
+			}
+			if err := l.delete(b, key); err != nil {
+				return err
+			}
+			deleted++
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return deleted, nil
+}

@@ -1,0 +1,232 @@
+// Package sessiontable is the table of sessions in a Chai database: what it must
+// look like, its rows and the entries of its indexes as the engine stores them,
+// and the sweep that deletes expired rows.
+//
+// The table is in this file, the rows are in row.go, the indexes in index.go, the
+// sweep in sweep.go. The package knows nothing of SCS, of goroutines, or of when a
+// session counts as expired, other than that its expiry is compared with a time
+// that the caller gives.
+package sessiontable
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/engine"
+)
+
+// MaxKeyLen is how many bytes a token, or the name of a table, may have.
+//
+// Chai's order of keys is wrong for texts of 128 bytes or more (Compare in its
+// internal/encoding reads one key with the length of the other one's length):
+// other rows are no longer found, and looking for such a key can panic. A key of
+// an index holds the token and a few bytes more; 100 leaves room for those.
+const MaxKeyLen = 100
+
+// A Table is a table of sessions. Its methods may be called from many
+// goroutines, also before the table exists.
+type Table struct {
+	name   string
+	handle *chai.DB
+	db     *engine.DB
+	known  atomic.Pointer[layout] // of the latest catalog that was looked at
+	right  sync.Map               // namespaces of indexes that were found right, or made right
+}
+
+// New returns the table of the given name in db. The name must have passed
+// [CheckName]. The logger is asked for each time there is something to log.
+func New(db *chai.DB, name string, logger func() *slog.Logger) *Table {
+	return &Table{name: name, handle: db, db: engine.For(db, logger)}
+}
+
+// CheckName returns an error unless name can be the name of a table: letters,
+// digits and underscores, not starting with a digit, at most [MaxKeyLen] bytes,
+// and neither reserved by Chai nor a keyword of its SQL.
+//
+// A keyword would work in back quotes until the database is opened again, which
+// then fails: Chai writes the name to its catalog without the quotes.
+func CheckName(db *chai.DB, name string) error {
+	for i, c := range []byte(name) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', c == '_':
+		case '0' <= c && c <= '9' && i > 0:
+		default:
+			return fmt.Errorf("table name %q is not a plain identifier: letters, digits and underscores, not starting with a digit", name)
+		}
+	}
+	switch {
+	case name == "":
+		return errors.New("table name is empty")
+	case len(name) > MaxKeyLen:
+		return fmt.Errorf("table name is longer than %d bytes", MaxKeyLen)
+	case strings.HasPrefix(name, "__chai_"):
+		return fmt.Errorf("table name %q is reserved by Chai", name)
+	}
+	// Of a statement that defines something, Prepare does no more than parse it.
+	if _, err := db.Prepare("CREATE TABLE " + name + " (token TEXT)"); err != nil {
+		return fmt.Errorf("table name %q is a keyword of SQL", name)
+	}
+	return nil
+}
+
+// Create creates the table if it does not exist. It waits for transactions of the
+// application for no longer than a write does.
+func (t *Table) Create(ctx context.Context) error {
+	if _, err := t.handle.DB.Catalog().GetTableInfo(t.name); err == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, engine.HangLimit, engine.ErrHangs)
+	defer cancel()
+	err := engine.Update(ctx, t.handle, func(tx *chai.Tx) error {
+		return tx.Exec("CREATE TABLE IF NOT EXISTS " + t.name + " (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)")
+	})
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// The columns of a table of sessions, in their order.
+var columns = []struct{ name, typ string }{{"token", "text"}, {"data", "blob"}, {"expiry", "timestamp"}}
+
+// A layout is what the engine's catalog says of the table.
+type layout struct {
+	catalog   any   // the catalog that says it; another one follows each change of a table
+	err       error // why the table can't be used
+	namespace int64 // with which the keys of its rows begin
+	indexes   []index
+}
+
+// Check returns an error unless the table exists and is one of sessions.
+func (t *Table) Check() error {
+	_, err := t.layout()
+	return err
+}
+
+func (t *Table) layout() (*layout, error) {
+	catalog := t.handle.DB.Catalog()
+	l := t.known.Load()
+	if l == nil || l.catalog != any(catalog) {
+		l = t.readCatalog()
+		t.known.Store(l)
+	}
+	return l, l.err
+}
+
+func (t *Table) readCatalog() *layout {
+	catalog := t.handle.DB.Catalog()
+	l := &layout{catalog: catalog}
+	info, err := catalog.GetTableInfo(t.name)
+	if err != nil {
+		l.err = fmt.Errorf("table %q does not exist", t.name)
+		return l
+	}
+	l.namespace = int64(info.StoreNamespace)
+	fields := info.FieldConstraints.Ordered
+	for i, column := range columns {
+		if i >= len(fields) || fields[i].Field != column.name {
+			l.err = fmt.Errorf("column %d of table %q is not %q", i+1, t.name, column.name)
+			return l
+		}
+		if got := fields[i].Type.String(); got != column.typ {
+			l.err = fmt.Errorf("column %q of table %q is of type %s, not %s", column.name, t.name, got, column.typ)
+			return l
+		}
+	}
+	key := info.PrimaryKey
+	switch {
+	case len(fields) > len(columns) || info.FieldConstraints.AllowExtraFields:
+		l.err = fmt.Errorf("table %q has columns other than token, data and expiry", t.name)
+	case key == nil || len(key.Paths) != 1 || key.Paths[0].String() != "token" || key.SortOrder.IsDesc(0):
+		l.err = fmt.Errorf("the primary key of table %q is not its column \"token\", ascending", t.name)
+	case len(info.TableConstraints) > 1:
+		l.err = fmt.Errorf("table %q has a constraint besides its primary key", t.name)
+	}
+	for _, name := range catalog.ListIndexes(t.name) {
+		info, err := catalog.GetIndexInfo(name)
+		if err != nil || l.err != nil {
+			continue
+		}
+		ix := index{namespace: int64(info.StoreNamespace)}
+		for i, path := range info.Paths {
+			switch path.String() {
+			case "token":
+				ix.columns = append(ix.columns, indexColumn{0, info.KeySortOrder.IsDesc(i)})
+			case "expiry":
+				ix.columns = append(ix.columns, indexColumn{2, info.KeySortOrder.IsDesc(i)})
+			default: // Chai's order of keys is wrong for blobs of 128 bytes or more
+				l.err = fmt.Errorf("index %q of table %q has a column other than token and expiry", name, t.name)
+			}
+		}
+		if info.Unique {
+			l.err = fmt.Errorf("index %q of table %q is unique", name, t.name)
+		}
+		l.indexes = append(l.indexes, ix)
+	}
+	return l
+}
+
+// read calls f with a snapshot and the layout of the table in it, and returns its
+// error. It calls f again if f has not found what it looks for because the table
+// was dropped or replaced in between.
+func (t *Table) read(ctx context.Context, f func(s *engine.Snapshot, l *layout) (found bool, err error)) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		l, err := t.layout()
+		if err != nil {
+			return err
+		}
+		replaced := false
+		err = t.db.Read(func(s *engine.Snapshot) error {
+			found, err := f(s, l)
+			if found || err != nil {
+				return err
+			}
+			replaced, err = t.replacedIn(s, l)
+			return err
+		})
+		if err != nil || !replaced {
+			return err
+		}
+		runtime.Gosched() // Chai is about to make the new catalog known
+	}
+}
+
+// replacedIn reports whether the table is another one in s than in l. Chai makes
+// known what a transaction has done to the catalog a moment after its rows.
+func (t *Table) replacedIn(s *engine.Snapshot, l *layout) (bool, error) {
+	if t.db.Quiet() && any(t.handle.DB.Catalog()) == l.catalog {
+		return false, nil // as nobody has such a transaction open
+	}
+	row, err := s.Get(appendKey(nil, catalogNamespace, t.name))
+	if err != nil || row == nil {
+		return err == nil, err
+	}
+	namespace, err := decodeCatalogRow(row)
+	return namespace != l.namespace, err
+}
+
+// write runs op in the turn of a write, with the layout that the table has then.
+// The size is about how many bytes op writes to the table.
+func (t *Table) write(ctx context.Context, size int, op func(b *engine.Batch, l *layout) error) error {
+	if err := t.Check(); err != nil {
+		return err
+	}
+	return t.db.Write(ctx, size, func(b *engine.Batch) error {
+		l, err := t.layout()
+		if err != nil {
+			return err
+		}
+		return op(b, l)
+	})
+}

@@ -43,6 +43,7 @@ var (
 const (
 	defaultTableName       = "sessions"
 	defaultCleanupInterval = 5 * time.Minute
+	defaultCacheSize       = 16 << 20
 )
 
 // ErrTokenTooLong is the error of committing a session whose token has more than
@@ -71,6 +72,13 @@ type Config struct {
 	// CreateTable makes NewWithConfig create the table if it does not exist.
 	// Default: false.
 	CreateTable bool
+
+	// CacheSize is how many bytes of memory the copies of sessions that were found or
+	// committed lately may take, the bookkeeping included. All stores on a database
+	// share one cache, which is as large as the largest that one of them asks for. A
+	// negative size asks for none. Default: 16 MiB, which hold 30,000 sessions of 300
+	// bytes.
+	CacheSize int64
 
 	// Logger gets an error for each failed sweep and when writing hangs, and a line
 	// for each sweep at debug level. It never gets tokens or data.
@@ -118,7 +126,7 @@ func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiSto
 	if isNil(db) {
 		panic(errNilDatabase.Error())
 	}
-	s := newStore(db, defaultTableName, nil)
+	s := newStore(db, defaultTableName, defaultCacheSize, nil)
 	s.startCleanup(cleanupInterval)
 	return s
 }
@@ -141,10 +149,13 @@ func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	if cfg.CleanupInterval == 0 {
 		cfg.CleanupInterval = defaultCleanupInterval
 	}
+	if cfg.CacheSize == 0 {
+		cfg.CacheSize = defaultCacheSize
+	}
 	if err := sessiontable.CheckName(db, cfg.TableName); err != nil {
 		return nil, fmt.Errorf("chaistore: %w", err)
 	}
-	s := newStore(db, cfg.TableName, cfg.Logger)
+	s := newStore(db, cfg.TableName, cfg.CacheSize, cfg.Logger)
 	if cfg.CreateTable {
 		if err := s.table.Create(context.Background()); err != nil {
 			return nil, fmt.Errorf("chaistore: create table %q: %w", cfg.TableName, err)
@@ -164,13 +175,13 @@ func isNil(db *chai.DB) bool {
 }
 
 // newStore returns a store without a cleanup goroutine.
-func newStore(db *chai.DB, tableName string, logger *slog.Logger) *ChaiStore {
+func newStore(db *chai.DB, tableName string, cacheSize int64, logger *slog.Logger) *ChaiStore {
 	currentLogger := slog.Default
 	if logger != nil {
 		currentLogger = func() *slog.Logger { return logger }
 	}
 	return &ChaiStore{
-		table:  sessiontable.New(db, tableName, currentLogger),
+		table:  sessiontable.New(db, tableName, cacheSize, currentLogger),
 		logger: currentLogger,
 	}
 }
@@ -225,14 +236,14 @@ func (s *ChaiStore) FindCtx(ctx context.Context, token string) (b []byte, exists
 	if len(token) > sessiontable.MaxKeyLen {
 		return nil, false, nil
 	}
-	session, found, err := s.table.Find(ctx, token)
+	data, expiry, found, err := s.table.Find(ctx, token)
 	if err != nil {
 		return nil, false, fmt.Errorf("chaistore: find: %w", err)
 	}
-	if !found || !isActive(session.Expiry, time.Now()) {
+	if !found || !isActive(expiry, time.Now()) {
 		return nil, false, nil
 	}
-	return session.Data, true, nil
+	return data, true, nil
 }
 
 // Commit is [ChaiStore.CommitCtx] with a context that does not end.

@@ -11,48 +11,41 @@ type Op func(b *Batch) error
 // A Batch is a set of changes that are committed together. It must not be used
 // after the [Op] that it was given to has returned.
 type Batch struct {
-	changes  []change
-	latest   map[string]int // the last change of each key; nil until somebody reads
-	snapshot snapshot       // nil until somebody reads
-	open     func() snapshot
+	changes []change
+	latest  map[string]int                   // the last change of each key
+	read    func(key []byte) ([]byte, error) // what was committed before
 }
 
 // A change puts a row, or deletes it.
-type change struct{ key, row []byte } // row is nil for a deletion
+type change struct {
+	key, row []byte // row is nil for a deletion
+	entry    bool   // of an index
+}
 
 // Put adds the row with the given key, or overwrites it. Neither may be changed
 // afterwards, and the row must not be empty.
-func (b *Batch) Put(key, row []byte) { b.add(change{key, row}) }
+func (b *Batch) Put(key, row []byte) { b.add(change{key: key, row: row}) }
+
+// PutEntry adds an entry of an index with the given key, which may not be changed
+// afterwards. Chai has a zero byte as the row of each, which is not cached.
+func (b *Batch) PutEntry(key []byte) { b.add(change{key: key, row: []byte{0}, entry: true}) }
 
 // Delete deletes the row with the given key, if there is one. The key may not be
 // changed afterwards.
-func (b *Batch) Delete(key []byte) { b.add(change{key, nil}) }
+func (b *Batch) Delete(key []byte) { b.add(change{key: key}) }
 
 func (b *Batch) add(c change) {
+	b.latest[string(c.key)] = len(b.changes)
 	b.changes = append(b.changes, c)
-	if b.latest != nil {
-		b.latest[string(c.key)] = len(b.changes) - 1
-	}
 }
 
 // Get returns the row with the given key as this batch leaves it, or nil if there
 // is none. It must not be changed.
 func (b *Batch) Get(key []byte) ([]byte, error) {
-	if b.latest == nil {
-		b.latest = make(map[string]int)
-		for i, c := range b.changes {
-			b.latest[string(c.key)] = i
-		}
-	}
 	if i, ok := b.latest[string(key)]; ok {
 		return b.changes[i].row, nil
 	}
-	// The engine's own batch must not be read: it writes out what it has first
-	// (applyBatch in its internal/kv), and remembers the keys until it is closed.
-	if b.snapshot == nil {
-		b.snapshot = b.open()
-	}
-	return get(b.snapshot, key)
+	return b.read(key)
 }
 
 // run runs op, and undoes what it has done if it fails.
@@ -60,7 +53,11 @@ func (b *Batch) run(op Op) error {
 	n := len(b.changes)
 	err := op(b)
 	if err != nil {
-		b.changes, b.latest = b.changes[:n], nil
+		b.changes = b.changes[:n]
+		clear(b.latest)
+		for i, c := range b.changes {
+			b.latest[string(c.key)] = i
+		}
 	}
 	return err
 }
@@ -95,15 +92,30 @@ func (db *DB) commit(group []*request, results []error) (err error) {
 	defer db.failures.rescue(&err, db.failures.failWrites)
 
 	db.panicIfClosed()
-	b := Batch{open: db.openSnapshot}
+	epoch := db.cache.begin(transactions(db.handle))
+	var session snapshot
+	b := Batch{latest: make(map[string]int, len(group)), read: func(key []byte) ([]byte, error) {
+		if row := db.cache.get(epoch, key); row != nil {
+			return row, nil
+		}
+		// The engine's own batch must not be read: it writes out what it has first
+		// (applyBatch in its internal/kv), and remembers the keys until it is closed.
+		if session == nil {
+			session = db.handle.DB.Store.NewSnapshotSession()
+		}
+		return get(session, key)
+	}}
 	for i, r := range group {
 		results[i] = b.run(r.op)
 	}
-	if b.snapshot != nil {
-		_ = b.snapshot.Close() // frees it; nothing was written
+	if session != nil {
+		_ = session.Close() // frees it; nothing was written
 	}
 	if len(b.changes) > 0 {
-		err = db.apply(b.changes)
+		db.cache.announce(&b)
+		if err = db.apply(b.changes); err == nil {
+			db.cache.committed(epoch, &b)
+		}
 	}
 	db.writeLock.Unlock()
 	return err

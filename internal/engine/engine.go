@@ -65,6 +65,7 @@ type shared struct {
 	queue    queue
 	app      appLock
 	failures failures
+	cache    *cache
 	fsyncs   atomic.Uint64
 }
 
@@ -101,7 +102,7 @@ func sharedBy(db *chai.DB) *shared {
 	if s, ok := registry.Load(key); ok {
 		return s.(*shared)
 	}
-	s, loaded := registry.LoadOrStore(key, &shared{app: appLock{taken: make(chan struct{}, 1)}})
+	s, loaded := registry.LoadOrStore(key, &shared{app: appLock{taken: make(chan struct{}, 1)}, cache: newCache()})
 	if !loaded {
 		runtime.AddCleanup(db.DB, func(key any) { registry.Delete(key) }, key)
 	}
@@ -145,3 +146,12 @@ func (db *DB) Write(ctx context.Context, size int, op Op) error {
 
 // Fsyncs returns how many batches have been committed, each with one fsync.
 func (db *DB) Fsyncs() uint64 { return db.fsyncs.Load() }
+
+// WriteError returns what a write returns at present: nil if writes work,
+// [ErrHangs], or the failure that ended them for good.
+func (db *DB) WriteError() error {
+	if db.queue.hanging() {
+		return ErrHangs
+	}
+	return db.failures.writing()
+}

@@ -71,6 +71,13 @@ func (q *queue) leave(r *request) bool {
 	return true
 }
 
+// hanging reports whether a turn hangs.
+func (q *queue) hanging() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.hangs
+}
+
 // remove takes r out of the queue. q.mu must be held.
 func (q *queue) remove(r *request) {
 	q.waiting.Remove(r.place)
@@ -128,13 +135,6 @@ func (q *queue) more() bool {
 	defer q.mu.Unlock()
 	q.served = q.waiting.Len() > 0
 	return q.served
-}
-
-// hanging reports whether a turn hangs.
-func (q *queue) hanging() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.hangs
 }
 
 // serve serves the queue until it is empty. It is a goroutine of its own, because

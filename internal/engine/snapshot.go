@@ -14,6 +14,9 @@ type snapshot interface {
 // must not be used after the function that it was given to has returned.
 type Snapshot struct {
 	session snapshot
+	cache   *cache
+	epoch   *epoch        // in which it was opened, nil if it is not known to be one
+	batch   *announcement // the latest when it was opened
 	scan    func(from, to []byte, each func(key, row []byte) error) error
 }
 
@@ -21,11 +24,30 @@ type Snapshot struct {
 // caller's.
 func (s *Snapshot) Get(key []byte) ([]byte, error) { return get(s.session, key) }
 
+// Find is Get for a row that is likely to be looked up again: it enters the cache,
+// and must not be changed.
+func (s *Snapshot) Find(key []byte) ([]byte, error) {
+	row, err := s.Get(key)
+	if row != nil && s.epoch != nil {
+		s.cache.fill(s.epoch, s.batch, key, row)
+	}
+	return row, err
+}
+
 // Scan calls each for the rows with keys from one up to, but not including,
 // another, in their order, until each returns an error, which Scan then returns.
 // The key and the row are valid during that call only.
 func (s *Snapshot) Scan(from, to []byte, each func(key, row []byte) error) error {
 	return s.scan(from, to, each)
+}
+
+// Cached returns the row with the given key if the cache has a copy that is known
+// to be the newest, or else nil. The row must not be changed.
+func (db *DB) Cached(key []byte) []byte {
+	if e := db.cache.current(transactions(db.handle)); e != nil {
+		return db.cache.get(e, key)
+	}
+	return nil
 }
 
 // Read calls f with a snapshot that has everything that was committed before,
@@ -40,8 +62,9 @@ func (db *DB) Read(f func(s *Snapshot) error) (err error) {
 	defer db.failures.rescue(&err, db.failures.failAll)
 
 	db.panicIfClosed()
+	epoch, batch := db.currentEpoch(), db.cache.batch.Load()
 	session := db.handle.DB.Store.NewSnapshotSession()
-	err = f(&Snapshot{session, func(from, to []byte, each func(key, row []byte) error) error {
+	err = f(&Snapshot{session, db.cache, epoch, batch, func(from, to []byte, each func(key, row []byte) error) error {
 		options := zero(session.Iterator)
 		options.LowerBound, options.UpperBound = from, to
 		rows, err := session.Iterator(options)
@@ -59,8 +82,17 @@ func (db *DB) Read(f func(s *Snapshot) error) (err error) {
 	return errors.Join(err, session.Close())
 }
 
-// openSnapshot opens a session that reads, for a caller that closes it.
-func (db *DB) openSnapshot() snapshot { return db.handle.DB.Store.NewSnapshotSession() }
+// currentEpoch returns the current epoch of the cache. It begins one if the last
+// has ended and nobody has a transaction open that writes, and returns nil if
+// somebody has.
+func (db *DB) currentEpoch() *epoch {
+	e := db.cache.current(transactions(db.handle))
+	if e == nil && db.writeLock.TryLock() {
+		e = db.cache.begin(transactions(db.handle))
+		db.writeLock.Unlock()
+	}
+	return e
+}
 
 // panicIfClosed panics if the database is closed. NewSnapshotSession and
 // NewBatchSession do that, too, but with a lock of Chai held, for which the next
@@ -73,14 +105,8 @@ func (db *DB) panicIfClosed() {
 }
 
 // Quiet reports whether nobody had a transaction open that writes, at a moment
-// during the call. Then [DB.Catalog] describes the tables that are committed.
-func (db *DB) Quiet() bool {
-	if !db.writeLock.TryLock() {
-		return false
-	}
-	db.writeLock.Unlock()
-	return true
-}
+// during the call. Then the catalog describes the tables that are committed.
+func (db *DB) Quiet() bool { return db.currentEpoch() != nil }
 
 // get returns the row with the given key, or nil if there is none.
 func get(s snapshot, key []byte) ([]byte, error) {

@@ -11,9 +11,6 @@ import (
 	"go.elara.ws/chaistore/internal/engine"
 )
 
-// entry is the row of each entry of an index. What it says is in its key.
-var entry = []byte{0}
-
 // An index is a secondary index of the table. Its entries are rows of a namespace
 // of its own. Their keys are the indexed columns and the key of the row that has
 // them.
@@ -74,7 +71,7 @@ func (l *layout) put(b *engine.Batch, key, row []byte) error {
 		if err != nil {
 			return err
 		}
-		b.Put(e, entry)
+		b.PutEntry(e)
 	}
 	b.Put(key, row)
 	return nil
@@ -164,7 +161,7 @@ func (t *Table) addEntries(ctx context.Context, ix *index) error {
 				return err
 			}
 			e, err := ix.appendEntry(nil, key, row)
-			b.Put(e, entry)
+			b.PutEntry(e)
 			return err
 		})
 		if err != nil {

@@ -34,18 +34,28 @@ const (
 	pageBytes = 1 << 20
 )
 
-// Find returns the session with the given token. It is the caller's.
-func (t *Table) Find(ctx context.Context, token string) (row Row, found bool, err error) {
-	err = t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
-		encoded, err := s.Get(appendKey(nil, l.namespace, token))
-		if encoded == nil || err != nil {
-			return false, err
-		}
-		row, err = decodeRow(encoded)
-		found = err == nil
-		return true, err
-	})
-	return row, found, err
+// Find returns the data and the expiry of the session with the given token. The
+// data is the caller's.
+func (t *Table) Find(ctx context.Context, token string) (data []byte, expiry time.Time, found bool, err error) {
+	l, err := t.layout()
+	if err != nil {
+		return nil, time.Time{}, false, err
+	}
+	t.counts.finds.Add(1)
+	row := t.db.Cached(appendKey(nil, l.namespace, token))
+	if row != nil {
+		t.counts.cacheHits.Add(1)
+	} else {
+		err = t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
+			row, err = s.Find(appendKey(nil, l.namespace, token))
+			return row != nil, err
+		})
+	}
+	if row == nil || err != nil {
+		return nil, time.Time{}, false, err
+	}
+	_, data, expiry, err = decodeRow(row)
+	return bytes.Clone(data), expiry, err == nil, err
 }
 
 // Page returns the sessions that follow from, that included, in the order of
@@ -83,14 +93,14 @@ var errStop = errors.New("stop")
 func scan(ctx context.Context, s *engine.Snapshot, l *layout, from string, each func(encoded []byte, row Row) error) error {
 	end := appendInt(nil, l.namespace+1)
 	err := s.Scan(appendKey(nil, l.namespace, from), end, func(_, encoded []byte) error {
-		row, err := decodeRow(encoded)
+		token, data, expiry, err := decodeRow(encoded)
 		if err == nil {
 			err = ctx.Err()
 		}
 		if err != nil {
 			return err
 		}
-		return each(encoded, row)
+		return each(encoded, Row{string(token), data, expiry})
 	})
 	if errors.Is(err, errStop) {
 		return nil
@@ -112,16 +122,20 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 	}
 	// Encoded by the caller, so that other callers need not wait for it, and that
 	// the data is its own when it returns early.
-	row := appendRow(nil, Row{token, data, expiry})
-	return t.write(ctx, len(row)+MaxKeyLen, func(b *engine.Batch, l *layout) error {
+	row := encodeRow(Row{token, data, expiry})
+	err := t.write(ctx, len(row)+MaxKeyLen, func(b *engine.Batch, l *layout) error {
 		return l.put(b, appendKey(nil, l.namespace, token), row)
 	})
+	if err == nil {
+		t.counts.upserts.Add(1)
+	}
+	return err
 }
 
 // Delete deletes the sessions with the given tokens, as far as they exist, at
 // once. The tokens must not be longer than [MaxKeyLen].
 func (t *Table) Delete(ctx context.Context, tokens ...string) error {
-	return t.write(ctx, len(tokens)*MaxKeyLen, func(b *engine.Batch, l *layout) error {
+	err := t.write(ctx, len(tokens)*MaxKeyLen, func(b *engine.Batch, l *layout) error {
 		for _, token := range tokens {
 			if err := l.delete(b, appendKey(nil, l.namespace, token)); err != nil {
 				return err
@@ -129,6 +143,10 @@ func (t *Table) Delete(ctx context.Context, tokens ...string) error {
 		}
 		return nil
 	})
+	if err == nil {
+		t.counts.deletes.Add(uint64(len(tokens)))
+	}
+	return err
 }
 
 // The first byte of an encoded value is its type, or a small integer.
@@ -154,8 +172,10 @@ func appendKey(dst []byte, namespace int64, token string) []byte {
 	return appendText(appendInt(dst, namespace), token)
 }
 
-// appendRow appends the columns of a row in the order of the table.
-func appendRow(dst []byte, row Row) []byte {
+// encodeRow returns the columns of a row in the order of the table.
+func encodeRow(row Row) []byte {
+	const mostForLengthsAndExpiry = 20
+	dst := make([]byte, 0, len(row.Token)+len(row.Data)+mostForLengthsAndExpiry)
 	dst = appendText(dst, row.Token)
 	dst = appendBlob(dst, row.Data)
 	return appendInt(dst, row.Expiry.UnixMicro()-timestampEpoch)
@@ -199,20 +219,21 @@ func appendInt(dst []byte, n int64) []byte {
 
 var errBadRow = errors.New("a row is not stored as that of a session")
 
-// decodeRow returns what an encoded row holds. The data is a part of it. Of a
-// column that is NULL, which older tables allow, it is empty, or the zero time.
-func decodeRow(encoded []byte) (Row, error) {
+// decodeRow returns what an encoded row holds. The token and the data are parts of
+// it. Of a column that is NULL, which older tables allow, they are empty, and the
+// expiry is the zero time.
+func decodeRow(encoded []byte) (token, data []byte, expiry time.Time, err error) {
 	values, err := split(encoded)
 	if err != nil {
-		return Row{}, err
+		return nil, nil, time.Time{}, err
 	}
 	token, ok1 := decodeBytes(values[0], textType)
 	data, ok2 := decodeBytes(values[1], blobType)
 	expiry, ok3 := decodeTime(values[2])
 	if !ok1 || !ok2 || !ok3 {
-		return Row{}, errBadRow
+		return nil, nil, time.Time{}, errBadRow
 	}
-	return Row{Token: string(token), Data: data, Expiry: expiry}, nil
+	return token, data, expiry, nil
 }
 
 // split returns the encoded columns of an encoded row, as parts of it.

@@ -30,6 +30,10 @@ type Sweep struct {
 // It looks for them without keeping anyone from writing, and deletes a few in
 // each turn. A session that is committed meanwhile with an expiry after now stays.
 func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, err error) {
+	defer func() {
+		t.counts.swept.Add(uint64(sweep.Deleted))
+		t.counts.lastSweep.Store(&sweepEnd{time.Now(), err})
+	}()
 	for from, more := "", true; more; {
 		var page expiredPage
 		if page, err = t.scanExpired(ctx, from, now); err != nil {
@@ -92,11 +96,11 @@ func (t *Table) deleteIfExpired(ctx context.Context, tokens []string, now time.T
 			if encoded == nil {
 				continue
 			}
-			row, err := decodeRow(encoded)
+			_, _, expiry, err := decodeRow(encoded)
 			if err != nil {
 				return err
 			}
-			if row.Expiry.After(now) {
+			if expiry.After(now) {
 				continue
 			}
 			if err := l.delete(b, key); err != nil {

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/chaisql/chai"
 
@@ -39,12 +40,16 @@ type Table struct {
 	db     *engine.DB
 	known  atomic.Pointer[layout] // of the latest catalog that was looked at
 	right  sync.Map               // namespaces of indexes that were found right, or made right
+	counts counts
 }
 
-// New returns the table of the given name in db. The name must have passed
-// [CheckName]. The logger is asked for each time there is something to log.
-func New(db *chai.DB, name string, logger func() *slog.Logger) *Table {
-	return &Table{name: name, handle: db, db: engine.For(db, logger)}
+// New returns the table of the given name in db, whose cache has at least so many
+// bytes. The name must have passed [CheckName]. The logger is asked for each time
+// there is something to log.
+func New(db *chai.DB, name string, cacheSize int64, logger func() *slog.Logger) *Table {
+	t := &Table{name: name, handle: db, db: engine.For(db, logger)}
+	t.db.GrowCache(cacheSize)
+	return t
 }
 
 // CheckName returns an error unless name can be the name of a table: letters,
@@ -92,6 +97,46 @@ func (t *Table) Create(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	return err
+}
+
+// counts is what a Table has done.
+type counts struct {
+	finds, cacheHits, upserts, deletes, swept atomic.Uint64
+	lastSweep                                 atomic.Pointer[sweepEnd]
+}
+
+// A sweepEnd is how a sweep has ended.
+type sweepEnd struct {
+	at  time.Time
+	err error
+}
+
+// Stats is what a Table has done, and the state of its database.
+type Stats struct {
+	Finds, CacheHits uint64
+	Upserts, Deletes uint64 // of sessions, acknowledged
+	Swept            uint64
+	LastSweep        time.Time // when it ended; the zero time before the first
+	LastSweepErr     error
+	Fsyncs           uint64 // of all tables in the database
+	WriteErr         error  // what a write returns at present, or nil
+}
+
+// Stats returns what the table has done since it was made.
+func (t *Table) Stats() Stats {
+	stats := Stats{
+		Finds:     t.counts.finds.Load(),
+		CacheHits: t.counts.cacheHits.Load(),
+		Upserts:   t.counts.upserts.Load(),
+		Deletes:   t.counts.deletes.Load(),
+		Swept:     t.counts.swept.Load(),
+		Fsyncs:    t.db.Fsyncs(),
+		WriteErr:  t.db.WriteError(),
+	}
+	if last := t.counts.lastSweep.Load(); last != nil {
+		stats.LastSweep, stats.LastSweepErr = last.at, last.err
+	}
+	return stats
 }
 
 // The columns of a table of sessions, in their order.

@@ -1,0 +1,199 @@
+// The cache: copies of rows in memory that are known to be the newest.
+
+package engine
+
+import (
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+
+	"github.com/chaisql/chai"
+)
+
+// A cache has copies of rows. An application can change rows behind its back, with
+// SQL, so it has to know when it may be wrong:
+//
+//   - Chai numbers its transactions. Each increments a counter of the database
+//     after it has got the write lock, if it writes, and before it changes anything.
+//     Batches of this package don't count. Whoever has the write lock reads a number
+//     that nobody with a transaction open can change, and begins an epoch with it.
+//   - A copy belongs to the epoch in which it was made. It is used only while that
+//     epoch is the latest, and its number the current one: no transaction has begun
+//     since, so no one but this package has changed anything. There is nothing to
+//     remove when an epoch ends.
+//   - A batch is announced before it is committed, with its keys, and their copies
+//     are removed. When it is committed, its rows are entered, and then its end is
+//     announced, all before its callers are answered. If it fails, or hangs, the
+//     copies stay removed.
+//   - A reader enters a row only if no batch was announced since before its snapshot,
+//     and if the one that was announced then does not have that key. It looks with
+//     the lock that is needed to remove a copy, so a batch that is announced a moment
+//     later removes what was entered.
+//
+// Missing rows are not cached.
+type cache struct {
+	epoch  atomic.Pointer[epoch]        // the latest; nil before the first
+	batch  atomic.Pointer[announcement] // the latest
+	limit  atomic.Int64                 // in bytes, for each shard
+	seed   maphash.Seed
+	shards [32]shard
+}
+
+// An epoch is a time in which nobody begins a transaction of Chai.
+type epoch struct{ number uint64 }
+
+// An announcement has the keys of the batch that is being committed, none after
+// its end.
+type announcement struct{ keys map[string]int }
+
+func newCache() *cache {
+	c := &cache{seed: maphash.MakeSeed()}
+	c.batch.Store(new(announcement))
+	return c
+}
+
+// GrowCache makes the cache of db as large as so many bytes, if it is smaller. It is
+// empty at first, and holds nothing.
+func (db *DB) GrowCache(bytes int64) {
+	c := db.cache
+	limit := bytes / int64(len(c.shards))
+	for old := c.limit.Load(); old < limit && !c.limit.CompareAndSwap(old, limit); {
+		old = c.limit.Load()
+	}
+}
+
+// begin returns the epoch of a number. The caller must have the write lock.
+func (c *cache) begin(number uint64) *epoch {
+	e := c.epoch.Load()
+	if e == nil || e.number != number {
+		e = &epoch{number}
+		c.epoch.Store(e)
+	}
+	return e
+}
+
+// current returns the latest epoch if its number is still the current one.
+func (c *cache) current(number uint64) *epoch {
+	if e := c.epoch.Load(); e != nil && e.number == number {
+		return e
+	}
+	return nil
+}
+
+// get returns the copy of a row that was made in epoch e, or nil.
+func (c *cache) get(e *epoch, key []byte) []byte {
+	s := c.shard(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	entry, ok := s.entries[string(key)]
+	if !ok || entry.epoch != e {
+		return nil
+	}
+	entry.used = true
+	return entry.row
+}
+
+// fill enters a row that was read in epoch e, unless it may have changed since the
+// given announcement.
+func (c *cache) fill(e *epoch, since *announcement, key, row []byte) {
+	s := c.shard(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, changing := since.keys[string(key)]; changing || c.batch.Load() != since {
+		return
+	}
+	s.put(string(key), row, e, int(c.limit.Load()))
+}
+
+// announce announces a batch.
+func (c *cache) announce(b *Batch) {
+	c.batch.Store(&announcement{b.latest})
+	for key := range b.latest {
+		s := c.shard([]byte(key))
+		s.mu.Lock()
+		s.remove(key)
+		s.mu.Unlock()
+	}
+}
+
+// committed enters the rows of the batch that was announced, committed in epoch e,
+// and announces its end.
+func (c *cache) committed(e *epoch, b *Batch) {
+	for key, i := range b.latest {
+		if row := b.changes[i].row; len(row) > 0 && !b.changes[i].entry {
+			s := c.shard([]byte(key))
+			s.mu.Lock()
+			s.put(key, row, e, int(c.limit.Load()))
+			s.mu.Unlock()
+		}
+	}
+	c.batch.Store(new(announcement))
+}
+
+func (c *cache) shard(key []byte) *shard {
+	return &c.shards[maphash.Bytes(c.seed, key)%uint64(len(c.shards))]
+}
+
+// A shard is a part of the cache, with a limit of its own. What is removed first is
+// what has not been used since a hand has passed it (CLOCK).
+type shard struct {
+	mu      sync.Mutex
+	entries map[string]*entry
+	clock   []*entry // the same, in any order
+	hand    int
+	size    int
+}
+
+type entry struct {
+	key   string
+	row   []byte
+	epoch *epoch
+	place int // in the clock
+	used  bool
+}
+
+// entryOverhead is how many bytes an entry takes besides its key and its row: 80 for
+// itself, 8 in the clock, 40 to 80 in the map, depending on how full it is, and what
+// the allocator adds. It was measured with entries of 20 to 4,000 bytes.
+const entryOverhead = 200
+
+func (e *entry) size() int { return entryOverhead + len(e.key) + cap(e.row) }
+
+func (s *shard) put(key string, row []byte, epoch *epoch, limit int) {
+	s.remove(key)
+	e := &entry{key: key, row: row, epoch: epoch, place: len(s.clock)}
+	if e.size() > limit {
+		return
+	}
+	if s.entries == nil {
+		s.entries = make(map[string]*entry)
+	}
+	s.entries[key] = e
+	s.clock = append(s.clock, e)
+	s.size += e.size()
+	for s.size > limit {
+		s.hand = (s.hand + 1) % len(s.clock)
+		if e := s.clock[s.hand]; e.used {
+			e.used = false
+		} else {
+			s.remove(e.key)
+		}
+	}
+}
+
+func (s *shard) remove(key string) {
+	e, ok := s.entries[key]
+	if !ok {
+		return
+	}
+	delete(s.entries, key)
+	s.size -= e.size()
+	last := len(s.clock) - 1
+	s.clock[e.place] = s.clock[last]
+	s.clock[e.place].place = e.place
+	s.clock[last] = nil
+	s.clock = s.clock[:last]
+}
+
+// transactions returns the number of transactions of Chai that have begun.
+func transactions(db *chai.DB) uint64 { return atomic.LoadUint64(&db.DB.TransactionIDs) }

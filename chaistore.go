@@ -19,6 +19,7 @@
 package chaistore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,6 +58,14 @@ var ErrDataTooLarge = fmt.Errorf("data is larger than %d MiB", maxDataLen>>20)
 
 const maxDataLen = 16 << 20
 
+// ErrEnded is the error of committing a session that was deleted, by a store that
+// remembers it: see [Config.RememberEnded].
+var ErrEnded = sessiontable.ErrEnded
+
+// ErrOwnerTooLong is the error of committing a session whose owner has more than 100
+// bytes: see [Config.Owner].
+var ErrOwnerTooLong = sessiontable.ErrOwnerTooLong
+
 // Config says how [NewWithConfig] makes a store. The zero Config makes the store
 // that [New] makes.
 type Config struct {
@@ -79,6 +88,33 @@ type Config struct {
 	// negative size asks for none. Default: 16 MiB, which hold 30,000 sessions of 300
 	// bytes.
 	CacheSize int64
+
+	// RememberEnded is for how long the store remembers that a session was deleted, by
+	// Delete, DeleteFunc or DeleteOf, and refuses to commit it again, with [ErrEnded].
+	// Without it, a session that is ended comes back if a request is being served
+	// meanwhile that has loaded it before and commits it afterwards. It should be
+	// longer than any request takes, such as 10 minutes. All stores on the table that
+	// remember share what they remember, about 60 bytes for each session, until the
+	// process ends.
+	//
+	// A request that renews its token (RenewToken) while its session is ended goes on
+	// under the new token: to end a user's sessions for good, refuse the user, too.
+	// RenewToken deletes the session with the old token, so requests that are being
+	// served with it get ErrEnded. Default: 0, nothing is remembered.
+	RememberEnded time.Duration
+
+	// Owner returns whose session it is that has the given data, such as the ID of a
+	// user, and "" if it is nobody's. [OwnerByKey] makes one for the usual case. The
+	// store keeps the owners in a table of its own, named like that of the sessions
+	// with "_owners" behind it, which it creates, and which the application's SQL may
+	// read: its columns are token and owner. [ChaiStore.SessionsOf] and
+	// [ChaiStore.DeleteOf] use it.
+	//
+	// Owner is called once for each commit, by the goroutine that commits, and for
+	// what SessionsOf finds; it must not change the data. A panic in it is an error of
+	// that commit. An owner has at most 100 bytes: a commit with a longer one fails
+	// with [ErrOwnerTooLong]. Default: nil, no owners.
+	Owner func(data []byte) string
 
 	// Logger gets an error for each failed sweep and when writing hangs, and a line
 	// for each sweep at debug level. It never gets tokens or data.
@@ -126,7 +162,7 @@ func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiSto
 	if isNil(db) {
 		panic(errNilDatabase.Error())
 	}
-	s := newStore(db, defaultTableName, defaultCacheSize, nil)
+	s := newStore(db, Config{TableName: defaultTableName})
 	s.startCleanup(cleanupInterval)
 	return s
 }
@@ -143,28 +179,25 @@ func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	if isNil(db) {
 		return nil, errNilDatabase
 	}
-	if cfg.TableName == "" {
-		cfg.TableName = defaultTableName
-	}
-	if cfg.CleanupInterval == 0 {
-		cfg.CleanupInterval = defaultCleanupInterval
-	}
-	if cfg.CacheSize == 0 {
-		cfg.CacheSize = defaultCacheSize
-	}
+	cfg.TableName = cmp.Or(cfg.TableName, defaultTableName)
 	if err := sessiontable.CheckName(db, cfg.TableName); err != nil {
 		return nil, fmt.Errorf("chaistore: %w", err)
 	}
-	s := newStore(db, cfg.TableName, cfg.CacheSize, cfg.Logger)
+	s := newStore(db, cfg)
 	if cfg.CreateTable {
 		if err := s.table.Create(context.Background()); err != nil {
 			return nil, fmt.Errorf("chaistore: create table %q: %w", cfg.TableName, err)
 		}
 	}
+	if cfg.Owner != nil {
+		if err := s.table.CreateOwners(context.Background()); err != nil {
+			return nil, fmt.Errorf("chaistore: %w", err)
+		}
+	}
 	if err := s.table.Check(); err != nil {
 		return nil, fmt.Errorf("chaistore: %w", err)
 	}
-	s.startCleanup(cfg.CleanupInterval)
+	s.startCleanup(cmp.Or(cfg.CleanupInterval, defaultCleanupInterval))
 	return s, nil
 }
 
@@ -175,14 +208,20 @@ func isNil(db *chai.DB) bool {
 }
 
 // newStore returns a store without a cleanup goroutine.
-func newStore(db *chai.DB, tableName string, cacheSize int64, logger *slog.Logger) *ChaiStore {
-	currentLogger := slog.Default
-	if logger != nil {
-		currentLogger = func() *slog.Logger { return logger }
+func newStore(db *chai.DB, cfg Config) *ChaiStore {
+	logger := slog.Default
+	if cfg.Logger != nil {
+		logger = func() *slog.Logger { return cfg.Logger }
 	}
 	return &ChaiStore{
-		table:  sessiontable.New(db, tableName, cacheSize, currentLogger),
-		logger: currentLogger,
+		table: sessiontable.New(db, sessiontable.Options{
+			Name:          cfg.TableName,
+			CacheSize:     cmp.Or(cfg.CacheSize, defaultCacheSize),
+			RememberEnded: cfg.RememberEnded,
+			OwnerOf:       cfg.Owner,
+			Logger:        logger,
+		}),
+		logger: logger,
 	}
 }
 

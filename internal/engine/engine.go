@@ -67,6 +67,7 @@ type shared struct {
 	failures failures
 	cache    *cache
 	fsyncs   atomic.Uint64
+	values   sync.Map // of other packages
 }
 
 // registry has the shared part of each open database. The key is a weak pointer
@@ -142,6 +143,13 @@ func (db *DB) Write(ctx context.Context, size int, op Op) error {
 		}
 		return <-r.answer
 	}
+}
+
+// Shared returns the value that all DBs of the same database have under a key, which
+// is the given one if there was none. It must not refer to the database.
+func (db *DB) Shared(key, value any) any {
+	value, _ = db.values.LoadOrStore(key, value)
+	return value
 }
 
 // Fsyncs returns how many batches have been committed, each with one fsync.

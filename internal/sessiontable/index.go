@@ -11,12 +11,13 @@ import (
 	"go.elara.ws/chaistore/internal/engine"
 )
 
-// An index is a secondary index of the table. Its entries are rows of a namespace
+// An index is a secondary index of a table. Its entries are rows of a namespace
 // of its own. Their keys are the indexed columns and the key of the row that has
 // them.
 type index struct {
 	namespace int64
 	columns   []indexColumn
+	width     int // how many columns the table has
 }
 
 type indexColumn struct {
@@ -26,7 +27,7 @@ type indexColumn struct {
 
 // appendEntry appends the key of the entry for a row.
 func (ix *index) appendEntry(dst, key, row []byte) ([]byte, error) {
-	values, err := split(row)
+	values, err := split(row, ix.width)
 	if err != nil {
 		return nil, err
 	}
@@ -62,12 +63,12 @@ func (ix *index) rowKey(entry []byte) []byte {
 }
 
 // put adds a row, or overwrites it, and its entries.
-func (l *layout) put(b *engine.Batch, key, row []byte) error {
-	if err := l.deleteEntries(b, key); err != nil {
+func (r *relation) put(b *engine.Batch, key, row []byte) error {
+	if err := r.deleteEntries(b, key); err != nil {
 		return err
 	}
-	for i := range l.indexes {
-		e, err := l.indexes[i].appendEntry(nil, key, row)
+	for i := range r.indexes {
+		e, err := r.indexes[i].appendEntry(nil, key, row)
 		if err != nil {
 			return err
 		}
@@ -78,8 +79,8 @@ func (l *layout) put(b *engine.Batch, key, row []byte) error {
 }
 
 // delete deletes a row, if there is one, and its entries.
-func (l *layout) delete(b *engine.Batch, key []byte) error {
-	if err := l.deleteEntries(b, key); err != nil {
+func (r *relation) delete(b *engine.Batch, key []byte) error {
+	if err := r.deleteEntries(b, key); err != nil {
 		return err
 	}
 	b.Delete(key)
@@ -87,16 +88,16 @@ func (l *layout) delete(b *engine.Batch, key []byte) error {
 }
 
 // deleteEntries deletes the entries of a row, if there is one.
-func (l *layout) deleteEntries(b *engine.Batch, key []byte) error {
-	if len(l.indexes) == 0 {
+func (r *relation) deleteEntries(b *engine.Batch, key []byte) error {
+	if len(r.indexes) == 0 {
 		return nil
 	}
 	old, err := b.Get(key)
 	if old == nil || err != nil {
 		return err
 	}
-	for i := range l.indexes {
-		e, err := l.indexes[i].appendEntry(nil, key, old)
+	for i := range r.indexes {
+		e, err := r.indexes[i].appendEntry(nil, key, old)
 		if err != nil {
 			return err
 		}
@@ -105,7 +106,7 @@ func (l *layout) deleteEntries(b *engine.Batch, key []byte) error {
 	return nil
 }
 
-// repairIndexes makes the indexes of the table right, once in the life of t.
+// repairIndexes makes the indexes of the table of sessions right, once in the life of t.
 //
 // Writes with ON CONFLICT REPLACE, by whatever has written to the table earlier,
 // leave an entry of the former expiry in an index on it, and none of the present
@@ -116,7 +117,7 @@ func (t *Table) repairIndexes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, ix := range l.indexes {
+	for _, ix := range l.sessions.indexes {
 		if _, ok := t.right.Load(ix.namespace); ok {
 			continue
 		}
@@ -143,7 +144,7 @@ func (t *Table) addEntries(ctx context.Context, ix *index) error {
 					from, more = row.Token, true
 					return errStop
 				}
-				key := appendKey(nil, l.namespace, row.Token)
+				key := appendKey(nil, l.sessions.namespace, row.Token)
 				ok, err := ix.hasEntry(s.Get, key, encoded)
 				if !ok && err == nil {
 					keys = append(keys, key)
@@ -243,8 +244,8 @@ func (t *Table) writeIndex(ctx context.Context, ix *index, keys [][]byte, op fun
 		return nil
 	}
 	return t.write(ctx, len(keys)*2*MaxKeyLen, func(b *engine.Batch, l *layout) error {
-		for i := range l.indexes {
-			if l.indexes[i].namespace != ix.namespace {
+		for i := range l.sessions.indexes {
+			if l.sessions.indexes[i].namespace != ix.namespace {
 				continue
 			}
 			for _, key := range keys {

@@ -42,12 +42,12 @@ func (t *Table) Find(ctx context.Context, token string) (data []byte, expiry tim
 		return nil, time.Time{}, false, err
 	}
 	t.counts.finds.Add(1)
-	row := t.db.Cached(appendKey(nil, l.namespace, token))
+	row := t.db.Cached(appendKey(nil, l.sessions.namespace, token))
 	if row != nil {
 		t.counts.cacheHits.Add(1)
 	} else {
 		err = t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
-			row, err = s.Find(appendKey(nil, l.namespace, token))
+			row, err = s.Find(appendKey(nil, l.sessions.namespace, token))
 			return row != nil, err
 		})
 	}
@@ -91,8 +91,8 @@ var errStop = errors.New("stop")
 // of their tokens, until it returns an error, or ctx ends. The encoded row and the
 // data are valid during that call only.
 func scan(ctx context.Context, s *engine.Snapshot, l *layout, from string, each func(encoded []byte, row Row) error) error {
-	end := appendInt(nil, l.namespace+1)
-	err := s.Scan(appendKey(nil, l.namespace, from), end, func(_, encoded []byte) error {
+	end := appendInt(nil, l.sessions.namespace+1)
+	err := s.Scan(appendKey(nil, l.sessions.namespace, from), end, func(_, encoded []byte) error {
 		token, data, expiry, err := decodeRow(encoded)
 		if err == nil {
 			err = ctx.Err()
@@ -113,7 +113,8 @@ func after(token string) string { return token + "\x00" }
 
 // Upsert adds the session, or overwrites its data and its expiry. An expiry
 // before 1970 or after 9999 is moved there. The token must not be longer than
-// [MaxKeyLen].
+// [MaxKeyLen]. It returns [ErrEnded] if the session was deleted, and the table
+// remembers that.
 func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry time.Time) error {
 	if expiry.Before(minExpiry) {
 		expiry = minExpiry
@@ -123,8 +124,19 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 	// Encoded by the caller, so that other callers need not wait for it, and that
 	// the data is its own when it returns early.
 	row := encodeRow(Row{token, data, expiry})
-	err := t.write(ctx, len(row)+MaxKeyLen, func(b *engine.Batch, l *layout) error {
-		return l.put(b, appendKey(nil, l.namespace, token), row)
+	owner, err := t.ownerOf(data)
+	if err != nil {
+		return err
+	}
+	err = t.write(ctx, len(row)+MaxKeyLen, func(b *engine.Batch, l *layout) error {
+		key := appendKey(nil, l.sessions.namespace, token)
+		if t.ended.has(key) {
+			return ErrEnded
+		}
+		if err := l.putOwner(b, token, owner); err != nil {
+			return err
+		}
+		return l.sessions.put(b, key, row)
 	})
 	if err == nil {
 		t.counts.upserts.Add(1)
@@ -133,13 +145,17 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 }
 
 // Delete deletes the sessions with the given tokens, as far as they exist, at
-// once. The tokens must not be longer than [MaxKeyLen].
+// once, and remembers that they have ended. The tokens must not be longer than
+// [MaxKeyLen].
 func (t *Table) Delete(ctx context.Context, tokens ...string) error {
 	err := t.write(ctx, len(tokens)*MaxKeyLen, func(b *engine.Batch, l *layout) error {
 		for _, token := range tokens {
-			if err := l.delete(b, appendKey(nil, l.namespace, token)); err != nil {
+			if err := l.delete(b, token); err != nil {
 				return err
 			}
+		}
+		for _, token := range tokens {
+			t.ended.add(appendKey(nil, l.sessions.namespace, token), t.RememberEnded)
 		}
 		return nil
 	})
@@ -147,6 +163,16 @@ func (t *Table) Delete(ctx context.Context, tokens ...string) error {
 		t.counts.deletes.Add(uint64(len(tokens)))
 	}
 	return err
+}
+
+// delete deletes a session, if there is one, and its owner.
+func (l *layout) delete(b *engine.Batch, token string) error {
+	if l.owners != nil {
+		if err := l.owners.delete(b, appendKey(nil, l.owners.namespace, token)); err != nil {
+			return err
+		}
+	}
+	return l.sessions.delete(b, appendKey(nil, l.sessions.namespace, token))
 }
 
 // The first byte of an encoded value is its type, or a small integer.
@@ -223,7 +249,7 @@ var errBadRow = errors.New("a row is not stored as that of a session")
 // it. Of a column that is NULL, which older tables allow, they are empty, and the
 // expiry is the zero time.
 func decodeRow(encoded []byte) (token, data []byte, expiry time.Time, err error) {
-	values, err := split(encoded)
+	values, err := split(encoded, 3)
 	if err != nil {
 		return nil, nil, time.Time{}, err
 	}
@@ -236,14 +262,15 @@ func decodeRow(encoded []byte) (token, data []byte, expiry time.Time, err error)
 	return token, data, expiry, nil
 }
 
-// split returns the encoded columns of an encoded row, as parts of it.
-func split(encoded []byte) (values [3][]byte, err error) {
-	for i := range values {
-		n := valueLen(encoded)
-		if n == 0 {
+// split returns the first columns of an encoded row, as parts of it.
+func split(encoded []byte, n int) ([3][]byte, error) {
+	var values [3][]byte
+	for i := range n {
+		length := valueLen(encoded)
+		if length == 0 {
 			return values, errBadRow
 		}
-		values[i], encoded = encoded[:n:n], encoded[n:]
+		values[i], encoded = encoded[:length:length], encoded[length:]
 	}
 	return values, nil
 }
@@ -321,7 +348,7 @@ const catalogNamespace = 1
 // decodeCatalogRow returns the namespace of a table from its row in the catalog:
 // its name, its type, its namespace, and more.
 func decodeCatalogRow(encoded []byte) (namespace int64, err error) {
-	values, err := split(encoded)
+	values, err := split(encoded, 3)
 	if err != nil {
 		return 0, err
 	}

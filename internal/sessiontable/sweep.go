@@ -25,7 +25,8 @@ type Sweep struct {
 
 // DeleteExpired deletes the sessions whose expiry is not after now. It returns
 // what it has done also when it ends with an error. The first time, it also makes
-// right what is wrong in the indexes of the table.
+// right what is wrong in the indexes of the table. It matches the owners with the
+// sessions that are left.
 //
 // It looks for them without keeping anyone from writing, and deletes a few in
 // each turn. A session that is committed meanwhile with an expiry after now stays.
@@ -47,7 +48,10 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 		sweep.Deleted += deleted
 		from, more = page.next, page.next != ""
 	}
-	return sweep, t.repairIndexes(ctx)
+	if err := t.repairIndexes(ctx); err != nil {
+		return sweep, err
+	}
+	return sweep, t.MatchOwners(ctx)
 }
 
 // An expiredPage is what has expired in a part of the table.
@@ -88,8 +92,7 @@ func (t *Table) deleteIfExpired(ctx context.Context, tokens []string, now time.T
 	var deleted int
 	err := t.write(ctx, len(tokens)*MaxKeyLen, func(b *engine.Batch, l *layout) error {
 		for _, token := range tokens {
-			key := appendKey(nil, l.namespace, token)
-			encoded, err := b.Get(key)
+			encoded, err := b.Get(appendKey(nil, l.sessions.namespace, token))
 			if err != nil {
 				return err
 			}
@@ -103,7 +106,7 @@ func (t *Table) deleteIfExpired(ctx context.Context, tokens []string, now time.T
 			if expiry.After(now) {
 				continue
 			}
-			if err := l.delete(b, key); err != nil {
+			if err := l.delete(b, token); err != nil {
 				return err
 			}
 			deleted++

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,23 +33,39 @@ import (
 // an index holds the token and a few bytes more; 100 leaves room for those.
 const MaxKeyLen = 100
 
+// Options say how [New] makes a Table.
+type Options struct {
+	Name          string        // has passed [CheckName]
+	CacheSize     int64         // of the cache of the database, at least, in bytes
+	RememberEnded time.Duration // how long [Table.Upsert] refuses what [Table.Delete] has deleted
+
+	// OwnerOf returns whose session it is that has the given data. If it is not nil,
+	// the table has a second one for its owners.
+	OwnerOf func(data []byte) string
+
+	// Logger is asked for each time there is something to log.
+	Logger func() *slog.Logger
+}
+
 // A Table is a table of sessions. Its methods may be called from many
 // goroutines, also before the table exists.
 type Table struct {
-	name   string
+	Options
 	handle *chai.DB
 	db     *engine.DB
 	known  atomic.Pointer[layout] // of the latest catalog that was looked at
 	right  sync.Map               // namespaces of indexes that were found right, or made right
+	ended  *ended                 // nil if nothing is remembered
 	counts counts
 }
 
-// New returns the table of the given name in db, whose cache has at least so many
-// bytes. The name must have passed [CheckName]. The logger is asked for each time
-// there is something to log.
-func New(db *chai.DB, name string, cacheSize int64, logger func() *slog.Logger) *Table {
-	t := &Table{name: name, handle: db, db: engine.For(db, logger)}
-	t.db.GrowCache(cacheSize)
+// New returns a table of db.
+func New(db *chai.DB, options Options) *Table {
+	t := &Table{Options: options, handle: db, db: engine.For(db, options.Logger)}
+	t.db.GrowCache(options.CacheSize)
+	if options.RememberEnded > 0 {
+		t.ended = t.db.Shared(endedKey{}, newEnded()).(*ended)
+	}
 	return t
 }
 
@@ -85,13 +102,24 @@ func CheckName(db *chai.DB, name string) error {
 // Create creates the table if it does not exist. It waits for transactions of the
 // application for no longer than a write does.
 func (t *Table) Create(ctx context.Context) error {
-	if _, err := t.handle.DB.Catalog().GetTableInfo(t.name); err == nil {
+	return t.create(ctx, t.Name,
+		"CREATE TABLE IF NOT EXISTS "+t.Name+" (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)")
+}
+
+// create runs statements in one transaction if a table does not exist.
+func (t *Table) create(ctx context.Context, name string, statements ...string) error {
+	if _, err := t.handle.DB.Catalog().GetTableInfo(name); err == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, engine.HangLimit, engine.ErrHangs)
 	defer cancel()
 	err := engine.Update(ctx, t.handle, func(tx *chai.Tx) error {
-		return tx.Exec("CREATE TABLE IF NOT EXISTS " + t.name + " (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)")
+		for _, sql := range statements {
+			if err := tx.Exec(sql); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -139,16 +167,29 @@ func (t *Table) Stats() Stats {
 	return stats
 }
 
-// The columns of a table of sessions, in their order.
-var columns = []struct{ name, typ string }{{"token", "text"}, {"data", "blob"}, {"expiry", "timestamp"}}
-
-// A layout is what the engine's catalog says of the table.
+// A layout is what the engine's catalog says of the table, and of the one for its
+// owners.
 type layout struct {
-	catalog   any   // the catalog that says it; another one follows each change of a table
-	err       error // why the table can't be used
+	catalog  any   // the catalog that says it; another one follows each change of a table
+	err      error // why the table can't be used
+	sessions relation
+	owners   *relation // nil without OwnerOf
+}
+
+// A relation is a table as the engine stores it.
+type relation struct {
 	namespace int64 // with which the keys of its rows begin
 	indexes   []index
 }
+
+type column struct {
+	name, typ string
+	indexable bool
+}
+
+// The columns of a table of sessions. Chai's order of keys is wrong for blobs of 128
+// bytes or more, so data can't be indexed.
+var sessionColumns = []column{{"token", "text", true}, {"data", "blob", false}, {"expiry", "timestamp", true}}
 
 // Check returns an error unless the table exists and is one of sessions.
 func (t *Table) Check() error {
@@ -160,63 +201,69 @@ func (t *Table) layout() (*layout, error) {
 	catalog := t.handle.DB.Catalog()
 	l := t.known.Load()
 	if l == nil || l.catalog != any(catalog) {
-		l = t.readCatalog()
-		t.known.Store(l)
+		l = &layout{catalog: catalog}
+		l.sessions, l.err = t.relation(t.Name, sessionColumns)
+		if t.HasOwners() && l.err == nil {
+			owners, err := t.relation(t.ownersName(), ownerColumns)
+			if err == nil && !slices.ContainsFunc(owners.indexes, isByOwner) {
+				err = fmt.Errorf("table %q has no index on owner and token", t.ownersName())
+			}
+			l.owners, l.err = &owners, err
+		}
+		if any(t.handle.DB.Catalog()) == l.catalog { // that all of it has been read from
+			t.known.Store(l)
+		}
 	}
 	return l, l.err
 }
 
-func (t *Table) readCatalog() *layout {
+// relation looks a table up in the catalog. It returns an error unless it has the
+// given columns, the primary key token, no other constraints, and no index that is
+// unique.
+func (t *Table) relation(name string, columns []column) (r relation, err error) {
 	catalog := t.handle.DB.Catalog()
-	l := &layout{catalog: catalog}
-	info, err := catalog.GetTableInfo(t.name)
+	info, err := catalog.GetTableInfo(name)
 	if err != nil {
-		l.err = fmt.Errorf("table %q does not exist", t.name)
-		return l
+		return r, fmt.Errorf("table %q does not exist", name)
 	}
-	l.namespace = int64(info.StoreNamespace)
 	fields := info.FieldConstraints.Ordered
 	for i, column := range columns {
 		if i >= len(fields) || fields[i].Field != column.name {
-			l.err = fmt.Errorf("column %d of table %q is not %q", i+1, t.name, column.name)
-			return l
+			return r, fmt.Errorf("column %d of table %q is not %q", i+1, name, column.name)
 		}
 		if got := fields[i].Type.String(); got != column.typ {
-			l.err = fmt.Errorf("column %q of table %q is of type %s, not %s", column.name, t.name, got, column.typ)
-			return l
+			return r, fmt.Errorf("column %q of table %q is of type %s, not %s", column.name, name, got, column.typ)
 		}
 	}
-	key := info.PrimaryKey
-	switch {
-	case len(fields) > len(columns) || info.FieldConstraints.AllowExtraFields:
-		l.err = fmt.Errorf("table %q has columns other than token, data and expiry", t.name)
-	case key == nil || len(key.Paths) != 1 || key.Paths[0].String() != "token" || key.SortOrder.IsDesc(0):
-		l.err = fmt.Errorf("the primary key of table %q is not its column \"token\", ascending", t.name)
-	case len(info.TableConstraints) > 1:
-		l.err = fmt.Errorf("table %q has a constraint besides its primary key", t.name)
+	if len(fields) > len(columns) || info.FieldConstraints.AllowExtraFields {
+		return r, fmt.Errorf("table %q has more columns than a table of sessions", name)
 	}
-	for _, name := range catalog.ListIndexes(t.name) {
-		info, err := catalog.GetIndexInfo(name)
-		if err != nil || l.err != nil {
-			continue
-		}
-		ix := index{namespace: int64(info.StoreNamespace)}
-		for i, path := range info.Paths {
-			switch path.String() {
-			case "token":
-				ix.columns = append(ix.columns, indexColumn{0, info.KeySortOrder.IsDesc(i)})
-			case "expiry":
-				ix.columns = append(ix.columns, indexColumn{2, info.KeySortOrder.IsDesc(i)})
-			default: // Chai's order of keys is wrong for blobs of 128 bytes or more
-				l.err = fmt.Errorf("index %q of table %q has a column other than token and expiry", name, t.name)
-			}
+	if key := info.PrimaryKey; key == nil || len(key.Paths) != 1 || key.Paths[0].String() != "token" || key.SortOrder.IsDesc(0) {
+		return r, fmt.Errorf("the primary key of table %q is not its column \"token\", ascending", name)
+	}
+	if len(info.TableConstraints) > 1 {
+		return r, fmt.Errorf("table %q has a constraint besides its primary key", name)
+	}
+	r = relation{namespace: int64(info.StoreNamespace)}
+	for _, indexName := range catalog.ListIndexes(name) {
+		info, err := catalog.GetIndexInfo(indexName)
+		if err != nil {
+			return r, fmt.Errorf("index %q of table %q does not exist", indexName, name)
 		}
 		if info.Unique {
-			l.err = fmt.Errorf("index %q of table %q is unique", name, t.name)
+			return r, fmt.Errorf("index %q of table %q is unique", indexName, name)
 		}
-		l.indexes = append(l.indexes, ix)
+		ix := index{namespace: int64(info.StoreNamespace), width: len(columns)}
+		for i, path := range info.Paths {
+			position := slices.IndexFunc(columns, func(c column) bool { return c.indexable && c.name == path.String() })
+			if position < 0 {
+				return r, fmt.Errorf("index %q of table %q is on a column that can't be indexed: %s", indexName, name, path)
+			}
+			ix.columns = append(ix.columns, indexColumn{position, info.KeySortOrder.IsDesc(i)})
+		}
+		r.indexes = append(r.indexes, ix)
 	}
-	return l
+	return r, nil
 }
 
 // read calls f with a snapshot and the layout of the table in it, and returns its
@@ -253,12 +300,12 @@ func (t *Table) replacedIn(s *engine.Snapshot, l *layout) (bool, error) {
 	if t.db.Quiet() && any(t.handle.DB.Catalog()) == l.catalog {
 		return false, nil // as nobody has such a transaction open
 	}
-	row, err := s.Get(appendKey(nil, catalogNamespace, t.name))
+	row, err := s.Get(appendKey(nil, catalogNamespace, t.Name))
 	if err != nil || row == nil {
 		return err == nil, err
 	}
 	namespace, err := decodeCatalogRow(row)
-	return namespace != l.namespace, err
+	return namespace != l.sessions.namespace, err
 }
 
 // write runs op in the turn of a write, with the layout that the table has then.

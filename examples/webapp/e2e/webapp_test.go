@@ -1,4 +1,4 @@
-// Package e2e tests the examples with a real browser.
+// Package e2e tests the site with a real browser.
 package e2e
 
 import (
@@ -34,7 +34,7 @@ func findBrowser(t *testing.T) string {
 	return ""
 }
 
-// A program is examples/webapp, running.
+// A program is the site, running.
 type program struct {
 	t    *testing.T
 	path string
@@ -47,7 +47,7 @@ type program struct {
 func newProgram(t *testing.T) *program {
 	t.Helper()
 	p := &program{t: t, path: filepath.Join(t.TempDir(), "webapp"), dir: filepath.Join(t.TempDir(), "chai_db"), addr: "localhost:0"}
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", p.path, "./examples/webapp")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", p.path, ".")
 	build.Dir = ".."
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)

@@ -1,4 +1,4 @@
-module go.elara.ws/chaistore/e2e
+module go.elara.ws/chaistore/examples/webapp/e2e
 
 go 1.25.0
 

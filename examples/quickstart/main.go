@@ -2,8 +2,8 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"flag"
 	"fmt"
 	"log"
 	"net"
@@ -20,74 +20,46 @@ import (
 )
 
 func main() {
-	dir := flag.String("dir", "chai_db", "directory of the database")
-	addr := flag.String("addr", ":4000", "address to listen on")
-	flag.Parse()
-
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *dir, *addr); err != nil {
+	if err := serve(ctx); err != nil {
 		log.Fatal(err)
 	}
 }
 
-// run serves until ctx ends. Then it waits for the requests that are being
-// served, stops the cleanup, and closes the database, in this order.
-func run(ctx context.Context, dir, addr string) error {
-	db, err := chai.Open(dir)
+// serve runs until ctx ends. Then it finishes the requests under way, stops the
+// cleanup, and closes the database, in this order.
+func serve(ctx context.Context) error {
+	db, err := chai.Open("chai_db")
 	if err != nil {
-		return fmt.Errorf("open database: %w", err)
+		return fmt.Errorf("open the database in chai_db (is another process using it?): %w", err)
 	}
 	defer db.Close()
-
 	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true})
 	if err != nil {
 		return err
 	}
 	defer store.StopCleanup()
-
 	sessionManager := scs.New()
 	sessionManager.Store = store
-	sessionManager.Lifetime = 24 * time.Hour
 
 	mux := http.NewServeMux()
-	mux.HandleFunc("/put", func(w http.ResponseWriter, r *http.Request) {
-		sessionManager.Put(r.Context(), "message", "Hello from a session!")
-		fmt.Fprintln(w, "The message is in your session: see /get.")
-	})
-	mux.HandleFunc("/get", func(w http.ResponseWriter, r *http.Request) {
-		message := sessionManager.GetString(r.Context(), "message")
-		if message == "" {
-			message = "There is no message in your session: see /put."
-		}
-		fmt.Fprintln(w, message)
-	})
-	mux.HandleFunc("/logout", func(w http.ResponseWriter, r *http.Request) {
-		if err := sessionManager.Destroy(r.Context()); err != nil {
-			http.Error(w, "The session could not be ended.", http.StatusInternalServerError)
-			return
-		}
-		fmt.Fprintln(w, "Your session has ended.")
+	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) {
+		visits := sessionManager.GetInt(r.Context(), "visits") + 1
+		sessionManager.Put(r.Context(), "visits", visits)
+		fmt.Fprintf(w, "Visit %d. Restart the server and reload: it still counts.\n", visits)
 	})
 
-	listener, err := net.Listen("tcp", addr)
+	listener, err := net.Listen("tcp", "localhost:"+cmp.Or(os.Getenv("PORT"), "4000"))
 	if err != nil {
 		return err
 	}
-	server := &http.Server{
-		Handler:           sessionManager.LoadAndSave(mux),
-		ReadHeaderTimeout: 10 * time.Second,
-	}
-	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(listener) }()
-	fmt.Printf("listening on http://%s\n", listener.Addr())
-
-	select {
-	case err := <-failed:
+	fmt.Printf("listening on http://localhost:%d\n", listener.Addr().(*net.TCPAddr).Port)
+	server := &http.Server{Handler: sessionManager.LoadAndSave(mux), ReadTimeout: 10 * time.Second}
+	stopped := make(chan error, 1)
+	context.AfterFunc(ctx, func() { stopped <- server.Shutdown(context.Background()) })
+	if err := server.Serve(listener); err != http.ErrServerClosed {
 		return err
-	case <-ctx.Done():
 	}
-	shutdownCtx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	return server.Shutdown(shutdownCtx)
+	return <-stopped
 }

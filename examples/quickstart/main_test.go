@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,22 +28,33 @@ type process struct {
 	url string
 }
 
-func build(t *testing.T) (program string) {
+// The tests run this test binary again, as the program.
+const childEnv = "QUICKSTART_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// command returns a command that runs the program in a directory.
+func command(t *testing.T, dir string) *exec.Cmd {
 	t.Helper()
 	if runtime.GOOS == "windows" {
 		t.Skip("a process can't be interrupted by another one on Windows")
 	}
-	program = filepath.Join(t.TempDir(), "quickstart")
-	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return program
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), childEnv+"=1", "PORT=0")
+	return cmd
 }
 
-// start starts the program and waits until it listens.
-func start(t *testing.T, program, dir string) *process {
+// start starts the program in a directory and waits until it listens.
+func start(t *testing.T, dir string) *process {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), program, "-dir", dir, "-addr", "127.0.0.1:0")
+	cmd := command(t, dir)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -52,7 +65,7 @@ func start(t *testing.T, program, dir string) *process {
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
 	url, ok := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
-	if err != nil || !ok {
+	if err != nil || !ok || !strings.HasPrefix(url, "http://localhost:") {
 		t.Fatalf("the program printed %q (%v)", line, err)
 	}
 	return &process{t, cmd, url}
@@ -71,21 +84,23 @@ func (p *process) stop() {
 	}
 }
 
-func (p *process) get(client *http.Client, path string) string {
+// wantVisit opens the page, which must say how many visits the browser has made.
+func (p *process) wantVisit(browser *http.Client, want int) {
 	p.t.Helper()
-	response, err := client.Get(p.url + path)
+	status, body, err := get(browser, p.url)
+	if want := fmt.Sprintf("Visit %d. ", want); err != nil || !strings.HasPrefix(body, want) {
+		p.t.Fatalf("the server answers %s %q (%v), want %q", status, body, err, want)
+	}
+}
+
+func get(browser *http.Client, url string) (status, body string, err error) {
+	response, err := browser.Get(url)
 	if err != nil {
-		p.t.Fatal(err)
+		return "", "", err
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	if response.StatusCode != http.StatusOK {
-		p.t.Fatalf("GET %s: %s: %s", path, response.Status, body)
-	}
-	return strings.TrimSpace(string(body))
+	text, err := io.ReadAll(response.Body)
+	return response.Status, string(text), err
 }
 
 func newBrowser(t *testing.T) *http.Client {
@@ -98,38 +113,77 @@ func newBrowser(t *testing.T) *http.Client {
 }
 
 func TestSessionSurvivesRestart(t *testing.T) {
-	const message, none = "Hello from a session!", "There is no message in your session: see /put."
-	program, dir := build(t), filepath.Join(t.TempDir(), "chai_db")
+	dir := t.TempDir()
 	alice, bob := newBrowser(t), newBrowser(t)
-	want := func(p *process, browser *http.Client, want string) {
-		t.Helper()
-		if got := p.get(browser, "/get"); got != want {
-			t.Fatalf("/get: %q, want %q", got, want)
-		}
+
+	p := start(t, dir)
+	p.wantVisit(alice, 1)
+	p.wantVisit(alice, 2)
+	p.wantVisit(bob, 1)
+	p.stop()
+
+	p = start(t, dir)
+	p.wantVisit(alice, 3)
+	p.wantVisit(bob, 2)
+	p.stop()
+
+	expireAll(t, filepath.Join(dir, "chai_db"))
+	p = start(t, dir)
+	p.wantVisit(alice, 1)
+	p.stop()
+}
+
+// Requests under way are finished when the program is interrupted: what it has
+// counted, it has answered.
+func TestInterruptUnderLoad(t *testing.T) {
+	dir := t.TempDir()
+	p := start(t, dir)
+	browsers, visits := make([]*http.Client, 8), make([]int, 8)
+	var interrupted atomic.Bool
+	var wg sync.WaitGroup
+	t.Cleanup(wg.Wait)
+	for i := range browsers {
+		browsers[i] = newBrowser(t)
+		p.wantVisit(browsers[i], 1)
+		visits[i] = 1
+		wg.Go(func() {
+			for {
+				status, body, err := get(browsers[i], p.url)
+				if err != nil && interrupted.Load() {
+					return
+				}
+				if want := fmt.Sprintf("Visit %d. ", visits[i]+1); err != nil || !strings.HasPrefix(body, want) {
+					t.Errorf("the server answers %s %q (%v), want %q", status, body, err, want)
+					return
+				}
+				visits[i]++
+			}
+		})
 	}
-
-	p := start(t, program, dir)
-	want(p, alice, none)
-	p.get(alice, "/put")
-	p.get(bob, "/put")
-	want(p, alice, message)
+	another := newBrowser(t)
+	for i := range 20 {
+		p.wantVisit(another, i+1)
+	}
+	interrupted.Store(true)
 	p.stop()
+	wg.Wait()
 
-	p = start(t, program, dir)
-	want(p, alice, message)
-	p.get(alice, "/logout")
-	want(p, alice, none)
-	want(p, bob, message)
+	p = start(t, dir)
+	for i, browser := range browsers {
+		p.wantVisit(browser, visits[i]+1)
+	}
 	p.stop()
+}
 
-	p = start(t, program, dir)
-	want(p, alice, none)
-	want(p, bob, message)
-	p.stop()
-
-	expireAll(t, dir)
-	p = start(t, program, dir)
-	want(p, bob, none)
+func TestDirectoryInUse(t *testing.T) {
+	dir := t.TempDir()
+	p := start(t, dir)
+	out, err := command(t, dir).CombinedOutput()
+	const want = "open the database in chai_db (is another process using it?): "
+	if err == nil || !strings.Contains(string(out), want) {
+		t.Errorf("a second program in the directory ended with %v and printed %q, want %q", err, out, want)
+	}
+	p.wantVisit(newBrowser(t), 1)
 	p.stop()
 }
 

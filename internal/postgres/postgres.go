@@ -4,9 +4,10 @@
 // binaries that are installed on the system, each with an empty cluster of its
 // own.
 //
-// A server has the default settings, and listens on a Unix socket alone. It keeps
-// running if the process that started it ends without [Server.Stop], until
-// somebody deletes its directory.
+// A server has the default settings, and listens on a Unix socket alone. It trusts
+// the superuser, whom [Server.URL] names, and asks other users for their
+// passwords. It keeps running if the process that started it ends without
+// [Server.Stop], until somebody deletes its directory.
 package postgres
 
 import (
@@ -89,6 +90,10 @@ func (s *Server) start() error {
 	// is of no use here. The server itself syncs.
 	if err := s.run("initdb", "--no-sync", "--auth=trust", "--username="+superuser,
 		"--encoding=UTF8", "--locale=C", "--pgdata="+s.data); err != nil {
+		return err
+	}
+	hba := "local all " + superuser + " trust\nlocal all all scram-sha-256\n"
+	if err := os.WriteFile(filepath.Join(s.data, "pg_hba.conf"), []byte(hba), 0o600); err != nil {
 		return err
 	}
 	log := filepath.Join(s.sockets, "log")

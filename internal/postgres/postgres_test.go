@@ -72,6 +72,21 @@ func TestServer(t *testing.T) {
 	}
 }
 
+// A user other than the superuser needs a password.
+func TestPassword(t *testing.T) {
+	server := start(t, t.TempDir())
+	defer server.Stop()
+	query(t, server, "CREATE ROLE web LOGIN PASSWORD 'right'")
+	for password, want := range map[string]bool{"right": true, "wrong": false} {
+		url := strings.Replace(server.URL(), "user=postgres", "user=web", 1)
+		client := psql(t, server, "--dbname="+url, "--command=SELECT 1")
+		client.Env = append(os.Environ(), "PGPASSWORD="+password)
+		if out, err := client.CombinedOutput(); (err == nil) != want {
+			t.Errorf("with the password %s the client ended with %v: %s", password, err, out)
+		}
+	}
+}
+
 func TestStopDisconnects(t *testing.T) {
 	server := start(t, t.TempDir())
 	client := psql(t, server)

@@ -139,3 +139,23 @@ func (s *chaiSide) write(ctx context.Context, sessions []chaistore.Session) erro
 	}
 	return group.Wait()
 }
+
+// rehearse sees whether a missing directory can be created. There is nothing to
+// see in one that is open, whose table has the right form.
+func (s *chaiSide) rehearse(context.Context, []chaistore.Session) error {
+	if !s.missing {
+		return nil
+	}
+	dir, err := filepath.Abs(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist); _, err = os.Stat(dir) {
+		dir = filepath.Dir(dir)
+	}
+	probe, err := os.MkdirTemp(dir, "topostgres")
+	if err != nil {
+		return fmt.Errorf("create the Chai database in %s: %w", s.dir, err)
+	}
+	return os.Remove(probe)
+}

@@ -1,5 +1,5 @@
-// This file is the copying itself. It knows two sides that have sessions, and
-// neither Chai nor PostgreSQL.
+// Copying sessions from one side to the other. The code here knows neither Chai
+// nor PostgreSQL.
 
 package main
 
@@ -30,6 +30,10 @@ type side interface {
 	// write adds the sessions, or overwrites them. When it returns nil, they are on
 	// the disk.
 	write(ctx context.Context, sessions []chaistore.Session) error
+
+	// rehearse returns an error if write would fail, as far as that can be seen
+	// without leaving a change behind.
+	rehearse(ctx context.Context, sessions []chaistore.Session) error
 }
 
 // A copier copies the sessions that are missing or differ on one side from the
@@ -48,8 +52,10 @@ type tally struct {
 	missing, different, same int
 	others                   int
 
-	unfit  int   // of those that are missing or differ, how many the destination does not accept
-	reason error // why it does not accept the first of these
+	// Of the sessions that are missing or differ:
+	unfit  int                 // how many the destination does not accept
+	reason error               // why it does not accept the first of these
+	first  []chaistore.Session // the first of them: a batch at most
 }
 
 // source returns how many active sessions the source has.
@@ -61,6 +67,7 @@ func (t *tally) source() int {
 func (c *copier) compare(ctx context.Context) (tally, error) {
 	defer c.progress.end()
 	var t tally
+	size := 0
 	err := c.walk(ctx, func(session chaistore.Session, there state) error {
 		switch there {
 		case missing:
@@ -78,6 +85,10 @@ func (c *copier) compare(ctx context.Context) (tally, error) {
 					t.reason = err
 				}
 				t.unfit++
+			}
+			if len(t.first) < c.batch && size < batchBytes {
+				t.first = append(t.first, session)
+				size += len(session.Data)
 			}
 		}
 		c.progress.show("%d sessions compared", t.source())

@@ -285,6 +285,8 @@ func (f *fake) sessions(context.Context) iter.Seq2[chaistore.Session, error] {
 
 func (f *fake) accepts(chaistore.Session) error { return nil }
 
+func (f *fake) rehearse(context.Context, []chaistore.Session) error { return nil }
+
 func (f *fake) write(_ context.Context, batch []chaistore.Session) error {
 	f.batches = append(f.batches, slices.Clone(batch))
 	return nil

@@ -109,6 +109,9 @@ func (c *copier) run(ctx context.Context, dryRun bool, stdout io.Writer) error {
 	}
 	todo := before.missing + before.different
 	if dryRun {
+		if err := c.to.rehearse(context.WithoutCancel(ctx), before.first); err != nil {
+			return fmt.Errorf("the copy would fail: %w; nothing was changed", err)
+		}
 		fmt.Fprintf(stdout, "dry run: %d sessions would be copied; nothing was changed\n", todo)
 		return nil
 	}

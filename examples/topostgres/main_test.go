@@ -12,9 +12,11 @@ import (
 	"log"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -149,6 +151,19 @@ func newDatabase(t *testing.T) *database {
 }
 
 var schemas atomic.Int64
+
+const password = "pa55word"
+
+// as returns the database as a new user sees it who has these privileges on the
+// table.
+func (db *database) as(privileges string) *database {
+	db.t.Helper()
+	_, schema, _ := strings.Cut(db.url, "search_path=")
+	user := fmt.Sprintf("%s_user%d", schema, schemas.Add(1))
+	db.exec(fmt.Sprintf("CREATE ROLE %[1]s LOGIN PASSWORD '%[2]s'; GRANT USAGE ON SCHEMA %[3]s TO %[1]s; GRANT %[4]s ON sessions TO %[1]s",
+		user, password, schema, privileges))
+	return &database{db.t, strings.Replace(db.url, "user=postgres", "user="+user+"&password="+password, 1)}
+}
 
 const createTable = "CREATE TABLE sessions (token TEXT PRIMARY KEY, data BYTEA NOT NULL, expiry TIMESTAMPTZ NOT NULL)"
 
@@ -448,10 +463,11 @@ func TestDryRunChangesNothing(t *testing.T) {
 		return nil
 	})
 
-	missing := &directory{t, filepath.Join(t.TempDir(), "missing")}
+	parent := t.TempDir()
+	missing := &directory{t, filepath.Join(parent, "new", "missing")}
 	mustPrint(t, missing, db, []string{"-dry-run", "-reverse"}, "1 sessions would be copied")
-	if _, err := os.Stat(missing.path); !os.IsNotExist(err) {
-		t.Errorf("the directory was created (%v)", err)
+	if files, err := os.ReadDir(parent); err != nil || len(files) > 0 {
+		t.Errorf("above the missing directory there are %v now (%v)", files, err)
 	}
 }
 
@@ -482,6 +498,15 @@ func TestRefusals(t *testing.T) {
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "open\n" {
 		t.Fatalf("the process that opens the directory printed %q (%v)", line, err)
 	}
+	user := db.as("ALL")
+	// Connections wait here until they are accepted, which is never.
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	defer func(before time.Duration) { connectTimeout = before }(connectTimeout)
+	connectTimeout = time.Second
 	missing, empty := filepath.Join(t.TempDir(), "missing"), t.TempDir()
 
 	connected := "PostgreSQL: failed to connect"
@@ -497,6 +522,9 @@ func TestRefusals(t *testing.T) {
 		"batch":                    {args: []string{"-batch", "0"}, want: "-batch"},
 		"nobody listens":           {url: "postgres://web:" + secret + "@127.0.0.1:1/web", want: connected},
 		"another database":         {url: strings.Replace(db.url, "///postgres", "///missing", 1) + "&password=" + secret, want: "does not exist"},
+		"wrong password":           {url: strings.Replace(user.url, password, secret, 1), want: "password authentication failed"},
+		"no password":              {url: strings.Replace(user.url, password, "", 1), want: connected},
+		"nobody answers":           {url: "postgres://web:" + secret + "@" + silent.Addr().String() + "/web", want: connected},
 		"malformed: port":          {url: "postgres://web:" + secret + "@localhost:port/web", want: malformed},
 		"malformed: slash":         {url: "postgres://web:/" + secret + "@localhost/web", want: malformed},
 		"malformed: question":      {url: "postgres://web:1?" + secret + "@localhost/web", want: malformed},
@@ -606,27 +634,95 @@ func TestFailedCommit(t *testing.T) {
 	}
 }
 
-func TestTableOfAnotherForm(t *testing.T) {
-	const form, ofPostgres = "is not one of sessions", "SQLSTATE"
+// A table that can't take the sessions gives an error that says why, from a dry
+// run, too.
+func TestUnfitTable(t *testing.T) {
+	const form = "is not one of sessions"
+	source := make(sessions)
+	source.add("s3cr3t", []byte("s3cr3t"), inAnHour)
 	dir := newDirectory(t)
-	s := make(sessions)
-	s.add("s3cr3t", []byte("s3cr3t"), inAnHour)
-	dir.fill(s)
-	for columns, want := range map[string]string{
-		"token UUID PRIMARY KEY, data BYTEA, expiry TIMESTAMPTZ": form,
-		"token TEXT PRIMARY KEY, data TEXT, expiry TIMESTAMPTZ":  form,
-		"token TEXT PRIMARY KEY, data BYTEA, expiry TIMESTAMP":   form,
-		"id TEXT PRIMARY KEY, data BYTEA, expiry TIMESTAMPTZ":    form,
-		"id TEXT PRIMARY KEY":                                                       form,
-		"token TEXT, data BYTEA, expiry TIMESTAMPTZ":                                ofPostgres,
-		"token TEXT PRIMARY KEY CHECK (token = ''), data BYTEA, expiry TIMESTAMPTZ": ofPostgres,
+	dir.fill(source)
+	for _, test := range []struct{ columns, then, want string }{
+		{"token UUID PRIMARY KEY, data BYTEA, expiry TIMESTAMPTZ", "", form},
+		{"token TEXT PRIMARY KEY, data TEXT, expiry TIMESTAMPTZ", "", form},
+		{"token TEXT PRIMARY KEY, data BYTEA, expiry TIMESTAMP", "", form},
+		{"id TEXT PRIMARY KEY, data BYTEA, expiry TIMESTAMPTZ", "", form},
+		{"id TEXT PRIMARY KEY", "", form},
+		{"token TEXT, data BYTEA, expiry TIMESTAMPTZ", "",
+			"sessions has no primary key or unique constraint on token"},
+		{"token TEXT, data BYTEA, expiry TIMESTAMPTZ", "CREATE UNIQUE INDEX ON sessions (token) WHERE expiry > '2000-01-01'",
+			"sessions has no primary key or unique constraint on token"},
+		{"token TEXT PRIMARY KEY DEFERRABLE, data BYTEA, expiry TIMESTAMPTZ", "",
+			"does not support deferrable unique constraints"},
+		{"token TEXT PRIMARY KEY, data BYTEA, expiry TIMESTAMPTZ, owner TEXT NOT NULL", "",
+			`null value in column "owner"`},
+		{"token TEXT PRIMARY KEY CHECK (token = ''), data BYTEA, expiry TIMESTAMPTZ", "",
+			"violates check constraint"},
+		{"token TEXT PRIMARY KEY, data BYTEA, expiry TIMESTAMPTZ, owner TEXT DEFAULT 'nobody'",
+			"CREATE TABLE users (name TEXT PRIMARY KEY); ALTER TABLE sessions ADD FOREIGN KEY (owner) REFERENCES users DEFERRABLE INITIALLY DEFERRED",
+			"violates foreign key constraint"},
 	} {
 		db := newDatabase(t)
-		db.exec("CREATE TABLE sessions (" + columns + ")")
-		_, err := command(t, dir, db)
-		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cr3t") {
-			t.Errorf("in a table with %s the error is %v", columns, err)
+		db.exec("CREATE TABLE sessions (" + test.columns + ");" + test.then)
+		for _, args := range [][]string{{"-dry-run"}, nil} {
+			_, err := command(t, dir, db, args...)
+			if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "s3cr3t") {
+				t.Errorf("%q in a table with %s %s: the error is %v, want %q", args, test.columns, test.then, err, test.want)
+			}
+			db.exec("DO $$ BEGIN ASSERT NOT EXISTS (SELECT FROM sessions); END $$")
 		}
-		db.exec("DO $$ BEGIN ASSERT NOT EXISTS (SELECT FROM sessions); END $$")
+	}
+}
+
+// A dry run finds missing rights, even if there is nothing to copy.
+func TestPrivileges(t *testing.T) {
+	const denied = "permission denied for table sessions"
+	full, empty := newDirectory(t), newDirectory(t)
+	source := someSessions(10)
+	full.fill(source)
+	for privileges, want := range map[string]struct{ there, back string }{
+		"INSERT, UPDATE":               {denied, denied},
+		"SELECT":                       {denied, ""},
+		"SELECT, INSERT":               {denied, ""},
+		"SELECT, UPDATE":               {denied, ""},
+		"SELECT, INSERT, UPDATE":       {"", ""},
+		"SELECT (token, data), INSERT": {denied, denied},
+	} {
+		t.Run(privileges, func(t *testing.T) {
+			db := newTable(t)
+			user := db.as(privileges)
+			check := func(dir *directory, want string, args ...string) {
+				t.Helper()
+				_, err := command(t, dir, user, args...)
+				if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+					t.Errorf("topostgres %q: the error is %v, want %q", args, err, want)
+				}
+			}
+			check(full, want.there, "-dry-run")
+			check(empty, want.there, "-dry-run")
+			check(full, want.back, "-dry-run", "-reverse")
+			checkSame(t, "PostgreSQL", db.all(), sessions{})
+			check(full, want.there)
+			if want.there == "" {
+				checkSame(t, "PostgreSQL", db.all(), source)
+			}
+		})
+	}
+}
+
+// A dry run finds that a directory can't be created, and leaves none behind.
+func TestDirectoryThatCannotBeCreated(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux has a directory where not even root may create one")
+	}
+	db := newTable(t)
+	dir := &directory{t, "/proc/missing/chai_db"}
+	for _, args := range [][]string{{"-reverse", "-dry-run"}, {"-reverse"}} {
+		db.fill(someSessions(10))
+		_, err := command(t, dir, db, args...)
+		db.exec("TRUNCATE sessions")
+		if err == nil || !strings.Contains(err.Error(), "the Chai database in "+dir.path) {
+			t.Errorf("topostgres %q: the error is %v", args, err)
+		}
 	}
 }

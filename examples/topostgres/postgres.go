@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"go.elara.ws/chaistore"
@@ -20,6 +21,10 @@ type postgresSide struct {
 	pool  *pgxpool.Pool
 	table string // as SQL text
 }
+
+// connectTimeout is how long connecting to an address may take, unless the URL or
+// the environment has a timeout.
+var connectTimeout = 10 * time.Second
 
 // openPostgres connects to the database, and looks for the table, whose name is
 // understood as in SQL, as pgxstore does. Its errors don't show passwords.
@@ -35,6 +40,9 @@ func openPostgres(ctx context.Context, url, table string) (*postgresSide, error)
 			"with percent-encoding of special characters")
 	}
 	config.MaxConns = 2 // one reads while the other one writes
+	if config.ConnConfig.ConnectTimeout == 0 {
+		config.ConnConfig.ConnectTimeout = connectTimeout
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("connect to PostgreSQL: %w", err)
@@ -115,14 +123,41 @@ func (s *postgresSide) accepts(session chaistore.Session) error {
 
 // write is one statement, which PostgreSQL executes as a whole or not at all.
 func (s *postgresSide) write(ctx context.Context, sessions []chaistore.Session) error {
+	return s.insert(ctx, s.pool, sessions)
+}
+
+// rehearse writes in a transaction that it rolls back.
+func (s *postgresSide) rehearse(ctx context.Context, sessions []chaistore.Session) error {
+	tx, err := s.pool.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback(ctx)
+	// Deferred constraints would be checked at the commit.
+	if _, err := tx.Exec(ctx, "SET CONSTRAINTS ALL IMMEDIATE"); err != nil {
+		return err
+	}
+	return s.insert(ctx, tx, sessions)
+}
+
+// An execer is a pool or a transaction.
+type execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+func (s *postgresSide) insert(ctx context.Context, db execer, sessions []chaistore.Session) error {
 	tokens, data, expiries := make([]string, len(sessions)), make([][]byte, len(sessions)), make([]time.Time, len(sessions))
 	for i, session := range sessions {
 		tokens[i], expiries[i] = session.Token, session.Expiry
 		data[i] = append([]byte{}, session.Data...) // nil would be NULL
 	}
-	_, err := s.pool.Exec(ctx, "INSERT INTO "+s.table+` (token, data, expiry)
+	_, err := db.Exec(ctx, "INSERT INTO "+s.table+` (token, data, expiry)
 		SELECT * FROM unnest($1::text[], $2::bytea[], $3::timestamptz[])
 		ON CONFLICT (token) DO UPDATE SET data = EXCLUDED.data, expiry = EXCLUDED.expiry`, tokens, data, expiries)
+	// PostgreSQL's text for this does not name the column.
+	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "42P10" {
+		return fmt.Errorf("the PostgreSQL table %s has no primary key or unique constraint on token: %w", s.table, err)
+	}
 	if err != nil {
 		return fmt.Errorf("write sessions to PostgreSQL: %w", err)
 	}

@@ -23,8 +23,8 @@ import (
 	"go.elara.ws/chaistore"
 )
 
-// withChai and withPostgres are an application before and after its sessions are
-// moved. README.md shows how they differ.
+// An application before its sessions are moved, in two variants, and after. README.md
+// shows how they differ.
 
 func withChai(_ context.Context, serve func(*scs.SessionManager) error) error {
 	db, err := chai.Open("chai_db")
@@ -33,6 +33,22 @@ func withChai(_ context.Context, serve func(*scs.SessionManager) error) error {
 	}
 	defer db.Close()
 	store := chaistore.New(db)
+	defer store.StopCleanup()
+	sessionManager := scs.New()
+	sessionManager.Store = store
+	return serve(sessionManager)
+}
+
+func withConfig(_ context.Context, serve func(*scs.SessionManager) error) error {
+	db, err := chai.Open("chai_db")
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true})
+	if err != nil {
+		return err
+	}
 	defer store.StopCleanup()
 	sessionManager := scs.New()
 	sessionManager.Store = store
@@ -52,13 +68,26 @@ func withPostgres(ctx context.Context, serve func(*scs.SessionManager) error) er
 	return serve(sessionManager)
 }
 
+// An application is one of those above.
+type application func(context.Context, func(*scs.SessionManager) error) error
+
 func TestNobodyIsSignedOut(t *testing.T) {
-	for _, hash := range []bool{false, true} {
-		t.Run(fmt.Sprintf("HashTokenInStore=%v", hash), func(t *testing.T) {
+	for name, test := range map[string]struct {
+		before application
+		hash   bool // HashTokenInStore
+	}{
+		"New":                          {withChai, false},
+		"New, hashed tokens":           {withChai, true},
+		"NewWithConfig":                {withConfig, false},
+		"NewWithConfig, hashed tokens": {withConfig, true},
+	} {
+		t.Run(name, func(t *testing.T) {
 			db := newTable(t)
 			t.Chdir(t.TempDir())
 			t.Setenv("DATABASE_URL", db.url)
-			(&directory{t, "chai_db"}).exec("CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)")
+			if err := withConfig(t.Context(), func(*scs.SessionManager) error { return nil }); err != nil { // creates the table
+				t.Fatal(err)
+			}
 
 			var browsers []*http.Client
 			for range 5 {
@@ -70,12 +99,12 @@ func TestNobodyIsSignedOut(t *testing.T) {
 			}
 			// visit serves the application, and sends each browser there. In what they get,
 			// # stands for the number of the browser.
-			visit := func(application func(context.Context, func(*scs.SessionManager) error) error, path, want string) {
+			visit := func(serve application, path, want string) {
 				t.Helper()
 				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 				defer cancel()
-				err := application(ctx, func(sessionManager *scs.SessionManager) error {
-					sessionManager.HashTokenInStore = hash
+				err := serve(ctx, func(sessionManager *scs.SessionManager) error {
+					sessionManager.HashTokenInStore = test.hash
 					server := httptest.NewServer(sessionManager.LoadAndSave(newMux(sessionManager)))
 					defer server.Close()
 					for i, browser := range browsers {
@@ -102,15 +131,20 @@ func TestNobodyIsSignedOut(t *testing.T) {
 				}
 			}
 
-			visit(withChai, "/user", "nobody")
-			visit(withChai, "/login", "user #")
+			visit(test.before, "/user", "nobody")
+			visit(test.before, "/login", "user #")
+			move("-dry-run")
 			move()
 			visit(withPostgres, "/user", "user #")
 			visit(withPostgres, "/rename", "renamed user #")
-			move("-reverse", "-overwrite")
-			visit(withChai, "/user", "renamed user #")
-			visit(withChai, "/logout", "nobody")
-			visit(withChai, "/user", "nobody")
+			if err := os.Rename("chai_db", "old_chai_db"); err != nil {
+				t.Fatal(err)
+			}
+			move("-reverse", "-dry-run")
+			move("-reverse")
+			visit(test.before, "/user", "renamed user #")
+			visit(test.before, "/logout", "nobody")
+			visit(test.before, "/user", "nobody")
 		})
 	}
 }
@@ -157,8 +191,8 @@ func get(browser *http.Client, url string) (body string, err error) {
 	return string(text), err
 }
 
-// What README.md shows as the change is how withPostgres differs from withChai.
-func TestREADMEShowsTheChange(t *testing.T) {
+// What README.md shows as the changes is how withPostgres differs from the others.
+func TestREADMEShowsTheChanges(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)
@@ -167,29 +201,28 @@ func TestREADMEShowsTheChange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, diff, _ := strings.Cut(string(readme), "```diff\n")
-	diff, _, ok := strings.Cut(diff, "```")
-	if !ok {
-		t.Fatal("README.md shows no change")
+	diffs := strings.Split(string(readme), "```diff\n")[1:]
+	if len(diffs) != 2 {
+		t.Fatalf("README.md shows %d changes, want 2", len(diffs))
 	}
-	var before, after strings.Builder
-	for line := range strings.Lines(diff) {
-		switch line[0] {
-		case '-':
-			before.WriteString(line[1:])
-		case '+':
-			after.WriteString(line[1:])
-		default:
-			before.WriteString(line[1:])
-			after.WriteString(line[1:])
+	for _, diff := range diffs {
+		diff, _, _ = strings.Cut(diff, "```")
+		var before, after strings.Builder
+		for line := range strings.Lines(diff) {
+			if line[0] != '+' {
+				before.WriteString(line[1:])
+			}
+			if line[0] != '-' {
+				after.WriteString(line[1:])
+			}
+		}
+		for _, text := range []string{before.String(), after.String()} {
+			if text == "" || !strings.Contains(string(source), text) {
+				t.Errorf("README.md shows code that is not in recipe_test.go:\n%s", text)
+			}
 		}
 	}
-	for _, text := range []string{before.String(), after.String()} {
-		if !strings.Contains(string(source), text) {
-			t.Errorf("README.md shows code that is not in recipe_test.go:\n%s", text)
-		}
-	}
-	if diff := "\n" + diff; strings.Count(diff, "\n-") != 2 || strings.Count(diff, "\n+") != 2 {
+	if diff, _, _ := strings.Cut(diffs[0], "```"); strings.Count("\n"+diff, "\n-") != 2 || strings.Count("\n"+diff, "\n+") != 2 {
 		t.Error("README.md does not show a change of two lines")
 	}
 }

@@ -58,8 +58,14 @@ func (a *app) handler() http.Handler {
 	mux.Handle("POST /signin", a.withSession(&a.ending, a.signIn)) // a new token ends the old one's session
 	mux.Handle("POST /signout", a.withSession(&a.ending, a.signOut))
 	mux.Handle("POST /signout-elsewhere", a.withSession(&a.ending, a.signOutElsewhere))
+	mux.Handle("GET /signedin", a.landing(page{Warning: a.noCookie()}))
+	mux.Handle("GET /signedout", a.landing(page{Notice: signedOut}))
 	mux.Handle("GET /style.css", http.FileServerFS(files))
-	protected := http.NewCrossOriginProtection().Handler(mux)
+	protection := http.NewCrossOriginProtection()
+	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		render(w, http.StatusForbidden, page{Failure: "This request came from another site, so nothing was done."})
+	}))
+	protected := protection.Handler(withErrorPages(mux))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
 		header.Set("Content-Security-Policy",
@@ -69,6 +75,29 @@ func (a *app) handler() http.Handler {
 		protected.ServeHTTP(w, r)
 	})
 }
+
+// withErrorPages has the mux serve, with error pages in the form of the site.
+func withErrorPages(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, pattern := mux.Handler(r); pattern == "" {
+			w = refusal{w}
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// A refusal shows an error page in place of the text that a mux writes.
+type refusal struct{ http.ResponseWriter }
+
+func (r refusal) WriteHeader(status int) {
+	failure := "There is no such page."
+	if status == http.StatusMethodNotAllowed {
+		failure = "This address can’t be used in this way."
+	}
+	render(r.ResponseWriter, status, page{Failure: failure})
+}
+
+func (r refusal) Write(text []byte) (int, error) { return len(text), nil }
 
 // withSession has a handler serve with the session of the request, while it holds
 // the lock.
@@ -91,7 +120,11 @@ func (a *app) home(w http.ResponseWriter, r *http.Request) {
 	ctx, now := r.Context(), time.Now()
 	user := a.sessions.GetString(ctx, keyUser)
 	if user == "" {
-		render(w, http.StatusOK, page{})
+		var p page
+		if _, err := r.Cookie(a.sessions.Cookie.Name); err == nil { // of a session that has ended
+			p.Notice = signedOut
+		}
+		render(w, http.StatusOK, p)
 		return
 	}
 	visits := a.sessions.GetInt(ctx, keyVisits) + 1
@@ -109,6 +142,30 @@ func (a *app) home(w http.ResponseWriter, r *http.Request) {
 		Places: places,
 		Active: active,
 	})
+}
+
+const signedOut = "You are signed out."
+
+// landing shows a page, unless somebody is signed in.
+func (a *app) landing(p page) http.Handler {
+	return a.withSession(a.ending.RLocker(), func(w http.ResponseWriter, r *http.Request) {
+		if a.sessions.Exists(r.Context(), keyUser) {
+			http.Redirect(w, r, "/", http.StatusSeeOther)
+			return
+		}
+		render(w, http.StatusOK, p)
+	})
+}
+
+// noCookie says why somebody who has just signed in is not: browsers drop a cookie
+// that they don't accept without a word.
+func (a *app) noCookie() string {
+	if !a.sessions.Cookie.Secure {
+		return "You are not signed in, because your browser did not return the cookie. Please allow cookies for this site."
+	}
+	return "You are not signed in, because your browser did not return the cookie. " +
+		"It does so over HTTPS, and most browsers do so on localhost. " +
+		"To try this site over plain HTTP from another machine, start it with -insecure."
 }
 
 // A place is a session of somebody who is signed in.
@@ -200,19 +257,25 @@ func (a *app) signIn(w http.ResponseWriter, r *http.Request) {
 	a.sessions.Put(ctx, keyBrowser, browserOf(r.UserAgent()))
 	a.sessions.Put(ctx, keySince, now.Unix())
 	a.sessions.Put(ctx, keySeen, now.Unix())
-	http.Redirect(w, r, "/", http.StatusSeeOther)
+	http.Redirect(w, r, "/signedin", http.StatusSeeOther)
 }
 
 const maxNameLen = 40
 
+// Persian and the languages of India write names with joiners, and many emoji have
+// one. They can't be seen.
+const joiners = "\u200c\u200d"
+
 // problemOf says what is wrong with a name, or "".
 func problemOf(name string) string {
 	switch {
-	case name == "":
+	case strings.Trim(name, " "+joiners) == "":
 		return "Please enter a name."
 	case utf8.RuneCountInString(name) > maxNameLen:
 		return fmt.Sprintf("Please enter a name of no more than %d characters.", maxNameLen)
-	case !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
+	case !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool {
+		return !unicode.IsPrint(r) && !strings.ContainsRune(joiners, r)
+	}):
 		return "Please enter a name of letters, digits, spaces, and signs."
 	}
 	return ""
@@ -229,7 +292,7 @@ func (a *app) signOut(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	http.Redirect(w, r, "/", http.StatusSeeOther)
+	http.Redirect(w, r, "/signedout", http.StatusSeeOther)
 }
 
 // signOutElsewhere ends all sessions of the user but this one.
@@ -268,11 +331,13 @@ func (a *app) end(w http.ResponseWriter, r *http.Request, del func(id any) bool)
 type page struct {
 	Failure string // what went wrong; the rest is missing
 
+	Notice  string
+	Warning string // to somebody who is not signed in
+
 	Problem string // what is wrong with Name
 	Name    string
 
 	User   string // empty if nobody is signed in
-	Notice string
 	Visits int
 	Places []place
 	Active int

@@ -81,6 +81,7 @@ func (s *site) browser(userAgent string) *browser {
 // A response is one, after redirects.
 type response struct {
 	status int
+	header http.Header
 	body   string
 }
 
@@ -103,7 +104,7 @@ func (b *browser) do(method, path string, form url.Values, header ...string) (re
 	}
 	defer r.Body.Close()
 	body, err := io.ReadAll(r.Body)
-	return response{r.StatusCode, string(body)}, err
+	return response{r.StatusCode, r.Header, string(body)}, err
 }
 
 // get returns the page of the site.
@@ -181,6 +182,9 @@ func TestPlaces(t *testing.T) {
 	if laptop.cookie() != "" {
 		t.Error("somebody who is not signed in has a session")
 	}
+	if page := laptop.get(); strings.Contains(page, signedOut) {
+		t.Errorf("the page tells of signing out at the first visit:\n%s", page)
+	}
 	laptop.signIn("Ada")
 	phone.signIn("Ada")
 	laptop.wantPlaces("Firefox on Linux, this one", "Safari on iPhone")
@@ -201,12 +205,15 @@ func TestPlaces(t *testing.T) {
 	phone.wantSignedOut()
 	laptop.wantPlaces("Firefox on Linux, this one")
 	phone.wantSignedOut()
+	phone.wantText(signedOut)
 	if r := laptop.post("/signout", "id", ids[1]); !strings.Contains(r.body, "You were signed out there already.") {
 		t.Errorf("the page does not tell that nothing happened:\n%s", r.body)
 	}
 
 	// This one.
-	laptop.post("/signout", "id", ids[0])
+	if r := laptop.post("/signout", "id", ids[0]); !strings.Contains(r.body, signedOut) {
+		t.Errorf("the page does not tell what happened:\n%s", r.body)
+	}
 	laptop.wantSignedOut()
 	if laptop.cookie() != "" {
 		t.Error("the cookie is still there")
@@ -284,6 +291,7 @@ func TestSignIn(t *testing.T) {
 	for name, want := range map[string]string{
 		"":                      "Please enter a name.",
 		" \t":                   "Please enter a name.",
+		"\u200d \u200c":         "Please enter a name.",
 		strings.Repeat("é", 41): "no more than 40 characters",
 		"a\x00b":                "Please enter a name of letters",
 		"a\u202eb":              "Please enter a name of letters",
@@ -298,7 +306,9 @@ func TestSignIn(t *testing.T) {
 		t.Errorf("after a form of 10,000 bytes: %d, want 400", r.status)
 	}
 	b.wantSignedOut()
-	b.signIn(strings.Repeat("é", 40))
+	for _, name := range []string{strings.Repeat("é", 40), "مهر\u200cناز", "അനില\u0d4d\u200d", "👩\u200d💻 ❤\ufe0f"} {
+		b.signIn(name)
+	}
 	if r := b.post("/signin", "name", "<b>"); !strings.Contains(r.body, "Hello, &lt;b&gt;") {
 		t.Errorf("the name is not shown as text:\n%s", r.body)
 	}
@@ -346,7 +356,7 @@ func TestStoreHasNoTokens(t *testing.T) {
 }
 
 func TestCookie(t *testing.T) {
-	for _, secure := range []bool{true, false} {
+	for secure, advice := range map[bool]string{true: "start it with -insecure", false: "Please allow cookies"} {
 		s := newSite(t)
 		recorder := httptest.NewRecorder()
 		request := httptest.NewRequest(http.MethodPost, "/signin", strings.NewReader("name=Ada"))
@@ -362,6 +372,26 @@ func TestCookie(t *testing.T) {
 		}
 		if left := time.Until(c.Expires); left < 6*24*time.Hour || left > 7*24*time.Hour+time.Minute {
 			t.Errorf("the cookie expires in %v, want a week", left)
+		}
+
+		// A browser that drops the cookie learns why it is not signed in.
+		next := recorder.Result().Header.Get("Location")
+		recorder = httptest.NewRecorder()
+		newApp(s.store, secure).handler().ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, next, nil))
+		if body := recorder.Body.String(); recorder.Code != http.StatusOK || !strings.Contains(body, advice) {
+			t.Errorf("with secure = %v and without a cookie %s shows %d, want %q:\n%s", secure, next, recorder.Code, advice, body)
+		}
+	}
+}
+
+// The pages that tell what has happened are of no use to somebody who is signed in.
+func TestLandingPages(t *testing.T) {
+	s := newSite(t)
+	b := s.browser(firefox)
+	b.signIn("Ada")
+	for _, path := range []string{"/signedin", "/signedout"} {
+		if r, err := b.do(http.MethodGet, path, nil); err != nil || !strings.Contains(r.body, "Hello, Ada") {
+			t.Errorf("GET %s: %d, %v:\n%s", path, r.status, err, r.body)
 		}
 	}
 }
@@ -383,11 +413,18 @@ func TestRefusedRequests(t *testing.T) {
 		{"GET", "/signout", nil, http.StatusMethodNotAllowed},
 		{"GET", "/signin", nil, http.StatusMethodNotAllowed},
 		{"GET", "/signout-elsewhere", nil, http.StatusMethodNotAllowed},
+		{"POST", "/", nil, http.StatusMethodNotAllowed},
 		{"GET", "/page.html", nil, http.StatusNotFound},
 	} {
 		r, err := b.do(test.method, test.path, url.Values{"id": {id}, "name": {"Eve"}}, test.header...)
 		if err != nil || r.status != test.want {
 			t.Errorf("%s %s with %q: %d, %v, want %d", test.method, test.path, test.header, r.status, err, test.want)
+		}
+		if !strings.Contains(r.body, "<h1>Sorry</h1>") || r.header.Get("Content-Type") != "text/html; charset=utf-8" {
+			t.Errorf("%s %s with %q shows no page of the site: %v\n%s", test.method, test.path, test.header, r.header, r.body)
+		}
+		if allow := r.header.Get("Allow"); (allow != "") != (test.want == http.StatusMethodNotAllowed) {
+			t.Errorf("%s %s with %q allows %q", test.method, test.path, test.header, allow)
 		}
 	}
 	b.wantPlaces("Firefox on Linux, this one")

@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"context"
 	"flag"
+	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,36 +23,71 @@ import (
 
 var screenshot = flag.String("screenshot", "", "`file` to write the picture to that the README shows")
 
-// findBrowser returns the path of a browser, or skips the test.
-func findBrowser(t *testing.T) string {
-	t.Helper()
-	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "chrome"} {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
+// The tests share a program and a browser, in which each tab has cookies of its own.
+var (
+	webapp   string
+	chromium context.Context // nil if there is no Chromium
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) (code int) {
+	names := []string{"chromium", "chromium-browser", "google-chrome", "chrome"}
+	installed := slices.IndexFunc(names, func(name string) bool { _, err := exec.LookPath(name); return err == nil })
+	if installed < 0 {
+		return m.Run()
 	}
-	t.Skip("there is no Chromium (on Debian: apt-get install chromium)")
-	return ""
+	dir, err := os.MkdirTemp("", "webapp")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	webapp = filepath.Join(dir, "webapp")
+	build := exec.Command("go", "build", "-o", webapp, ".")
+	build.Dir = ".."
+	if out, err := build.CombinedOutput(); err != nil {
+		log.Printf("go build: %v\n%s", err, out)
+		return 1
+	}
+
+	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
+		chromedp.ExecPath(names[installed]),
+		chromedp.UserDataDir(filepath.Join(dir, "profile")),
+		chromedp.Flag("host-resolver-rules", "MAP site.example 127.0.0.1"),
+		chromedp.WSURLReadTimeout(time.Minute))
+	if os.Geteuid() == 0 {
+		options = append(options, chromedp.NoSandbox) // Chromium has none for root
+	}
+	allocated, cancel := chromedp.NewExecAllocator(context.Background(), options...)
+	defer cancel()
+	ctx, cancel := chromedp.NewContext(allocated)
+	defer cancel()
+	if err := chromedp.Do(ctx); err != nil {
+		log.Printf("start Chromium: %v", err)
+		return 1
+	}
+	chromium = ctx
+	return m.Run()
 }
 
 // A program is the site, running.
 type program struct {
 	t    *testing.T
-	path string
 	dir  string
-	addr string // as soon as it has been started once
+	addr string   // as soon as it has been started once
+	args []string // other arguments
 
 	cmd *exec.Cmd
 }
 
-func newProgram(t *testing.T) *program {
+func newProgram(t *testing.T, args ...string) *program {
 	t.Helper()
-	p := &program{t: t, path: filepath.Join(t.TempDir(), "webapp"), dir: filepath.Join(t.TempDir(), "chai_db"), addr: "localhost:0"}
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", p.path, ".")
-	build.Dir = ".."
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+	if chromium == nil {
+		t.Skip("there is no Chromium (on Debian: apt-get install chromium)")
 	}
+	p := &program{t: t, dir: filepath.Join(t.TempDir(), "chai_db"), addr: "localhost:0", args: args}
 	p.start()
 	t.Cleanup(p.stop)
 	return p
@@ -61,7 +97,7 @@ func newProgram(t *testing.T) *program {
 // there is one.
 func (p *program) start() {
 	p.t.Helper()
-	p.cmd = exec.Command(p.path, "-dir", p.dir, "-addr", p.addr)
+	p.cmd = exec.Command(webapp, append([]string{"-dir", p.dir, "-addr", p.addr}, p.args...)...)
 	p.cmd.Stderr = os.Stderr
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
@@ -92,27 +128,18 @@ func (p *program) stop() {
 	}
 }
 
-// A browser is one with a profile of its own.
+// A browser is one as the site sees it: a tab with cookies of its own.
 type browser struct {
 	t   *testing.T
 	ctx context.Context
 	url string
 }
 
-func newBrowser(t *testing.T, path string, p *program) *browser {
+func newBrowser(t *testing.T, p *program) *browser {
 	t.Helper()
-	limited, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	limited, cancel := context.WithTimeout(chromium, 2*time.Minute)
 	t.Cleanup(cancel)
-	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
-		chromedp.ExecPath(path),
-		chromedp.UserDataDir(t.TempDir()),
-		chromedp.WSURLReadTimeout(time.Minute))
-	if os.Geteuid() == 0 {
-		options = append(options, chromedp.NoSandbox) // Chromium has none for root
-	}
-	allocated, cancel := chromedp.NewExecAllocator(limited, options...)
-	t.Cleanup(cancel)
-	ctx, cancel := chromedp.NewContext(allocated)
+	ctx, cancel := chromedp.NewContext(limited, chromedp.WithNewBrowserContext())
 	t.Cleanup(cancel)
 	return &browser{t, ctx, "http://" + p.addr + "/"}
 }
@@ -189,9 +216,8 @@ func (b *browser) save(path string) {
 }
 
 func TestTwoBrowsers(t *testing.T) {
-	path := findBrowser(t)
 	p := newProgram(t)
-	laptop, phone := newBrowser(t, path, p), newBrowser(t, path, p)
+	laptop, phone := newBrowser(t, p), newBrowser(t, p)
 	phone.do(chromedp.Emulate(device.IPhone13))
 
 	laptop.signIn("Ada")
@@ -214,8 +240,7 @@ func TestTwoBrowsers(t *testing.T) {
 }
 
 func TestCookie(t *testing.T) {
-	path := findBrowser(t)
-	b := newBrowser(t, path, newProgram(t))
+	b := newBrowser(t, newProgram(t))
 	b.signIn("Ada")
 	result, err := chromedp.Run(b.ctx, func(ctx context.Context, t *chromedp.Target) (network.GetCookiesResult, error) {
 		return cdp.Call(ctx, t, network.GetCookies, network.GetCookiesParams{})
@@ -236,11 +261,51 @@ func TestCookie(t *testing.T) {
 	}
 }
 
+// TestPlainHTTP signs in from where the site is not on localhost: browsers then
+// drop the cookie, without a word, unless the program was told to do without TLS.
+func TestPlainHTTP(t *testing.T) {
+	elsewhere := func(p *program) *browser {
+		b := newBrowser(t, p)
+		b.url = strings.Replace(b.url, "localhost", "site.example", 1)
+		return b
+	}
+	b := elsewhere(newProgram(t))
+	b.open("Sign in")
+	b.do(chromedp.SendKeys(chromedp.ID("name"), "Ada"))
+	b.follow(chromedp.Click(chromedp.CSS(".signin button")))
+	b.wantHeading("Sign in")
+	if got := evaluate[string](b, `document.querySelector("[role=alert]").innerText`); !strings.Contains(got, "start it with -insecure") {
+		t.Errorf("the page says %q", got)
+	}
+
+	elsewhere(newProgram(t, "-insecure")).signIn("Ada")
+}
+
+// TestErrorOnField checks that a field with an error looks like one, although it has
+// the focus.
+func TestErrorOnField(t *testing.T) {
+	b := newBrowser(t, newProgram(t))
+	b.open("Sign in")
+	outline := func() string {
+		b.do(chromedp.KeyEvent("x")) // the page gets the focus with the first key
+		return evaluate[string](b, `getComputedStyle(document.activeElement).outlineColor`)
+	}
+	usual := outline()
+	b.do(chromedp.SetValue(chromedp.ID("name"), "a\u202eb"))
+	b.follow(chromedp.Click(chromedp.CSS(".signin button")))
+	if got := evaluate[string](b, `document.activeElement.getAttribute("aria-describedby")`); got != "problem" {
+		t.Fatalf("the focus is on an element that %q describes", got)
+	}
+	want := evaluate[string](b, `getComputedStyle(document.getElementById("problem")).color`)
+	if got := outline(); got != want || got == usual {
+		t.Errorf("the outline of the field is %s, want %s; without an error it is %s", got, want, usual)
+	}
+}
+
 // TestKeyboard signs in, and out elsewhere, with the keyboard alone.
 func TestKeyboard(t *testing.T) {
-	path := findBrowser(t)
 	p := newProgram(t)
-	b, phone := newBrowser(t, path, p), newBrowser(t, path, p)
+	b, phone := newBrowser(t, p), newBrowser(t, p)
 	phone.do(chromedp.Emulate(device.IPhone13))
 	phone.signIn("Ada")
 
@@ -262,7 +327,6 @@ func TestKeyboard(t *testing.T) {
 // TestPhone checks that a narrow screen shows everything without scrolling
 // sideways, and that fingers hit the buttons.
 func TestPhone(t *testing.T) {
-	path := findBrowser(t)
 	p := newProgram(t)
 	name := strings.Repeat("W", 40)
 	check := func(b *browser) {
@@ -275,7 +339,7 @@ func TestPhone(t *testing.T) {
 		}
 	}
 	for range 2 {
-		b := newBrowser(t, path, p)
+		b := newBrowser(t, p)
 		b.do(chromedp.Emulate(device.IPhoneSE))
 		b.open("Sign in")
 		check(b)

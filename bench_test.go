@@ -44,8 +44,16 @@ func newBenchTokens(seed uint64) []string {
 
 func newBenchStore(b *testing.B, open func(testing.TB) *chai.DB) (*chai.DB, *chaistore.ChaiStore) {
 	b.Helper()
+	return newBenchStoreWithCache(b, open, 0)
+}
+
+func newBenchStoreWithCache(b *testing.B, open func(testing.TB) *chai.DB, cacheSize int64) (*chai.DB, *chaistore.ChaiStore) {
+	b.Helper()
 	db := open(b)
-	s := newStore(b, db)
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CreateTable: true, CacheSize: cacheSize})
+	if err != nil {
+		b.Fatal(err)
+	}
 	data, expiry := make([]byte, benchDataLen), inAnHour()
 	inParallel(64, benchSessions, func(_ *rand.Rand, i int) {
 		if err := s.Commit(benchTokens[i], data, expiry); err != nil {
@@ -143,58 +151,101 @@ func benchmarkGroups(b *testing.B, db *chai.DB, goroutines int, commit commitFun
 
 type commitFunc func(token string, data []byte, expiry time.Time) error
 
-// BenchmarkFind looks for random sessions. The benchmarks called chai do the same
-// with a prepared statement of Chai; beside-writers does it beside 8 goroutines
-// that commit.
+// BenchmarkFind looks for random sessions: in a cache that has them all (warm),
+// without a cache (cold), and with a prepared statement of Chai (chai). The
+// benchmarks whose names end in 8 do it from 8 goroutines, beside-writers does it
+// beside 8 that commit, and beside-select while the application runs a SELECT
+// between two finds, which is not measured.
 func BenchmarkFind(b *testing.B) {
-	db, s := newBenchStore(b, testdb.Disk)
-	statement, err := db.Prepare("SELECT data, expiry FROM sessions WHERE token = ?")
-	if err != nil {
-		b.Fatal(err)
-	}
-	find := func(token string) error {
-		_, _, err := s.Find(token)
-		return err
-	}
-	findWithChai := func(token string) error {
-		result, err := statement.Query(token)
+	warmDB, warm := newBenchStore(b, testdb.Disk)
+	coldDB, cold := newBenchStoreWithCache(b, testdb.Disk, -1)
+	statement := func(db *chai.DB) *chai.Statement {
+		statement, err := db.Prepare("SELECT data, expiry FROM sessions WHERE token = ?")
 		if err != nil {
+			b.Fatal(err)
+		}
+		return statement
+	}
+	find := func(s *chaistore.ChaiStore) findFunc {
+		return func(token string) error {
+			_, _, err := s.Find(token)
 			return err
 		}
-		defer result.Close()
-		return result.Iterate(func(row *chai.Row) error {
-			var data []byte
-			var expiry time.Time
-			err := row.Scan(&data, &expiry)
-			_ = bytes.Clone(data)
-			return err
-		})
 	}
+	findWithChai := func(statement *chai.Statement) findFunc {
+		return func(token string) error {
+			result, err := statement.Query(token)
+			if err != nil {
+				return err
+			}
+			defer result.Close()
+			return result.Iterate(func(row *chai.Row) error {
+				var data []byte
+				var expiry time.Time
+				err := row.Scan(&data, &expiry)
+				_ = bytes.Clone(data)
+				return err
+			})
+		}
+	}
+	selectWarm, selectCold := findWithChai(statement(warmDB)), findWithChai(statement(coldDB))
+	there := func(i int) string { return benchTokens[i] }
 	overLong := strings.Repeat("x", 5000)
 	for _, bench := range []struct {
-		name  string
-		find  func(token string) error
-		token func(i int) string
+		name       string
+		goroutines int
+		find       findFunc
+		token      func(i int) string
 	}{
-		{"hit", find, func(i int) string { return benchTokens[i] }},
-		{"hit/chai", findWithChai, func(i int) string { return benchTokens[i] }},
-		{"missing", find, func(i int) string { return missingTokens[i] }},
-		{"over-long", find, func(int) string { return overLong }},
+		{"warm", 1, find(warm), there},
+		{"warm/8", 8, find(warm), there},
+		{"cold", 1, find(cold), there},
+		{"cold/8", 8, find(cold), there},
+		{"chai", 1, selectCold, there},
+		{"missing", 1, find(warm), func(i int) string { return missingTokens[i] }},
+		{"over-long", 1, find(warm), func(int) string { return overLong }},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
-			b.ReportAllocs()
-			for i := range b.N {
-				if err := bench.find(bench.token(i * 7919 % benchSessions)); err != nil {
+			// The SELECTs of other benchmarks have made the cache forget everything.
+			for i := range benchTokens {
+				if err := bench.find(bench.token(i)); err != nil {
 					b.Fatal(err)
 				}
 			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			inParallel(bench.goroutines, b.N, func(_ *rand.Rand, i int) {
+				if err := bench.find(bench.token(i * 7919 % benchSessions)); err != nil {
+					b.Error(err)
+				}
+			})
 		})
 	}
-	b.Run("beside-writers", func(b *testing.B) { benchmarkFindBesideWriters(b, s, find) })
-	b.Run("beside-writers/chai", func(b *testing.B) { benchmarkFindBesideWriters(b, s, findWithChai) })
+	b.Run("beside-writers/warm", func(b *testing.B) { benchmarkFindBesideWriters(b, warm, find(warm)) })
+	b.Run("beside-writers/cold", func(b *testing.B) { benchmarkFindBesideWriters(b, cold, find(cold)) })
+	b.Run("beside-writers/chai", func(b *testing.B) { benchmarkFindBesideWriters(b, cold, selectCold) })
+	b.Run("beside-select/warm", func(b *testing.B) { benchmarkFindBesideSelect(b, find(warm), selectWarm) })
+	b.Run("beside-select/cold", func(b *testing.B) { benchmarkFindBesideSelect(b, find(cold), selectCold) })
 }
 
-func benchmarkFindBesideWriters(b *testing.B, s *chaistore.ChaiStore, find func(token string) error) {
+type findFunc func(token string) error
+
+func benchmarkFindBesideSelect(b *testing.B, find, selectRow findFunc) {
+	var took time.Duration
+	for i := range b.N {
+		if err := selectRow(benchTokens[i*7907%benchSessions]); err != nil {
+			b.Fatal(err)
+		}
+		start := time.Now()
+		if err := find(benchTokens[i*7919%benchSessions]); err != nil {
+			b.Fatal(err)
+		}
+		took += time.Since(start)
+	}
+	b.ReportMetric(float64(took.Nanoseconds())/float64(b.N), "find-ns")
+}
+
+func benchmarkFindBesideWriters(b *testing.B, s *chaistore.ChaiStore, find findFunc) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	for g := range 8 {

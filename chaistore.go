@@ -85,7 +85,7 @@ type Config struct {
 	// CacheSize is how many bytes of memory the copies of sessions that were found or
 	// committed lately may take, the bookkeeping included. All stores on a database
 	// share one cache, which is as large as the largest that one of them asks for. A
-	// negative size asks for none. Default: 16 MiB, which hold 30,000 sessions of 300
+	// negative size asks for none. Default: 16 MiB, which hold 27,000 sessions of 300
 	// bytes.
 	CacheSize int64
 
@@ -108,7 +108,8 @@ type Config struct {
 	// store keeps the owners in a table of its own, named like that of the sessions
 	// with "_owners" behind it, which it creates, and which the application's SQL may
 	// read: its columns are token and owner. [ChaiStore.SessionsOf] and
-	// [ChaiStore.DeleteOf] use it.
+	// [ChaiStore.DeleteOf] use it. When Owner changes, drop that table before the store
+	// is made, which then builds it anew.
 	//
 	// Owner is called once for each commit, by the goroutine that commits, and for
 	// what SessionsOf finds; it must not change the data. A panic in it is an error of

@@ -513,22 +513,8 @@ func TestNewWithConfigRefuses(t *testing.T) {
 		t.Error("an empty database handle was accepted")
 	}
 	db := testdb.Memory(t)
-	testdb.Exec(t, db,
-		"CREATE TABLE no_expiry (token TEXT PRIMARY KEY, data BLOB)",
-		"CREATE TABLE wrong_type (token TEXT PRIMARY KEY, data BLOB, expiry INTEGER)",
-		"CREATE TABLE no_key (token TEXT, data BLOB, expiry TIMESTAMP)",
-		"CREATE TABLE wrong_key (token TEXT, data BLOB, expiry TIMESTAMP PRIMARY KEY)",
-		"CREATE TABLE long_key (token TEXT, data BLOB, expiry TIMESTAMP, PRIMARY KEY (token, expiry))",
-		"CREATE TABLE descending (token TEXT, data BLOB, expiry TIMESTAMP, PRIMARY KEY (token DESC))",
-	)
 	for name, want := range map[string]string{
-		"missing":                "does not exist",
-		"no_expiry":              `column 3 of table "no_expiry" is not "expiry"`,
-		"wrong_type":             "of type integer, not timestamp",
-		"no_key":                 "primary key",
-		"wrong_key":              "primary key",
-		"long_key":               "primary key",
-		"descending":             "primary key",
+		"missing":                `table "missing" does not exist`,
 		"1st":                    "not a plain identifier",
 		"my sessions":            "not a plain identifier",
 		"a-b":                    "not a plain identifier",
@@ -546,6 +532,80 @@ func TestNewWithConfigRefuses(t *testing.T) {
 			t.Errorf("table %q: a store was returned", name)
 			s.StopCleanup()
 		}
+	}
+}
+
+// What is no table of sessions is refused by NewWithConfig and by each call of a
+// store that New has made, also if the table becomes that while it is in use.
+func TestTablesThatAreRefused(t *testing.T) {
+	const (
+		key        = `the primary key of table "sessions" is not its column "token", ascending`
+		others     = `table "sessions" has columns other than token, data, expiry`
+		constraint = `table "sessions" has a constraint besides its primary key`
+	)
+	replaced := func(columns string) []string {
+		return []string{"DROP TABLE sessions", "CREATE TABLE sessions (" + columns + ")"}
+	}
+	for name, test := range map[string]struct {
+		change []string
+		want   string
+	}{
+		"no table":          {[]string{"DROP TABLE sessions"}, `table "sessions" does not exist`},
+		"renamed":           {[]string{"ALTER TABLE sessions RENAME TO x"}, `table "sessions" does not exist`},
+		"no expiry":         {replaced("token TEXT PRIMARY KEY, data BLOB"), `column 3 of table "sessions" is not "expiry"`},
+		"other order":       {replaced("data BLOB, token TEXT PRIMARY KEY, expiry TIMESTAMP"), `column 1 of table "sessions" is not "token"`},
+		"other name":        {replaced("token TEXT PRIMARY KEY, payload BLOB, expiry TIMESTAMP"), `column 2 of table "sessions" is not "data"`},
+		"integer expiry":    {replaced("token TEXT PRIMARY KEY, data BLOB, expiry INTEGER"), `column "expiry" of table "sessions" is of type integer, not timestamp`},
+		"blob token":        {replaced("token BLOB PRIMARY KEY, data BLOB, expiry TIMESTAMP"), `column "token" of table "sessions" is of type blob, not text`},
+		"text data":         {replaced("token TEXT PRIMARY KEY, data TEXT, expiry TIMESTAMP"), `column "data" of table "sessions" is of type text, not blob`},
+		"no key":            {replaced("token TEXT, data BLOB, expiry TIMESTAMP"), key},
+		"other key":         {replaced("token TEXT, data BLOB, expiry TIMESTAMP PRIMARY KEY"), key},
+		"long key":          {replaced("token TEXT, data BLOB, expiry TIMESTAMP, PRIMARY KEY (token, expiry)"), key},
+		"descending key":    {replaced("token TEXT, data BLOB, expiry TIMESTAMP, PRIMARY KEY (token DESC)"), key},
+		"another column":    {replaced("token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP, note TEXT"), others},
+		"extra fields":      {replaced("token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP, ..."), others},
+		"added column":      {[]string{"ALTER TABLE sessions ADD COLUMN note TEXT"}, others},
+		"unique column":     {replaced("token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP UNIQUE"), constraint},
+		"unique constraint": {replaced("token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP, UNIQUE (token, expiry)"), constraint},
+		"check":             {replaced("token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP, CHECK (token != 'bad')"), constraint},
+		"checked column":    {replaced("token TEXT PRIMARY KEY CHECK (token != 'bad'), data BLOB, expiry TIMESTAMP"), constraint},
+		"unique index":      {[]string{"CREATE UNIQUE INDEX one ON sessions(expiry)"}, `index "one" of table "sessions" is unique`},
+		"index on data":     {[]string{"CREATE INDEX one ON sessions(expiry, data)"}, `index "one" of table "sessions" is on a column that can't be indexed: data`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Memory(t)
+			testdb.Exec(t, db, testdb.CreateTable)
+			s := chaistore.New(db)
+			defer s.StopCleanup()
+			commit(t, s, "alice", "one", inAnHour())
+			testdb.Exec(t, db, test.change...)
+			for name, call := range map[string]func() error{
+				"Find":          func() error { _, _, err := s.Find("alice"); return err },
+				"Commit":        func() error { return s.Commit("alice", []byte("one"), inAnHour()) },
+				"Delete":        func() error { return s.Delete("alice") },
+				"All":           func() error { _, err := s.All(); return err },
+				"DeleteExpired": func() error { _, err := s.DeleteExpired(t.Context()); return err },
+				"DeleteFunc": func() error {
+					_, err := s.DeleteFunc(t.Context(), func(chaistore.Session) bool { return true })
+					return err
+				},
+				"NewWithConfig": func() error {
+					s, err := chaistore.NewWithConfig(db, chaistore.Config{})
+					if s != nil {
+						t.Error("a store was returned")
+						s.StopCleanup()
+					}
+					return err
+				},
+			} {
+				if err := call(); err == nil || !strings.HasSuffix(err.Error(), test.want) {
+					t.Errorf("%s: %v, want %q", name, err, test.want)
+				}
+			}
+			testdb.Exec(t, db, "DROP TABLE IF EXISTS sessions", testdb.CreateTable)
+			commit(t, s, "alice", "two", inAnHour())
+			wantFound(t, s, "alice", "two")
+		})
 	}
 }
 
@@ -729,19 +789,27 @@ func TestCallsAfterCloseFail(t *testing.T) {
 	// What comes first after closing may leave the engine's locks held for all
 	// that follows.
 	first := []string{"Find", "Commit", "Delete", "All", "DeleteExpired"}
-	for _, disk := range []bool{false, true} {
+	application := map[string]func(db *chai.DB){
+		"no call":     func(*chai.DB) {},
+		"Begin":       func(db *chai.DB) { _, _ = db.Begin(true) },
+		"Begin(read)": func(db *chai.DB) { _, _ = db.Begin(false) },
+		"Exec":        func(db *chai.DB) { _ = db.Exec("DELETE FROM sessions") },
+		"Query":       func(db *chai.DB) { _, _ = db.QueryRow("SELECT * FROM sessions") },
+	}
+	for before, call := range application {
 		for _, name := range first {
-			t.Run(fmt.Sprintf("%s first, disk %v", name, disk), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s first, after %s of the application", name, before), func(t *testing.T) {
 				db := testdb.Memory(t)
-				if disk {
-					db = testdb.Disk(t)
-				}
 				s := newStore(t, db)
 				commit(t, s, "alice", "one", inAnHour())
 				wantFound(t, s, "alice", "one")
 				if err := db.Close(); err != nil {
 					t.Fatal(err)
 				}
+				func() {
+					defer func() { _ = recover() }() // as net/http does
+					call(db)
+				}()
 				calls := map[string]func() error{
 					"Find":          func() error { _, _, err := s.Find("alice"); return err },
 					"Commit":        func() error { return s.Commit("alice", []byte("two"), inAnHour()) },
@@ -811,21 +879,25 @@ func heapInUse() int64 {
 
 // Neither the store nor the engine remembers renewals.
 func TestRenewalsLeaveNoMemory(t *testing.T) {
-	testdb.Watchdog(t, 2*time.Minute)
-	const sessions, limit = 5000, 3 << 20
-	s := newStore(t, testdb.Disk(t))
-	renew := func(n int) {
-		inParallel(64, n, func(_ *rand.Rand, i int) {
-			commit(t, s, fmt.Sprintf("%043d", i%sessions), strings.Repeat("x", 300), inAnHour())
+	testdb.Watchdog(t, 4*time.Minute)
+	const sessions, limit = 5000, 1 << 20
+	for name, open := range map[string]func(testing.TB) *chai.DB{"plain": testdb.Disk, "indexed": indexedOnDisk} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t, open(t))
+			renew := func(n int) {
+				inParallel(256, n, func(_ *rand.Rand, i int) {
+					commit(t, s, fmt.Sprintf("%043d", i%sessions), strings.Repeat("x", 300), inAnHour())
+				})
+			}
+			renew(20_000)
+			before := heapInUse()
+			renew(200_000)
+			grown := heapInUse() - before
+			t.Logf("200,000 renewals of %d sessions have left %d bytes on the heap", sessions, grown)
+			if grown > limit {
+				t.Errorf("that is more than %d", limit)
+			}
 		})
-	}
-	renew(50_000)
-	before := heapInUse()
-	renew(200_000)
-	if grown := heapInUse() - before; grown > limit {
-		t.Errorf("200,000 renewals of %d sessions have left %d bytes on the heap, want at most %d", sessions, grown, limit)
-	} else {
-		t.Logf("200,000 renewals of %d sessions have left %d bytes on the heap", sessions, grown)
 	}
 }
 

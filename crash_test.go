@@ -117,7 +117,8 @@ func crashChild(dir string) {
 }
 
 // A process is killed at a random moment, over and over again. What it was told
-// is committed is there, and what it was told is deleted is not.
+// is committed is there, and what it was told is deleted is not, and so it is in
+// the indexes.
 func TestCrash(t *testing.T) {
 	for name, setup := range map[string][]string{
 		"plain":   {testdb.CreateTable},
@@ -191,6 +192,7 @@ func checkAfterCrash(t *testing.T, dir string, possible map[string][]int) {
 		t.Fatalf("open the database after a crash: %v", err)
 	}
 	defer db.Close()
+	testdb.CheckIndexes(t, db)
 	s := newStore(t, db)
 	all, err := s.All()
 	if err != nil {
@@ -224,4 +226,5 @@ func checkAfterCrash(t *testing.T, dir string, possible map[string][]int) {
 	if n := countRows(t, db); n != len(all) {
 		t.Errorf("after a sweep there are %d sessions, want %d", n, len(all))
 	}
+	testdb.CheckIndexes(t, db)
 }

@@ -2,6 +2,8 @@ package chaistore_test
 
 import (
 	"context"
+	"encoding/json"
+	"expvar"
 	"fmt"
 	"log"
 	"time"
@@ -168,7 +170,24 @@ func ExampleNewWithConfig() {
 	// admin_sessions false
 }
 
-// An application that writes to the same database takes its turn.
+// Goroutines of an application that write to the same database take turns with each
+// other.
+func ExampleUpdate() {
+	db, store := openStore()
+	defer db.Close()
+	defer store.StopCleanup()
+
+	err := chaistore.Update(context.Background(), db, func(tx *chai.Tx) error {
+		if err := tx.Exec("CREATE TABLE visits (at TIMESTAMP)"); err != nil {
+			return err
+		}
+		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
+	})
+	fmt.Println(err)
+	// Output: <nil>
+}
+
+// Statements that run in no transaction take their turn with the lock.
 func ExampleWriteLock() {
 	db, store := openStore()
 	defer db.Close()
@@ -176,13 +195,30 @@ func ExampleWriteLock() {
 
 	lock := chaistore.WriteLock(db)
 	lock.Lock()
-	err := db.Update(func(tx *chai.Tx) error {
-		if err := tx.Exec("CREATE TABLE visits (at TIMESTAMP)"); err != nil {
-			return err
-		}
-		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
-	})
+	err := db.Exec("CREATE TABLE visits (at TIMESTAMP)")
 	lock.Unlock()
 	fmt.Println(err)
 	// Output: <nil>
+}
+
+// The counts of a store are published with those of the process, at /debug/vars.
+func ExampleChaiStore_Stats() {
+	db, store := openStore()
+	defer db.Close()
+	defer store.StopCleanup()
+	expvar.Publish("sessions", expvar.Func(func() any { return store.Stats() }))
+
+	sessionManager := scs.New()
+	sessionManager.Store = store
+	token := signIn(sessionManager, "alice")
+	if _, err := sessionManager.Load(context.Background(), token); err != nil {
+		log.Fatal(err)
+	}
+
+	var stats chaistore.Stats
+	if err := json.Unmarshal([]byte(expvar.Get("sessions").String()), &stats); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%d commits, %d finds, %d from memory, error %q\n", stats.Commits, stats.Finds, stats.CacheHits, stats.WriteError)
+	// Output: 1 commits, 1 finds, 1 from memory, error ""
 }

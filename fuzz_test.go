@@ -79,7 +79,7 @@ func FuzzSession(f *testing.F) {
 }
 
 // FuzzOperations makes a sequence of operations on a table, with two stores, and
-// compares them with a map. Two bytes are one operation: what it is, and the token
+// compares them with a map, and the index with what REINDEX makes. Two bytes are one operation: what it is, and the token
 // that it is about.
 func FuzzOperations(f *testing.F) {
 	f.Fuzz(func(t *testing.T, indexed bool, operations []byte) {
@@ -103,6 +103,7 @@ func FuzzOperations(f *testing.F) {
 		defer func() { db.Close() }()
 		testdb.Exec(t, db, setup...)
 		reopen := func() {
+			testdb.CheckIndexes(t, db)
 			if err := db.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -165,5 +166,6 @@ func FuzzOperations(f *testing.F) {
 		if n := countRows(t, db); n != len(model)+len(expired) {
 			t.Fatalf("there are %d rows, want %d active and %d expired", n, len(model), len(expired))
 		}
+		testdb.CheckIndexes(t, db)
 	})
 }

@@ -31,9 +31,9 @@ type Session struct {
 // may end the loop. If the sessions can't be read, or ctx ends, the sequence ends
 // with an error, next to a zero Session.
 func (s *ChaiStore) Sessions(ctx context.Context) iter.Seq2[Session, error] {
-	return sessions(ctx, func(from string) ([]sessiontable.Row, string, error) {
+	return active(sessions(ctx, func(from string) ([]sessiontable.Row, string, error) {
 		return s.table.Page(ctx, from)
-	})
+	}))
 }
 
 // SessionsOf returns a sequence of the active sessions of an owner, as [Config.Owner]
@@ -45,6 +45,11 @@ func (s *ChaiStore) Sessions(ctx context.Context) iter.Seq2[Session, error] {
 // once, nor of the present one, until a store that knows owners commits it again.
 // Sessions that such a store has added are found after the next sweep.
 func (s *ChaiStore) SessionsOf(ctx context.Context, owner string) iter.Seq2[Session, error] {
+	return active(s.sessionsOf(ctx, owner))
+}
+
+// sessionsOf is SessionsOf with the expired sessions.
+func (s *ChaiStore) sessionsOf(ctx context.Context, owner string) iter.Seq2[Session, error] {
 	return sessions(ctx, func(from string) ([]sessiontable.Row, string, error) {
 		if !s.table.HasOwners() {
 			return nil, "", errNoOwners
@@ -55,8 +60,18 @@ func (s *ChaiStore) SessionsOf(ctx context.Context, owner string) iter.Seq2[Sess
 
 var errNoOwners = errors.New("the store has no Config.Owner")
 
-// sessions returns a sequence of the active ones of the sessions that are read in
-// pages.
+// active returns a sequence of the active ones of some sessions.
+func active(sessions iter.Seq2[Session, error]) iter.Seq2[Session, error] {
+	return func(yield func(Session, error) bool) {
+		for session, err := range sessions {
+			if (err != nil || isActive(session.Expiry, time.Now())) && !yield(session, err) {
+				return
+			}
+		}
+	}
+}
+
+// sessions returns a sequence of sessions that are read in pages.
 func sessions(ctx context.Context, page func(from string) (rows []sessiontable.Row, next string, err error)) iter.Seq2[Session, error] {
 	return func(yield func(Session, error) bool) {
 		from := ""
@@ -66,7 +81,7 @@ func sessions(ctx context.Context, page func(from string) (rows []sessiontable.R
 				if err = ctx.Err(); err != nil {
 					break
 				}
-				if isActive(row.Expiry, time.Now()) && !yield(Session(row), nil) {
+				if !yield(Session(row), nil) {
 					return
 				}
 			}
@@ -97,14 +112,17 @@ func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int
 }
 
 // DeleteOf deletes the active sessions of an owner, those of
-// [ChaiStore.SessionsOf], and returns the number deleted, even on error.
+// [ChaiStore.SessionsOf], and returns the number deleted, even on error. It also
+// deletes, without counting them, those that have expired but are not swept yet: a
+// request that is being served could renew one.
 func (s *ChaiStore) DeleteOf(ctx context.Context, owner string) (int, error) {
-	return s.deleteEach(ctx, s.SessionsOf(ctx, owner), func(Session) bool { return true })
+	return s.deleteEach(ctx, s.sessionsOf(ctx, owner), func(Session) bool { return true })
 }
 
 func (s *ChaiStore) deleteEach(ctx context.Context, sessions iter.Seq2[Session, error], del func(Session) bool) (int, error) {
 	deleted := 0
 	var tokens []string // to delete
+	counted := 0        // the active ones of them
 	flush := func() error {
 		if len(tokens) == 0 {
 			return nil
@@ -112,16 +130,20 @@ func (s *ChaiStore) deleteEach(ctx context.Context, sessions iter.Seq2[Session, 
 		if err := s.table.Delete(ctx, tokens...); err != nil {
 			return fmt.Errorf("chaistore: delete sessions: %w", err)
 		}
-		deleted += len(tokens)
-		tokens = tokens[:0]
+		deleted += counted
+		tokens, counted = tokens[:0], 0
 		return nil
 	}
 	for session, err := range sessions {
 		if err != nil {
 			return deleted, err
 		}
+		active := isActive(session.Expiry, time.Now())
 		if del(session) {
 			tokens = append(tokens, session.Token)
+			if active {
+				counted++
+			}
 		}
 		if len(tokens) == deleteBatch {
 			if err := flush(); err != nil {

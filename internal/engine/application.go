@@ -50,6 +50,9 @@ func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	if err := e.writable(); err != nil {
+		return fmt.Errorf("begin transaction: %w", err)
+	}
 	if err := e.waitForWriters(ctx); err != nil {
 		return err
 	}
@@ -60,7 +63,7 @@ func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 	succeeded := false
 	defer func() {
 		if !succeeded {
-			_ = tx.Rollback()
+			e.rollbackTx(tx)
 		}
 	}()
 	if err := f(tx); err != nil {
@@ -91,12 +94,13 @@ func (db *DB) waitForWriters(ctx context.Context) error {
 }
 
 func (db *DB) beginTx() (tx *chai.Tx, err error) {
-	if failure := db.failures.writing(); failure != nil {
-		return nil, failure
-	}
 	defer db.failures.rescue(&err, db.failures.failAll)
 	db.panicIfClosed()
-	return db.handle.Begin(true)
+	if tx, err = db.handle.Begin(true); err != nil {
+		// BeginTx keeps its write lock if SQL has begun a transaction that only reads.
+		db.writeLock.Unlock()
+	}
+	return tx, err
 }
 
 // commitTx commits tx, or rolls it back if that fails: otherwise Chai would keep
@@ -105,7 +109,17 @@ func (db *DB) beginTx() (tx *chai.Tx, err error) {
 func (db *DB) commitTx(tx *chai.Tx) (err error) {
 	defer db.failures.rescue(&err, db.failures.failWrites)
 	if err = tx.Commit(); err != nil {
-		_ = tx.Rollback()
+		db.rollbackTx(tx)
 	}
 	return err
+}
+
+// rollbackTx rolls tx back. If that fails, a part of what tx has written may be
+// left, and the write lock of Chai is. It is no failure if f has ended tx itself.
+func (db *DB) rollbackTx(tx *chai.Tx) {
+	var err error
+	defer db.failures.rescue(&err, db.failures.failWrites)
+	if err = tx.Rollback(); err != nil && err.Error() != "already closed" {
+		_ = db.failures.failWrites(fmt.Errorf("roll back transaction: %w", err))
+	}
 }

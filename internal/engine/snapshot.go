@@ -104,6 +104,18 @@ func (db *DB) panicIfClosed() {
 	_ = empty.Close()
 }
 
+// writable returns why nothing can be written any more, or nil. It is called before
+// the write lock is waited for, which a panic may have left locked: one in a write
+// here, or one in a call of the application after it has closed the database.
+func (db *DB) writable() (err error) {
+	if failure := db.failures.writing(); failure != nil {
+		return failure
+	}
+	defer db.failures.rescue(&err, db.failures.failAll)
+	db.panicIfClosed()
+	return nil
+}
+
 // Quiet reports whether nobody had a transaction open that writes, at a moment
 // during the call. Then the catalog describes the tables that are committed.
 func (db *DB) Quiet() bool { return db.currentEpoch() != nil }

@@ -5,6 +5,8 @@ package sessiontable
 import (
 	"errors"
 	"hash/maphash"
+	"maps"
+	"math"
 	"sync"
 	"time"
 )
@@ -12,8 +14,9 @@ import (
 // ErrEnded is the error of [Table.Upsert] for a session that has ended.
 var ErrEnded = errors.New("the session has been ended")
 
-// endedKey is the key of what all tables of a database remember together.
-type endedKey struct{}
+// endedKey is the key of what all Tables of the same name in a database remember
+// together.
+type endedKey struct{ table string }
 
 // ended remembers the keys of rows that were deleted, each for a time. It keeps a
 // hash of 64 bits of each, so that it takes less than 64 bytes: one in 10^13 commits
@@ -26,6 +29,7 @@ type ended struct {
 	mu     sync.Mutex
 	until  map[uint64]time.Duration
 	oldest []endedRow // in the order in which they were added
+	most   int        // of them, since there was last made room for fewer
 }
 
 type endedRow struct {
@@ -33,7 +37,9 @@ type endedRow struct {
 	until time.Duration
 }
 
-func newEnded() *ended { return &ended{seed: maphash.MakeSeed(), start: time.Now()} }
+func newEnded() *ended {
+	return &ended{seed: maphash.MakeSeed(), start: time.Now(), until: make(map[uint64]time.Duration)}
+}
 
 // add remembers a key for a time.
 func (e *ended) add(key []byte, remember time.Duration) {
@@ -43,12 +49,11 @@ func (e *ended) add(key []byte, remember time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.forget()
-	if e.until == nil {
-		e.until = make(map[uint64]time.Duration)
-	}
-	row := endedRow{maphash.Bytes(e.seed, key), time.Since(e.start) + remember}
+	now := time.Since(e.start)
+	row := endedRow{maphash.Bytes(e.seed, key), now + min(remember, math.MaxInt64-now)}
 	e.until[row.hash] = max(row.until, e.until[row.hash])
 	e.oldest = append(e.oldest, row)
+	e.most = max(e.most, len(e.oldest))
 }
 
 // has reports whether a key is remembered.
@@ -72,7 +77,9 @@ func (e *ended) forget() {
 		}
 		e.oldest = e.oldest[1:]
 	}
-	if len(e.oldest) == 0 {
-		e.until, e.oldest = nil, nil // a map that was large stays so
+	if len(e.oldest) < e.most/4 { // neither a map nor a slice shrinks by itself
+		until := make(map[uint64]time.Duration, len(e.until))
+		maps.Copy(until, e.until)
+		e.until, e.oldest, e.most = until, append([]endedRow(nil), e.oldest...), len(e.oldest)
 	}
 }

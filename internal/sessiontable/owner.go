@@ -28,10 +28,13 @@ func isByOwner(ix index) bool {
 // CreateOwners creates the table of owners if it does not exist, and enters the
 // owners of sessions that it lacks.
 func (t *Table) CreateOwners(ctx context.Context) error {
+	if _, err := t.relation(t.Name, sessionColumns); err != nil {
+		return err
+	}
 	name := t.ownersName()
 	err := t.create(ctx, name,
-		"CREATE TABLE "+name+" (token TEXT PRIMARY KEY, owner TEXT NOT NULL)",
-		"CREATE INDEX "+name+"_by_owner ON "+name+" (owner, token)")
+		"CREATE TABLE IF NOT EXISTS "+name+" (token TEXT PRIMARY KEY, owner TEXT NOT NULL)",
+		"CREATE INDEX IF NOT EXISTS "+name+"_by_owner ON "+name+" (owner, token)")
 	if err != nil {
 		return fmt.Errorf("create table %q: %w", name, err)
 	}
@@ -85,11 +88,11 @@ func (l *layout) putOwner(b *engine.Batch, token, owner string) error {
 
 // PageOf is [Table.Page] for the sessions of one owner.
 func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, next string, err error) {
-	if owner == "" || len(owner) > MaxKeyLen {
-		return nil, "", t.Check()
-	}
 	err = t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
 		rows, next = nil, ""
+		if owner == "" || len(owner) > MaxKeyLen {
+			return true, nil
+		}
 		size, last := 0, ""
 		err := l.scanOwner(s, owner, from, func(token string) error {
 			if err := ctx.Err(); err != nil {

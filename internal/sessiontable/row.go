@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"slices"
 	"time"
 
 	"go.elara.ws/chaistore/internal/engine"
@@ -195,6 +196,8 @@ var timestampEpoch = time.Date(2000, time.January, 1, 0, 0, 0, 0, time.UTC).Unix
 // appendKey appends the key of a row: the namespace of the table and the primary
 // key.
 func appendKey(dst []byte, namespace int64, token string) []byte {
+	const mostForNamespaceAndLength = 20
+	dst = slices.Grow(dst, len(token)+mostForNamespaceAndLength)
 	return appendText(appendInt(dst, namespace), token)
 }
 

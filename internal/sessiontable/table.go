@@ -64,7 +64,7 @@ func New(db *chai.DB, options Options) *Table {
 	t := &Table{Options: options, handle: db, db: engine.For(db, options.Logger)}
 	t.db.GrowCache(options.CacheSize)
 	if options.RememberEnded > 0 {
-		t.ended = t.db.Shared(endedKey{}, newEnded()).(*ended)
+		t.ended = t.db.Shared(endedKey{t.Name}, newEnded()).(*ended)
 	}
 	return t
 }
@@ -236,7 +236,11 @@ func (t *Table) relation(name string, columns []column) (r relation, err error) 
 		}
 	}
 	if len(fields) > len(columns) || info.FieldConstraints.AllowExtraFields {
-		return r, fmt.Errorf("table %q has more columns than a table of sessions", name)
+		names := make([]string, len(columns))
+		for i, column := range columns {
+			names[i] = column.name
+		}
+		return r, fmt.Errorf("table %q has columns other than %s", name, strings.Join(names, ", "))
 	}
 	if key := info.PrimaryKey; key == nil || len(key.Paths) != 1 || key.Paths[0].String() != "token" || key.SortOrder.IsDesc(0) {
 		return r, fmt.Errorf("the primary key of table %q is not its column \"token\", ascending", name)

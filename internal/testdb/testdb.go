@@ -58,6 +58,57 @@ func Exec(t testing.TB, db *chai.DB, statements ...string) {
 	}
 }
 
+// CheckIndexes fails the test unless the entries of all indexes are, byte for
+// byte, the ones that REINDEX makes. Nobody may write meanwhile.
+func CheckIndexes(t testing.TB, db *chai.DB) {
+	t.Helper()
+	before := pairs(t, db)
+	tx, err := db.Begin(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if err := tx.Exec("REINDEX"); err != nil {
+		t.Fatalf("REINDEX: %v", err)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	after := pairs(t, db)
+	wrong, missing := 0, 0
+	for key, value := range before {
+		if got, ok := after[key]; !ok || got != value {
+			wrong++
+		}
+	}
+	for key := range after {
+		if _, ok := before[key]; !ok {
+			missing++
+		}
+	}
+	if wrong+missing > 0 {
+		t.Errorf("of %d keys in the database REINDEX has removed %d and added %d", len(before), wrong, missing)
+	}
+}
+
+// pairs returns all that is stored in db.
+func pairs(t testing.TB, db *chai.DB) map[string]string {
+	t.Helper()
+	rows, err := db.DB.Store.DB().NewIter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	all := make(map[string]string)
+	for ok := rows.First(); ok; ok = rows.Next() {
+		all[string(rows.Key())] = string(rows.Value())
+	}
+	if err := rows.Error(); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
 // Watchdog ends the process with the stacks of all goroutines if the test still
 // runs after limit, because a deadlock in the engine can't be undone.
 func Watchdog(t testing.TB, limit time.Duration) {

@@ -1,0 +1,369 @@
+package chaistore_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+const createVisits = "CREATE TABLE visits (id INTEGER PRIMARY KEY)"
+
+// One goroutine of the application that writes without the lock and eight that
+// commit all get on.
+func TestApplicationWritesWithoutLock(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newStore(t, db)
+		testdb.Exec(t, db, createVisits)
+		const each = 200
+		var commits, inserts atomic.Int64
+		ended := func() bool { return commits.Load() >= each && inserts.Load() >= each || t.Failed() }
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for !ended() {
+				if err := db.Exec("INSERT INTO visits (id) VALUES (?)", inserts.Add(1)); err != nil {
+					t.Errorf("insert: %v", err)
+				}
+			}
+		})
+		for g := range 8 {
+			wg.Go(func() {
+				for !ended() {
+					data := fmt.Sprint(commits.Add(1))
+					commit(t, s, fmt.Sprint(g), data, inAnHour())
+					if got, found, err := s.Find(fmt.Sprint(g)); string(got) != data || !found || err != nil {
+						t.Errorf("Find = %q, %v, %v; want %q", got, found, err, data)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if n := count(t, db, "SELECT COUNT(*) FROM visits"); n != int(inserts.Load()) {
+			t.Errorf("there are %d visits, want %d", n, inserts.Load())
+		}
+		testdb.CheckIndexes(t, db)
+	})
+}
+
+// deadlockInChai makes two goroutines of the application write until they wait for
+// each other: one in a commit, for a lock that the other one holds while it waits
+// to begin. They never end.
+func deadlockInChai(db *chai.DB) {
+	for range 2 {
+		go func() {
+			for i := 0; ; i++ {
+				_ = db.Exec("INSERT INTO visits (id) VALUES (?) ON CONFLICT DO NOTHING", i)
+			}
+		}()
+	}
+	stacks := make([]byte, 4<<20)
+	for begins, commits := false, false; !begins || !commits; {
+		time.Sleep(10 * time.Millisecond)
+		begins, commits = false, false
+		for stack := range strings.SplitSeq(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+			_, state, _ := strings.Cut(stack[:strings.Index(stack, "\n")], "[")
+			begins = begins || strings.HasPrefix(state, "sync.Mutex.Lock") && strings.Contains(stack, "database.(*Database).BeginTx")
+			commits = commits || strings.HasPrefix(state, "sync.RWMutex.Lock") && strings.Contains(stack, "database.(*Transaction).Commit")
+		}
+	}
+}
+
+// When the application has deadlocked itself in Chai, the store still finds, and
+// its writes fail in time.
+func TestApplicationDeadlocksItself(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db, err := chai.Open(":memory:") // can't be closed any more
+	if err != nil {
+		t.Fatal(err)
+	}
+	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex, createVisits)
+	var log testdb.Log
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, Logger: log.Logger(slog.LevelInfo)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	commit(t, s, "alice", "one", inAnHour())
+	commit(t, s, "old", "one", anHourAgo())
+	deadlockInChai(db)
+
+	failed := make(chan error)
+	for range 4 {
+		go func() { failed <- s.Commit("alice", []byte("two"), inAnHour()) }()
+	}
+	for range 100 {
+		wantFound(t, s, "alice", "one")
+		wantAll(t, s, map[string]string{"alice": "one"})
+	}
+	for name, call := range writesWithContext(s) {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		if err := call(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v", name, err)
+		}
+		cancel()
+	}
+	select {
+	case err := <-failed:
+		t.Fatalf("a commit failed before finds, All and the ends of contexts were answered: %v", err)
+	default:
+	}
+	for range 4 {
+		if err := <-failed; err == nil || !strings.Contains(err.Error(), "hung for 10 seconds") {
+			t.Errorf("Commit: %v", err)
+		}
+	}
+	for name, call := range writesWithContext(s) { // at once: the watchdog would not wait for ten more
+		for range 10 {
+			if err := call(t.Context()); err == nil || !strings.Contains(err.Error(), "hung for 10 seconds") {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	wantFound(t, s, "alice", "one")
+	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "level=ERROR") {
+		t.Errorf("%d lines were logged, want an error:\n%s", n, &log)
+	}
+}
+
+// writesWithContext are the calls of a store that write.
+func writesWithContext(s *chaistore.ChaiStore) map[string]func(ctx context.Context) error {
+	return map[string]func(ctx context.Context) error{
+		"CommitCtx":     func(ctx context.Context) error { return s.CommitCtx(ctx, "alice", []byte("two"), inAnHour()) },
+		"DeleteCtx":     func(ctx context.Context) error { return s.DeleteCtx(ctx, "alice") },
+		"DeleteExpired": func(ctx context.Context) error { _, err := s.DeleteExpired(ctx); return err },
+	}
+}
+
+// While a transaction of the application is open, the store finds what is
+// committed. Its writes wait, and may give up.
+func TestApplicationHasATransactionOpen(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	for name, begin := range map[string]func(db *chai.DB) (exec func(string, ...any) error, end func() error, err error){
+		"Begin": func(db *chai.DB) (func(string, ...any) error, func() error, error) {
+			tx, err := db.Begin(true)
+			if err != nil {
+				return nil, nil, err
+			}
+			return tx.Exec, tx.Commit, nil
+		},
+		"SQL": func(db *chai.DB) (func(string, ...any) error, func() error, error) {
+			return db.Exec, func() error { return db.Exec("COMMIT") }, db.Exec("BEGIN")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			forEachTable(t, func(t *testing.T, db *chai.DB) {
+				s := newStore(t, db)
+				testdb.Exec(t, db, createVisits)
+				commit(t, s, "alice", "one", inAnHour())
+				commit(t, s, "bob", "one", inAnHour())
+				commit(t, s, "old", "one", anHourAgo())
+				exec, end, err := begin(db)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, sql := range []string{
+					"INSERT INTO visits (id) VALUES (1)",
+					`UPDATE sessions SET data = '\x78' WHERE token = 'alice'`,
+					"DELETE FROM sessions WHERE token = 'bob'",
+					"INSERT INTO visits (id) VALUES (2)",
+				} {
+					if err := exec(sql); err != nil {
+						t.Fatalf("%s: %v", sql, err)
+					}
+				}
+				done := make(chan error)
+				go func() { done <- s.Commit("carol", []byte("one"), inAnHour()) }()
+				updated := make(chan error)
+				go func() {
+					updated <- chaistore.Update(t.Context(), db, func(tx *chai.Tx) error {
+						return tx.Exec("INSERT INTO visits (id) VALUES (3)")
+					})
+				}()
+				for name, call := range writesWithContext(s) {
+					ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+					if err := call(ctx); !errors.Is(err, context.DeadlineExceeded) {
+						t.Errorf("%s: %v", name, err)
+					}
+					cancel()
+				}
+				wantFound(t, s, "alice", "one")
+				wantFound(t, s, "bob", "one")
+				wantMissing(t, s, "carol")
+				wantAll(t, s, map[string]string{"alice": "one", "bob": "one"})
+				select {
+				case err := <-done:
+					t.Errorf("a commit has not waited: %v", err)
+				case err := <-updated:
+					t.Errorf("an Update has not waited: %v", err)
+				default:
+				}
+				if err := end(); err != nil {
+					t.Fatal(err)
+				}
+				if err := errors.Join(<-done, <-updated); err != nil {
+					t.Error(err)
+				}
+				wantAll(t, s, map[string]string{"alice": "x", "carol": "one"})
+				if n, err := s.DeleteExpired(t.Context()); n != 1 || err != nil {
+					t.Errorf("DeleteExpired = %d, %v; want 1, nil", n, err)
+				}
+				if n := count(t, db, "SELECT COUNT(*) FROM visits"); n != 3 {
+					t.Errorf("there are %d visits, want 3", n)
+				}
+				testdb.CheckIndexes(t, db)
+			})
+		})
+	}
+}
+
+func TestUpdate(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, createVisits)
+	insert := func(id int) func(tx *chai.Tx) error {
+		return func(tx *chai.Tx) error { return tx.Exec("INSERT INTO visits (id) VALUES (?)", id) }
+	}
+	wantVisits := func(want int) {
+		t.Helper()
+		if n := count(t, db, "SELECT COUNT(*) FROM visits"); n != want {
+			t.Fatalf("there are %d visits, want %d", n, want)
+		}
+	}
+	if err := chaistore.Update(t.Context(), db, insert(1)); err != nil {
+		t.Fatal(err)
+	}
+	wantVisits(1)
+
+	failure := errors.New("failure")
+	err := chaistore.Update(t.Context(), db, func(tx *chai.Tx) error { return errors.Join(insert(2)(tx), failure) })
+	if !errors.Is(err, failure) {
+		t.Errorf("Update = %v, want the error of its function", err)
+	}
+	wantVisits(1)
+
+	func() {
+		defer func() {
+			if r := recover(); r != failure {
+				t.Errorf("recovered %v, want what the function has panicked with", r)
+			}
+		}()
+		_ = chaistore.Update(t.Context(), db, func(tx *chai.Tx) error {
+			if err := insert(2)(tx); err != nil {
+				t.Error(err)
+			}
+			panic(failure)
+		})
+	}()
+	wantVisits(1)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	notCalled := func(*chai.Tx) error { t.Error("the function was called"); return nil }
+	if err := chaistore.Update(ctx, db, notCalled); !errors.Is(err, context.Canceled) {
+		t.Errorf("Update with a done context: %v", err)
+	}
+	if err := chaistore.Update(t.Context(), nil, notCalled); err == nil {
+		t.Error("a nil database was accepted")
+	}
+	// It waits for the lock, and for a transaction of the application.
+	lock := chaistore.WriteLock(db)
+	lock.Lock()
+	wantTimeout := func() {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		if err := chaistore.Update(ctx, db, notCalled); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Update while it waits: %v", err)
+		}
+	}
+	wantTimeout()
+	lock.Unlock()
+	tx, err := db.Begin(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantTimeout()
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if err := chaistore.Update(t.Context(), db, insert(2)); err != nil {
+		t.Fatal(err)
+	}
+	wantVisits(2)
+}
+
+// Many goroutines of the application that use Update, and many that commit, all
+// get on.
+func TestApplicationUsesUpdate(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	s := newStore(t, db)
+	testdb.Exec(t, db, createVisits)
+	const goroutines, each = 8, 50
+	var wg sync.WaitGroup
+	for g := range goroutines {
+		wg.Go(func() {
+			for i := range each {
+				handle := db.WithContext(t.Context()) // another handle, the same database
+				err := chaistore.Update(t.Context(), handle, func(tx *chai.Tx) error {
+					return tx.Exec("INSERT INTO visits (id) VALUES (?)", g*each+i)
+				})
+				if err != nil {
+					t.Errorf("Update: %v", err)
+				}
+			}
+		})
+		wg.Go(func() {
+			for i := range each {
+				commit(t, s, fmt.Sprint(g), fmt.Sprint(i), inAnHour())
+			}
+		})
+	}
+	wg.Wait()
+	if n := count(t, db, "SELECT COUNT(*) FROM visits"); n != goroutines*each {
+		t.Errorf("there are %d visits, want %d", n, goroutines*each)
+	}
+	if all, err := s.All(); len(all) != goroutines || err != nil {
+		t.Errorf("there are %d sessions (%v), want %d", len(all), err, goroutines)
+	}
+}
+
+// Sessions far larger than what shares a batch are committed next to others, and
+// those beyond the limit are refused.
+func TestLargeData(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := indexedOnDisk(t)
+	s := newStore(t, db)
+	data := func(i, size int) []byte { return bytes.Repeat([]byte{byte(i)}, size) }
+	sizes := []int{1, 1 << 20, 300, 16 << 20, 1<<20 - 1000, 5}
+	var wg sync.WaitGroup
+	for i, size := range sizes {
+		wg.Go(func() { commit(t, s, fmt.Sprint(i), string(data(i, size)), inAnHour()) })
+	}
+	wg.Wait()
+	tooLarge := data(1, 16<<20+1)
+	for _, token := range []string{"0", "new"} {
+		if err := s.Commit(token, tooLarge, inAnHour()); !errors.Is(err, chaistore.ErrDataTooLarge) {
+			t.Errorf("Commit of %d bytes: %v", len(tooLarge), err)
+		}
+	}
+	wantMissing(t, s, "new")
+	for i, size := range sizes {
+		if got, found, err := s.Find(fmt.Sprint(i)); !found || err != nil || !bytes.Equal(got, data(i, size)) {
+			t.Errorf("Find of %d bytes returned %d, %v, %v", size, len(got), found, err)
+		}
+	}
+	testdb.CheckIndexes(t, db)
+}

@@ -1,0 +1,378 @@
+package chaistore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// newStoreWith returns a store as cfg describes it, that logs nothing and sweeps on
+// demand only.
+func newStoreWith(t testing.TB, db *chai.DB, cfg chaistore.Config) *chaistore.ChaiStore {
+	t.Helper()
+	cfg.CleanupInterval, cfg.CreateTable, cfg.Logger = -1, true, slog.New(slog.DiscardHandler)
+	s, err := chaistore.NewWithConfig(db, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func wantEnded(t *testing.T, s *chaistore.ChaiStore, token string) {
+	t.Helper()
+	if err := s.Commit(token, nil, inAnHour()); !errors.Is(err, chaistore.ErrEnded) {
+		t.Errorf("Commit(%q) = %v, want %v", token, err, chaistore.ErrEnded)
+	}
+}
+
+// SCS promises that Commit adds a session that is not there.
+func TestEndedSessionComesBackByDefault(t *testing.T) {
+	s := newStore(t, testdb.Memory(t))
+	commit(t, s, "a", "old", inAnHour())
+	if err := s.Delete("a"); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, s, "a", "new", inAnHour())
+	wantFound(t, s, "a", "new")
+}
+
+func TestRememberEnded(t *testing.T) {
+	deletions := map[string]func(s *chaistore.ChaiStore) error{
+		"Delete": func(s *chaistore.ChaiStore) error {
+			return s.Delete("a")
+		},
+		"Delete of a session that is not there": func(s *chaistore.ChaiStore) error {
+			return errors.Join(s.Delete("a"), s.Delete("a"))
+		},
+		"DeleteFunc": func(s *chaistore.ChaiStore) error {
+			_, err := s.DeleteFunc(context.Background(), func(session chaistore.Session) bool { return session.Token == "a" })
+			return err
+		},
+		"DeleteOf": func(s *chaistore.ChaiStore) error {
+			_, err := s.DeleteOf(context.Background(), "alice")
+			return err
+		},
+	}
+	for name, del := range deletions {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStoreWith(t, testdb.Memory(t), chaistore.Config{RememberEnded: time.Minute, Owner: ownerInData})
+				commit(t, s, "a", "alice|1", inAnHour())
+				commit(t, s, "b", "bob|1", inAnHour())
+				if err := del(s); err != nil {
+					t.Fatal(err)
+				}
+				for _, wait := range []time.Duration{0, time.Minute - time.Microsecond} {
+					time.Sleep(wait)
+					wantEnded(t, s, "a")
+					wantMissing(t, s, "a")
+					commit(t, s, "b", "bob|2", inAnHour())
+				}
+				time.Sleep(time.Microsecond)
+				commit(t, s, "a", "alice|2", inAnHour())
+				wantFound(t, s, "a", "alice|2")
+			})
+		})
+	}
+}
+
+func TestRememberEndedForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStoreWith(t, testdb.Memory(t), chaistore.Config{RememberEnded: math.MaxInt64})
+		time.Sleep(time.Second)
+		if err := s.Delete("a"); err != nil {
+			t.Fatal(err)
+		}
+		wantEnded(t, s, "a")
+	})
+}
+
+func TestSweptSessionsAreNotRemembered(t *testing.T) {
+	s := newStoreWith(t, testdb.Memory(t), chaistore.Config{RememberEnded: time.Hour})
+	commit(t, s, "a", "old", anHourAgo())
+	if n, err := s.DeleteExpired(t.Context()); n != 1 || err != nil {
+		t.Fatalf("DeleteExpired = %d, %v; want 1, nil", n, err)
+	}
+	commit(t, s, "a", "new", inAnHour())
+	wantFound(t, s, "a", "new")
+}
+
+// What one store was told has ended, all on the table know that remember.
+func TestStoresRememberTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		long := newStoreWith(t, db, chaistore.Config{RememberEnded: time.Hour})
+		copied := &chai.DB{DB: db.DB} // another handle of the same database
+		short := newStoreWith(t, copied, chaistore.Config{RememberEnded: time.Minute})
+		forgetful := newStore(t, db)
+		other := newStoreWith(t, db, chaistore.Config{TableName: "other", RememberEnded: time.Hour})
+
+		end := func(s *chaistore.ChaiStore, token string) {
+			if err := s.Delete(token); err != nil {
+				t.Fatal(err)
+			}
+		}
+		end(long, "by long")
+		end(short, "by short")
+		end(long, "by both")
+		end(short, "by both")
+		end(forgetful, "by forgetful")
+		for _, token := range []string{"by long", "by short", "by both"} {
+			wantEnded(t, long, token)
+			wantEnded(t, short, token)
+			commit(t, forgetful, token, "", inAnHour())
+			commit(t, other, token, "", inAnHour())
+			end(forgetful, token)
+		}
+		for _, s := range []*chaistore.ChaiStore{long, short, forgetful, other} {
+			commit(t, s, "by forgetful", "", inAnHour())
+		}
+
+		time.Sleep(time.Minute)
+		for _, s := range []*chaistore.ChaiStore{long, short} {
+			wantEnded(t, s, "by long")
+			wantEnded(t, s, "by both")
+			commit(t, s, "by short", "", inAnHour())
+		}
+		// A store that was made later knows it, too.
+		wantEnded(t, newStoreWith(t, db, chaistore.Config{RememberEnded: time.Second}), "by long")
+		time.Sleep(59 * time.Minute)
+		for _, token := range []string{"by long", "by both"} {
+			commit(t, short, token, "", inAnHour())
+		}
+	})
+}
+
+// A commit that shares the turn of a deletion is refused if it comes after it in
+// the queue, and deleted if it comes before it.
+func TestRememberEndedInOneTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newStoreWith(t, db, chaistore.Config{RememberEnded: time.Hour})
+		fsyncs := s.Stats().Fsyncs
+		lock := chaistore.WriteLock(db)
+		lock.Lock()
+		calls := []func() error{
+			func() error { return s.Commit("a", []byte("before"), inAnHour()) },
+			func() error { return s.Delete("a") },
+			func() error { return s.Commit("a", []byte("after"), inAnHour()) },
+			func() error { return s.Commit("b", nil, inAnHour()) },
+		}
+		errs := make([]error, len(calls))
+		for i, call := range calls {
+			go func() { errs[i] = call() }()
+			synctest.Wait() // until it is in the queue
+		}
+		lock.Unlock()
+		synctest.Wait()
+		if n := s.Stats().Fsyncs - fsyncs; n != 1 {
+			t.Errorf("there were %d turns, want 1", n)
+		}
+		if errs[0] != nil || errs[1] != nil || !errors.Is(errs[2], chaistore.ErrEnded) || errs[3] != nil {
+			t.Errorf("the errors are %v", errs)
+		}
+		wantMissing(t, s, "a")
+		wantFound(t, s, "b", "")
+	})
+}
+
+func TestCanceledDeletionRemembersNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newStoreWith(t, db, chaistore.Config{RememberEnded: time.Hour})
+		commit(t, s, "a", "one", inAnHour())
+		lock := chaistore.WriteLock(db)
+		lock.Lock()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := s.DeleteCtx(ctx, "a")
+		lock.Unlock()
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("DeleteCtx = %v, want %v", err, context.DeadlineExceeded)
+		}
+		commit(t, s, "a", "two", inAnHour())
+		wantFound(t, s, "a", "two")
+	})
+}
+
+// A site with sessions that end while requests of theirs are being served.
+type endingSite struct {
+	manager *scs.SessionManager
+	store   *chaistore.ChaiStore
+	handler http.Handler
+	release chan struct{} // closed to let the requests go on that are held
+
+	mu    sync.Mutex
+	ended int // times that ErrorFunc was called with ErrEnded
+}
+
+// newEndingSite returns a site with a manager that was made outside of the bubble,
+// because scs.New starts a goroutine that does not end.
+func newEndingSite(t *testing.T, manager *scs.SessionManager, hash bool, remember time.Duration) *endingSite {
+	site := &endingSite{manager: manager, release: make(chan struct{})}
+	site.manager.IdleTimeout = 20 * time.Minute // so each request commits its session
+	site.manager.HashTokenInStore = hash
+	site.store = newStoreWith(t, testdb.Memory(t), chaistore.Config{
+		RememberEnded: remember, Owner: chaistore.OwnerByKey(site.manager.Codec, "user"),
+	})
+	site.manager.Store = site.store
+	site.manager.ErrorFunc = func(w http.ResponseWriter, r *http.Request, err error) {
+		if !errors.Is(err, chaistore.ErrEnded) {
+			t.Errorf("ErrorFunc was called with %v", err)
+		}
+		site.mu.Lock()
+		site.ended++
+		site.mu.Unlock()
+		http.Redirect(w, r, "/sign-in", http.StatusSeeOther)
+	}
+	session := func(f func(ctx context.Context) error) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if err := f(r.Context()); err != nil {
+				t.Error(err)
+			}
+			fmt.Fprint(w, site.manager.GetString(r.Context(), "user"))
+		}
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/sign-in", session(func(ctx context.Context) error {
+		site.manager.Put(ctx, "user", "alice")
+		return nil
+	}))
+	mux.HandleFunc("/held", session(func(context.Context) error { <-site.release; return nil }))
+	mux.HandleFunc("/", session(func(context.Context) error { return nil }))
+	mux.HandleFunc("/sign-out", session(site.manager.Destroy))
+	mux.HandleFunc("/renew", session(site.manager.RenewToken))
+	site.handler = site.manager.LoadAndSave(mux)
+	return site
+}
+
+// get makes a request, and returns the answer and the cookie that it sets, or else
+// the one that it was given.
+func (site *endingSite) get(path string, cookie *http.Cookie) (*httptest.ResponseRecorder, *http.Cookie) {
+	r := httptest.NewRequest("GET", path, nil)
+	if cookie != nil {
+		r.AddCookie(cookie)
+	}
+	w := httptest.NewRecorder()
+	site.handler.ServeHTTP(w, r)
+	for _, set := range w.Result().Cookies() {
+		cookie = set
+	}
+	return w, cookie
+}
+
+// Requests of a session that have loaded it before it ends, and commit it after
+// that, don't bring it back.
+func TestSessionEndsWhileRequestsAreServed(t *testing.T) {
+	for name, end := range map[string]func(t *testing.T, site *endingSite, cookie *http.Cookie) (renewed *http.Cookie){
+		"DeleteOf": func(t *testing.T, site *endingSite, _ *http.Cookie) *http.Cookie {
+			if n, err := site.store.DeleteOf(t.Context(), "alice"); n != 1 || err != nil {
+				t.Fatalf("DeleteOf = %d, %v; want 1, nil", n, err)
+			}
+			return nil
+		},
+		"DeleteFunc": func(t *testing.T, site *endingSite, _ *http.Cookie) *http.Cookie {
+			if n, err := site.store.DeleteFunc(t.Context(), func(chaistore.Session) bool { return true }); n != 1 || err != nil {
+				t.Fatalf("DeleteFunc = %d, %v; want 1, nil", n, err)
+			}
+			return nil
+		},
+		"Destroy": func(t *testing.T, site *endingSite, cookie *http.Cookie) *http.Cookie {
+			site.get("/sign-out", cookie)
+			return nil
+		},
+		"RenewToken": func(t *testing.T, site *endingSite, cookie *http.Cookie) *http.Cookie {
+			_, renewed := site.get("/renew", cookie)
+			return renewed
+		},
+	} {
+		for _, hash := range []bool{false, true} {
+			for _, remember := range []time.Duration{0, time.Minute} {
+				t.Run(fmt.Sprintf("%s/hash=%v/remember=%v", name, hash, remember), func(t *testing.T) {
+					manager := scs.New()
+					synctest.Test(t, func(t *testing.T) {
+						site := newEndingSite(t, manager, hash, remember)
+						_, cookie := site.get("/sign-in", nil)
+						const requests = 50
+						answers := make([]*httptest.ResponseRecorder, requests)
+						for i := range answers {
+							go func() { answers[i], _ = site.get("/held", cookie) }()
+						}
+						synctest.Wait() // until all of them are held
+						renewed := end(t, site, cookie)
+						close(site.release)
+						synctest.Wait()
+
+						w, _ := site.get("/", cookie)
+						if remember == 0 {
+							if w.Body.String() != "alice" || site.ended > 0 {
+								t.Errorf("a session that nobody remembers did not come back")
+							}
+							return
+						}
+						if w.Body.String() != "" {
+							t.Errorf("%s is signed in again", w.Body)
+						}
+						want := slices.Repeat([]string{"303 /sign-in"}, requests)
+						var got []string
+						for _, w := range answers {
+							got = append(got, fmt.Sprint(w.Code, " ", w.Header().Get("Location")))
+							if cookie := w.Header().Get("Set-Cookie"); cookie != "" {
+								t.Errorf("a session that has ended was given the cookie %q", cookie)
+							}
+						}
+						if !slices.Equal(got, want) || site.ended != requests {
+							t.Errorf("ErrorFunc was called %d times, and the answers are:\n%s", site.ended, strings.Join(got, "\n"))
+						}
+						sessions := tokensOf(t, site.store, "alice")
+						if renewed == nil && len(sessions) > 0 {
+							t.Errorf("the sessions %q are left", sessions)
+						}
+						if renewed != nil {
+							if w, _ := site.get("/", renewed); w.Body.String() != "alice" || len(sessions) != 1 {
+								t.Errorf("with the new token, %q is signed in, with the sessions %q", w.Body, sessions)
+							}
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+// A session that has expired can still be renewed by a request that has loaded it
+// before, so DeleteOf ends it, too.
+func TestDeleteOfEndsExpiredSessions(t *testing.T) {
+	manager := scs.New()
+	synctest.Test(t, func(t *testing.T) {
+		site := newEndingSite(t, manager, false, time.Minute)
+		_, cookie := site.get("/sign-in", nil)
+		go site.get("/held", cookie)
+		synctest.Wait()
+		time.Sleep(site.manager.IdleTimeout + time.Second)
+		if n, err := site.store.DeleteOf(t.Context(), "alice"); n != 0 || err != nil {
+			t.Errorf("DeleteOf = %d, %v; want 0, nil", n, err)
+		}
+		close(site.release)
+		synctest.Wait()
+		if w, _ := site.get("/", cookie); w.Body.String() != "" || site.ended != 1 {
+			t.Errorf("%q is signed in, and ErrorFunc was called %d times; want nobody, once", w.Body, site.ended)
+		}
+	})
+}

@@ -1,0 +1,555 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// newCacheDB returns a database with a cache of a size, in which cacheKey has the
+// row "one".
+func newCacheDB(t *testing.T, db *chai.DB, size int64) *DB {
+	t.Helper()
+	testdb.Watchdog(t, 30*time.Second)
+	e := For(db, func() *slog.Logger { return slog.New(slog.DiscardHandler) })
+	e.GrowCache(size)
+	cachePut(t, e, cacheKey, "one")
+	return e
+}
+
+// The keys are as Chai encodes them: the number of a table, which no table has, and
+// a text.
+var cacheKey, cacheOtherKey = cacheKeyOf("key"), cacheKeyOf("other")
+
+func cacheKeyOf(text string) []byte {
+	return append([]byte{79, 98, byte(len(text))}, text...)
+}
+
+func cachePut(t *testing.T, e *DB, key []byte, row string) {
+	t.Helper()
+	if err := e.Write(t.Context(), len(row), func(b *Batch) error { b.Put(key, []byte(row)); return nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func cacheDelete(t *testing.T, e *DB, key []byte) {
+	t.Helper()
+	if err := e.Write(t.Context(), 0, func(b *Batch) error { b.Delete(key); return nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// cacheFind finds a row in a snapshot of its own, and returns it.
+func cacheFind(t *testing.T, e *DB, key []byte) (row []byte) {
+	t.Helper()
+	err := e.Read(func(s *Snapshot) (err error) {
+		row, err = s.Find(key)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return row
+}
+
+// putBelow changes a row in tx, as a statement does.
+func putBelow(t *testing.T, tx cacheTx, key []byte, row string) {
+	t.Helper()
+	if err := tx.Put(key, []byte(row)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A cacheTx is what a statement of Chai writes to, whose type can't be named here.
+type cacheTx interface{ Put(key, row []byte) error }
+
+// transact changes a row in a transaction of Chai.
+func transact(t *testing.T, e *DB, key []byte, row string) {
+	t.Helper()
+	tx, err := e.handle.DB.Begin(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	putBelow(t, tx.Session, key, row)
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantCached(t *testing.T, e *DB, key []byte, want string) {
+	t.Helper()
+	if got := e.Cached(key); string(got) != want {
+		t.Errorf("the cache has %q, want %q", got, want)
+	}
+}
+
+func TestCommittedRowIsCached(t *testing.T) {
+	e := newCacheDB(t, testdb.Memory(t), 1<<20)
+	for i := range 100 { // the rows are there when the caller is answered
+		cachePut(t, e, cacheKey, fmt.Sprint(i))
+		wantCached(t, e, cacheKey, fmt.Sprint(i))
+	}
+	cacheDelete(t, e, cacheKey)
+	wantCached(t, e, cacheKey, "")
+}
+
+func TestFoundRowIsCached(t *testing.T) {
+	e := newCacheDB(t, testdb.Memory(t), 1<<20)
+	transact(t, e, cacheOtherKey, "two")
+	wantCached(t, e, cacheKey, "")
+	if got := cacheFind(t, e, cacheKey); string(got) != "one" {
+		t.Errorf("found %q", got)
+	}
+	wantCached(t, e, cacheKey, "one")
+	wantCached(t, e, cacheOtherKey, "")
+}
+
+func TestTransactionsEndAnEpoch(t *testing.T) {
+	t.Run("by their number", func(t *testing.T) {
+		e := newCacheDB(t, testdb.Memory(t), 1<<20)
+		transact(t, e, cacheKey, "two")
+		wantCached(t, e, cacheKey, "")
+	})
+	t.Run("and the next does not have its rows", func(t *testing.T) {
+		e := newCacheDB(t, testdb.Memory(t), 1<<20)
+		transact(t, e, cacheKey, "two")
+		if !e.Quiet() {
+			t.Fatal("no epoch has begun")
+		}
+		wantCached(t, e, cacheKey, "")
+	})
+	t.Run("and none begins while one writes", func(t *testing.T) {
+		e := newCacheDB(t, testdb.Memory(t), 1<<20)
+		tx, err := e.handle.DB.Begin(true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		putBelow(t, tx.Session, cacheKey, "two")
+		if got := cacheFind(t, e, cacheKey); string(got) != "one" {
+			t.Errorf("found %q beside a transaction", got)
+		}
+		wantCached(t, e, cacheKey, "")
+		if err := tx.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		wantCached(t, e, cacheKey, "")
+	})
+	t.Run("and operations don't see its rows either", func(t *testing.T) {
+		e := newCacheDB(t, testdb.Memory(t), 1<<20)
+		transact(t, e, cacheKey, "two")
+		var got []byte
+		err := e.Write(t.Context(), 0, func(b *Batch) (err error) {
+			got, err = b.Get(cacheKey)
+			return err
+		})
+		if err != nil || string(got) != "two" {
+			t.Errorf("an operation got %q, %v; want two", got, err)
+		}
+	})
+}
+
+// A reader that has been overtaken does not enter what it has read.
+func TestOvertakenReaderEntersNothing(t *testing.T) {
+	overtake := func(t *testing.T, by func(e *DB), want string) {
+		e := newCacheDB(t, testdb.Memory(t), 1<<20)
+		err := e.Read(func(s *Snapshot) error {
+			by(e)
+			row, err := s.Find(cacheKey)
+			if string(row) != "one" {
+				t.Errorf("the snapshot has %q", row)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantCached(t, e, cacheKey, want)
+	}
+	t.Run("by a commit", func(t *testing.T) {
+		overtake(t, func(e *DB) { cachePut(t, e, cacheKey, "two") }, "two")
+	})
+	t.Run("by a deletion", func(t *testing.T) {
+		overtake(t, func(e *DB) { cacheDelete(t, e, cacheKey) }, "")
+	})
+	t.Run("by a commit, and one of another row", func(t *testing.T) {
+		overtake(t, func(e *DB) {
+			cacheDelete(t, e, cacheKey)
+			cachePut(t, e, cacheOtherKey, "two")
+		}, "")
+	})
+	t.Run("by a transaction", func(t *testing.T) {
+		overtake(t, func(e *DB) { transact(t, e, cacheKey, "two") }, "")
+	})
+	t.Run("by a transaction, after which an epoch has begun", func(t *testing.T) {
+		overtake(t, func(e *DB) {
+			transact(t, e, cacheKey, "two")
+			if !e.Quiet() {
+				t.Error("no epoch has begun")
+			}
+		}, "")
+	})
+}
+
+// A batch is announced, and nothing is known yet of its commit.
+func TestAnnouncedBatch(t *testing.T) {
+	newBatch := func(changes ...change) *Batch {
+		b := &Batch{latest: make(map[string]int)}
+		for _, c := range changes {
+			b.add(c)
+		}
+		return b
+	}
+	newCache := func() (*cache, *epoch) {
+		c := newCache()
+		c.limit.Store(1 << 20)
+		e := c.begin(1)
+		c.fill(e, c.batch.Load(), cacheKey, []byte("one"))
+		return c, e
+	}
+	want := func(t *testing.T, c *cache, e *epoch, key []byte, want string) {
+		t.Helper()
+		if got := c.get(e, key); string(got) != want {
+			t.Errorf("the cache has %q, want %q", got, want)
+		}
+	}
+	deletion := newBatch(change{key: cacheKey})
+
+	t.Run("its rows are removed", func(t *testing.T) {
+		c, e := newCache()
+		c.announce(deletion)
+		want(t, c, e, cacheKey, "")
+	})
+	t.Run("its rows are not entered by a reader that began before", func(t *testing.T) {
+		c, e := newCache()
+		since := c.batch.Load()
+		c.announce(deletion)
+		c.fill(e, since, cacheKey, []byte("one"))
+		want(t, c, e, cacheKey, "")
+	})
+	t.Run("its rows are not entered by a reader that began after", func(t *testing.T) {
+		c, e := newCache()
+		c.announce(deletion)
+		c.fill(e, c.batch.Load(), cacheKey, []byte("one"))
+		c.committed(e, deletion)
+		want(t, c, e, cacheKey, "")
+	})
+	t.Run("other rows are", func(t *testing.T) {
+		c, e := newCache()
+		c.announce(deletion)
+		c.fill(e, c.batch.Load(), cacheOtherKey, []byte("two"))
+		want(t, c, e, cacheOtherKey, "two")
+	})
+	t.Run("its rows are entered after its end", func(t *testing.T) {
+		c, e := newCache()
+		c.announce(deletion)
+		c.committed(e, deletion)
+		c.fill(e, c.batch.Load(), cacheKey, []byte("two"))
+		want(t, c, e, cacheKey, "two")
+	})
+	t.Run("a row that was looked at before and is entered after", func(t *testing.T) {
+		c, e := newCache()
+		c.announce(deletion)
+		since := c.batch.Load()
+		c.committed(e, deletion)
+		c.fill(e, since, cacheOtherKey, []byte("two"))
+		want(t, c, e, cacheOtherKey, "")
+	})
+	t.Run("a reader that waits to enter a row looks for it then", func(t *testing.T) {
+		c, e := newCache()
+		since, s := c.batch.Load(), c.shard(cacheKey)
+		s.mu.Lock()
+		filled := make(chan struct{})
+		go func() {
+			c.fill(e, since, cacheKey, []byte("one"))
+			close(filled)
+		}()
+		cacheWaitFor(func() bool {
+			stacks := make([]byte, 1<<20)
+			for _, g := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+				if strings.Contains(g, "(*cache).fill") && strings.Contains(g, "(*Mutex).Lock") {
+					return true
+				}
+			}
+			return false
+		})
+		c.batch.Store(&announcement{deletion.latest})
+		s.remove(string(cacheKey))
+		s.mu.Unlock()
+		<-filled
+		want(t, c, e, cacheKey, "")
+	})
+}
+
+// cacheWaitFor returns when ok does. A test that hangs is ended by its watchdog.
+func cacheWaitFor(ok func() bool) {
+	for !ok() {
+		runtime.Gosched()
+	}
+}
+
+// The rows of a batch whose commit panics are not in the cache, whether they have
+// been committed or not.
+func TestRowsOfUnknownResultAreNotCached(t *testing.T) {
+	db, err := chai.Open(":memory:")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// It can't be closed: Chai waits for the write lock.
+	e := newCacheDB(t, db, 1<<20)
+	cachePut(t, e, cacheOtherKey, "two")
+	err = e.Write(t.Context(), 0, func(b *Batch) error {
+		b.Put(cacheKey, []byte("two"))
+		return db.DB.Store.DB().Close() // so that the commit panics
+	})
+	if err == nil {
+		t.Fatal("the commit has not failed")
+	}
+	wantCached(t, e, cacheKey, "")
+	wantCached(t, e, cacheOtherKey, "two")
+}
+
+func TestFailedOperationIsNotCached(t *testing.T) {
+	db := testdb.Memory(t)
+	e := newCacheDB(t, db, 1<<20)
+	errFailed := errors.New("failed")
+	lock := Lock(db)
+	lock.Lock()
+	results := make(chan error, 2)
+	for i, op := range []Op{
+		func(b *Batch) error { b.Put(cacheKey, []byte("two")); return nil },
+		func(b *Batch) error {
+			b.Put(cacheKey, []byte("three"))
+			b.Put(cacheOtherKey, []byte("three"))
+			return errFailed
+		},
+	} {
+		go func() { results <- e.Write(context.Background(), 0, op) }()
+		cacheWaitFor(func() bool {
+			e.queue.mu.Lock()
+			defer e.queue.mu.Unlock()
+			return e.queue.waiting.Len() == i+1
+		})
+	}
+	lock.Unlock()
+	if err := errors.Join(<-results, <-results); !errors.Is(err, errFailed) {
+		t.Fatalf("the operations returned %v", err)
+	}
+	wantCached(t, e, cacheKey, "two")
+	wantCached(t, e, cacheOtherKey, "")
+}
+
+func TestOnlyRowsThatExistAreCached(t *testing.T) {
+	e := newCacheDB(t, testdb.Memory(t), 1<<20)
+	if row := cacheFind(t, e, cacheOtherKey); row != nil {
+		t.Errorf("found %q", row)
+	}
+	if err := e.Write(t.Context(), 0, func(b *Batch) error { b.PutEntry(cacheOtherKey); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	cacheDelete(t, e, cacheKeyOf("none"))
+	if n := e.cache.check(t); n != 1 {
+		t.Errorf("the cache has %d rows, want 1", n)
+	}
+}
+
+func TestGrowCache(t *testing.T) {
+	db := testdb.Memory(t)
+	e := newCacheDB(t, db, -1)
+	wantCached(t, e, cacheKey, "")
+	cacheFind(t, e, cacheKey)
+	if n := e.cache.check(t); n != 0 {
+		t.Errorf("a cache of no size has %d rows", n)
+	}
+	other := For(db, nil)
+	other.GrowCache(1 << 20)
+	other.GrowCache(1 << 10)
+	cacheFind(t, e, cacheKey)
+	wantCached(t, e, cacheKey, "one")
+	wantCached(t, other, cacheKey, "one")
+	if got := e.cache.limit.Load() * int64(len(e.cache.shards)); got != 1<<20 {
+		t.Errorf("the cache has %d bytes, want the largest size that was asked for", got)
+	}
+}
+
+// check fails the test if what a shard knows of its rows does not agree, and returns
+// the number of rows in the cache.
+func (c *cache) check(t *testing.T) (rows int) {
+	t.Helper()
+	for i := range c.shards {
+		c.shards[i].check(t, int(c.limit.Load()))
+		rows += len(c.shards[i].entries)
+	}
+	return rows
+}
+
+func (s *shard) check(t *testing.T, limit int) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	size := 0
+	for i, e := range s.clock {
+		if e.place != i || s.entries[e.key] != e {
+			t.Fatalf("entry %d of the clock is not in its place", i)
+		}
+		size += e.size()
+	}
+	for _, e := range s.clock[len(s.clock):cap(s.clock)] {
+		if e != nil {
+			t.Fatal("the clock keeps a removed entry")
+		}
+	}
+	if len(s.entries) != len(s.clock) || s.size != size || s.size > limit {
+		t.Fatalf("%d entries in the map, %d in the clock, of %d bytes, want %d, at most %d",
+			len(s.entries), len(s.clock), s.size, size, limit)
+	}
+}
+
+func TestShardKeepsItsLimit(t *testing.T) {
+	const limit = 50_000
+	rng := rand.New(rand.NewPCG(1, 0))
+	e := new(epoch)
+	var s shard
+	rows := make(map[string]string) // the latest of each key
+	for i := range 20_000 {
+		key := fmt.Sprint(rng.IntN(300))
+		switch rng.IntN(10) {
+		case 0:
+			s.remove(key)
+			delete(rows, key)
+		case 1:
+			s.put(key, make([]byte, limit), e, limit)
+			delete(rows, key)
+		default:
+			row := strings.Repeat(key, rng.IntN(300))
+			s.put(key, []byte(row), e, limit)
+			rows[key] = row
+		}
+		if i%200 == 0 {
+			s.check(t, limit)
+		}
+		if entry, ok := s.entries[key]; ok {
+			entry.used = rng.IntN(2) == 0
+			if want, ok := rows[key]; !ok || string(entry.row) != want {
+				t.Fatalf("the row of %s is %q, want %q, %v", key, entry.row, want, ok)
+			}
+		}
+	}
+	if s.size < limit*9/10 {
+		t.Errorf("the shard holds %d of %d bytes", s.size, limit)
+	}
+}
+
+func TestShardForgetsWhatIsNotUsed(t *testing.T) {
+	const hot, cold, entries = 50, 10_000, 200
+	c := newCache()
+	c.limit.Store(1 << 30)
+	e := c.begin(1)
+	row := make([]byte, 100)
+	var s *shard
+	var keys [][]byte // of one shard
+	for i := 0; len(keys) < hot+cold; i++ {
+		key := fmt.Appendf(nil, "%08d", i)
+		if s == nil {
+			s = c.shard(key)
+		}
+		if c.shard(key) == s {
+			keys = append(keys, key)
+		}
+	}
+	limit := entries * (&entry{key: string(keys[0]), row: row}).size()
+	c.limit.Store(int64(limit))
+	for _, key := range keys[:hot] {
+		c.fill(e, c.batch.Load(), key, row)
+	}
+	missed := 0
+	for i, key := range keys[hot:] {
+		c.fill(e, c.batch.Load(), key, row)
+		if c.get(e, keys[i%hot]) == nil {
+			missed++
+			c.fill(e, c.batch.Load(), keys[i%hot], row)
+		}
+	}
+	s.check(t, limit)
+	if missed > cold/100 {
+		t.Errorf("of %d finds of the same %d rows, %d missed, beside rows that were found once", cold, hot, missed)
+	}
+}
+
+func TestLargeRowReplacesSmallOne(t *testing.T) {
+	e := newCacheDB(t, testdb.Memory(t), 32<<10)
+	cachePut(t, e, cacheKey, strings.Repeat("x", 2000))
+	wantCached(t, e, cacheKey, "")
+	var s shard
+	s.put("key", []byte("one"), nil, 1000)
+	s.put("key", make([]byte, 1000), nil, 1000)
+	s.check(t, 0)
+}
+
+// What the cache says that it holds is what it takes on the heap, within a tenth,
+// for rows of any size, of which some fill what the allocator gives them badly.
+func TestCacheTakesItsSize(t *testing.T) {
+	const size = 4 << 20
+	for _, row := range []int{20, 60, 300, 1000, 1025, 2049, 4000, 4097, 8193} {
+		before := cacheHeap()
+		c := newCache()
+		c.limit.Store(size / int64(len(c.shards)))
+		e := c.begin(1)
+		rng := rand.New(rand.NewPCG(2, 0))
+		for range 4 * size / (row + entryOverhead) {
+			c.fill(e, c.batch.Load(), cacheKeyOf(fmt.Sprintf("%027x%016x", rng.Uint64(), rng.Uint64())), make([]byte, row))
+		}
+		grown := cacheHeap() - before
+		t.Logf("%d rows of %d bytes take %.3f of the size", c.check(t), row, float64(grown)/size)
+		if grown > size*11/10 || grown < size*3/4 {
+			t.Errorf("the heap has grown by %d, want at most a tenth more than %d, and not much less", grown, size)
+		}
+		runtime.KeepAlive(c)
+	}
+}
+
+func cacheHeap() int64 {
+	runtime.GC()
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return int64(stats.HeapAlloc)
+}
+
+// Many readers and writers at once leave the newest rows, under the race detector.
+func TestCacheInParallel(t *testing.T) {
+	e := newCacheDB(t, testdb.Memory(t), 20<<10)
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(3, uint64(g)))
+			key := cacheKeyOf(fmt.Sprint(g))
+			for i := range 500 {
+				row := bytes.Repeat([]byte(fmt.Sprint(i, " ")), rng.IntN(50)+1)
+				cachePut(t, e, key, string(row))
+				got := e.Cached(key)
+				if got == nil {
+					got = cacheFind(t, e, key)
+				}
+				if !bytes.Equal(got, row) {
+					t.Errorf("found %q, want %q", got, row)
+					return
+				}
+				cacheFind(t, e, cacheKeyOf(fmt.Sprint(rng.IntN(8))))
+			}
+		})
+	}
+	wg.Wait()
+	e.cache.check(t)
+}

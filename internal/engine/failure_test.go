@@ -1,0 +1,319 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// Wherever the engine panics in a write, everyone who waits and every later write
+// get the panic as an error, and nothing hangs. What can be read is still read.
+func TestPanicInWrite(t *testing.T) {
+	for name, test := range map[string]struct {
+		before   func(engine *chai.DB)
+		op       func(engine *chai.DB) Op
+		readable bool
+	}{
+		"before": {
+			before: closeEngine,
+			op: func(*chai.DB) Op {
+				return func(*Batch) error { t.Error("an operation runs on a closed engine"); return nil }
+			},
+		},
+		"operation": {
+			op:       func(*chai.DB) Op { return func(*Batch) error { panic("pebble: closed") } },
+			readable: true,
+		},
+		"operation after a change": {
+			op: func(*chai.DB) Op {
+				return func(b *Batch) error {
+					return errors.Join(set("a", 2)(b), func() error { panic(errors.New("pebble: closed")) }())
+				}
+			},
+			readable: true,
+		},
+		"read of a batch": {
+			op: func(engine *chai.DB) Op {
+				return func(b *Batch) error {
+					closeEngine(engine)
+					_, err := b.Get(key("a"))
+					return err
+				}
+			},
+		},
+		"commit": {
+			op: func(engine *chai.DB) Op {
+				return func(b *Batch) error {
+					closeEngine(engine)
+					return set("a", 2)(b)
+				}
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testdb.Watchdog(t, time.Minute)
+			log := new(recorder)
+			engine, db := newBreakableDB(t)
+			db.logger = log.logger
+			write(t, db, set("a", 1))
+
+			lock := Lock(engine)
+			lock.Lock()
+			var wg sync.WaitGroup
+			for i := range 20 {
+				op := set("b", i)
+				if i == 0 {
+					op = test.op(engine)
+				}
+				wg.Go(func() { wantPanic(t, db.Write(context.Background(), 100, op)) })
+				until(func() bool { return waiting(db) == i+1 })
+			}
+			if test.before != nil {
+				test.before(engine)
+			}
+			lock.Unlock()
+			wg.Wait()
+
+			for range 3 {
+				wantPanic(t, db.Write(context.Background(), 100, set("a", 3)))
+				wantPanic(t, For(engine, log.logger).Write(context.Background(), 100, set("a", 3)))
+				wantPanic(t, Update(context.Background(), engine, func(*chai.Tx) error { return nil }))
+				v, err := value(db, "a")
+				if test.readable && (v != 1 || err != nil) {
+					t.Errorf("read %d, %v; want 1, nil", v, err)
+				}
+				if !test.readable {
+					wantPanic(t, err)
+				}
+			}
+			lockIsFree(engine)
+			log.wantHangs(t, 0)
+		})
+	}
+}
+
+func TestPanicInRead(t *testing.T) {
+	for name, read := range map[string]func(db *DB, engine *chai.DB) error{
+		"before": func(db *DB, engine *chai.DB) error {
+			closeEngine(engine)
+			return db.Read(func(s *Snapshot) error { return nil })
+		},
+		"get": func(db *DB, engine *chai.DB) error {
+			return db.Read(func(s *Snapshot) error {
+				closeEngine(engine)
+				_, err := s.Get(key("a"))
+				return err
+			})
+		},
+		"scan": func(db *DB, engine *chai.DB) error {
+			return db.Read(func(s *Snapshot) error {
+				closeEngine(engine)
+				return s.Scan(firstKey, lastKey, func(_, _ []byte) error { return nil })
+			})
+		},
+		"callback": func(db *DB, engine *chai.DB) error {
+			return db.Read(func(s *Snapshot) error {
+				return s.Scan(firstKey, lastKey, func(_, _ []byte) error { panic("pebble: closed") })
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testdb.Watchdog(t, time.Minute)
+			engine, db := newBreakableDB(t)
+			write(t, db, set("a", 1))
+			wantPanic(t, read(db, engine))
+			for range 3 {
+				_, err := value(db, "a")
+				wantPanic(t, err)
+				_, err = value(For(engine, discard), "a")
+				wantPanic(t, err)
+				wantPanic(t, db.Write(context.Background(), 100, set("a", 1)))
+				wantPanic(t, Update(context.Background(), engine, func(*chai.Tx) error { return nil }))
+			}
+		})
+	}
+}
+
+// A commit that has failed may have reached the disk or not, so nothing more is
+// written.
+func TestCommitFails(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	engine, db := newDB(t)
+	write(t, db, set("a", 1))
+	fsyncs := db.Fsyncs()
+	err := db.Write(t.Context(), 100, func(b *Batch) error {
+		setReadOnly(engine, true)
+		return set("a", 2)(b)
+	})
+	setReadOnly(engine, false)
+	if err == nil || !strings.Contains(err.Error(), "commit batch: pebble: read-only") {
+		t.Fatalf("Write = %v, want an error", err)
+	}
+	for range 3 {
+		wantError(t, db.Write(t.Context(), 100, set("a", 3)), errors.Unwrap(err))
+		wantError(t, For(engine, discard).Write(t.Context(), 100, set("a", 3)), errors.Unwrap(err))
+		wantValue(t, db, "a", 1)
+	}
+	if got := db.Fsyncs(); got != fsyncs {
+		t.Errorf("%d batches were committed", got-fsyncs)
+	}
+	testdb.Exec(t, engine, "INSERT INTO t (k) VALUES (1)") // nothing is locked
+}
+
+// The engine fails in a transaction of the application.
+func TestFailureInUpdate(t *testing.T) {
+	writeOut := func(tx *chai.Tx) error { // what the rollback has to undo
+		return errors.Join(insert(1)(tx), insert(2)(tx), tx.Exec("UPDATE t SET v = 1"))
+	}
+	for name, test := range map[string]struct {
+		f              func(engine *chai.DB, tx *chai.Tx) error
+		update, remain string // the errors of it and of the writes after it
+	}{
+		"panic in commit": {func(engine *chai.DB, tx *chai.Tx) error {
+			defer closeEngine(engine)
+			return insert(1)(tx)
+		}, "pebble: closed", "pebble: closed"},
+		"panic in rollback": {func(engine *chai.DB, tx *chai.Tx) error {
+			defer closeEngine(engine)
+			return errors.Join(writeOut(tx), errNo)
+		}, errNo.Error(), "pebble: closed"},
+		"error in rollback": {func(engine *chai.DB, tx *chai.Tx) error {
+			defer setReadOnly(engine, true)
+			return errors.Join(writeOut(tx), errNo)
+		}, errNo.Error(), "roll back transaction: pebble: read-only"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testdb.Watchdog(t, time.Minute)
+			log := new(recorder)
+			engine, db := newBreakableDB(t)
+			db.logger = log.logger
+			want := func(err error, text string) {
+				t.Helper()
+				if err == nil || !strings.Contains(err.Error(), text) {
+					t.Errorf("the error is %v, want %s", err, text)
+				}
+			}
+			want(Update(context.Background(), engine, func(tx *chai.Tx) error { return test.f(engine, tx) }), test.update)
+			for range 3 {
+				want(db.Write(context.Background(), 100, set("a", 1)), test.remain)
+				want(Update(context.Background(), engine, insert(1)), test.remain)
+			}
+			log.wantHangs(t, 0)
+		})
+	}
+}
+
+// After Close every call fails at once, whatever the application has done since:
+// its own calls panic, and leave locks of Chai behind.
+func TestCallsAfterClose(t *testing.T) {
+	recovered := func(f func()) {
+		defer func() { _ = recover() }()
+		f()
+	}
+	for name, between := range map[string]func(engine *chai.DB){
+		"nothing": func(*chai.DB) {},
+		"Exec":    func(engine *chai.DB) { engine.Exec("INSERT INTO t (k) VALUES (1)") },
+		"Query":   func(engine *chai.DB) { engine.Query("SELECT k FROM t") },
+		"Begin":   func(engine *chai.DB) { engine.Begin(true) },
+		"BEGIN":   func(engine *chai.DB) { engine.Exec("BEGIN") },
+	} {
+		for _, first := range []string{"Write", "Read", "Update"} {
+			t.Run(name+"/"+first, func(t *testing.T) {
+				testdb.Watchdog(t, time.Minute)
+				log := new(recorder)
+				engine, db := newBreakableDB(t)
+				db.logger = log.logger
+				write(t, db, set("a", 1))
+				if err := engine.Close(); err != nil {
+					t.Fatal(err)
+				}
+				recovered(func() { between(engine) })
+				calls := map[string]func() error{
+					"Write":  func() error { return db.Write(context.Background(), 100, set("a", 2)) },
+					"Read":   func() error { _, err := value(db, "a"); return err },
+					"Update": func() error { return Update(context.Background(), engine, insert(1)) },
+				}
+				wantPanic(t, calls[first]())
+				for range 3 {
+					for _, call := range calls {
+						wantPanic(t, call())
+					}
+				}
+				done, cancel := context.WithCancel(t.Context())
+				cancel()
+				wantError(t, db.Write(done, 100, set("a", 2)), context.Canceled)
+				wantError(t, Update(done, engine, insert(1)), context.Canceled)
+				log.wantHangs(t, 0)
+			})
+		}
+	}
+}
+
+// Close meets reads and writes, and SQL of the application that reads.
+func TestCloseWhileInUse(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	for round := range 20 {
+		log := new(recorder)
+		engine, db := newBreakableDB(t)
+		db.logger = log.logger
+		var calls atomic.Int64
+		var wg sync.WaitGroup
+		// untilError calls f until it returns an error.
+		untilError := func(f func(i int) error) {
+			wg.Go(func() {
+				for i := 0; ; i++ {
+					if err := f(i); err != nil {
+						wantPanic(t, err)
+						return
+					}
+					calls.Add(1)
+					runtime.Gosched()
+				}
+			})
+		}
+		for g := range 3 {
+			k := fmt.Sprint(g)
+			untilError(func(i int) error { return db.Write(context.Background(), 100, set(k, i)) })
+			untilError(func(int) error { _, err := value(db, k); return err })
+			untilError(func(int) error {
+				return db.Read(func(s *Snapshot) error {
+					return s.Scan(firstKey, lastKey, func(_, _ []byte) error { return nil })
+				})
+			})
+		}
+		wg.Go(func() { // the application's own calls panic
+			defer func() { _ = recover() }()
+			for engine.Exec("SELECT k FROM t") == nil {
+				calls.Add(1)
+				runtime.Gosched()
+			}
+		})
+		// Calls of the application that write have to end before Close. One that meets
+		// it takes a lock of Chai, for which reads wait.
+		for k := range 3 {
+			if round%2 == 0 {
+				testdb.Exec(t, engine, fmt.Sprint("INSERT INTO t (k) VALUES (", k, ")"))
+			} else if err := Update(t.Context(), engine, insert(k)); err != nil {
+				t.Errorf("Update: %v", err)
+			}
+		}
+		until(func() bool { return calls.Load() > 100 })
+		engine.Close() // may tell of snapshots that are open
+		wg.Wait()
+		wantPanic(t, db.Write(context.Background(), 100, set("a", 1)))
+		wantPanic(t, Update(context.Background(), engine, insert(1)))
+		_, err := value(db, "a")
+		wantPanic(t, err)
+		log.wantHangs(t, 0)
+	}
+}

@@ -1,0 +1,263 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+	"unsafe"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// The tests write rows that Chai never decodes, under keys of a table that does
+// not exist.
+var firstKey, lastKey = []byte{80, 200}, []byte{80, 201}
+
+func key(k string) []byte {
+	return append([]byte{80, 200, 98, byte(len(k))}, k...)
+}
+
+// set returns the operation that sets k to v.
+func set(k string, v int) Op {
+	return func(b *Batch) error { b.Put(key(k), []byte(strconv.Itoa(v))); return nil }
+}
+
+// failing returns an operation that changes k and fails.
+func failing(k string) Op {
+	return func(b *Batch) error { return errors.Join(set(k, -1)(b), errNo) }
+}
+
+var errNo = errors.New("no")
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// newDB returns a database with an empty table t.
+func newDB(t testing.TB) (*chai.DB, *DB) {
+	t.Helper()
+	engine := testdb.Memory(t)
+	createTable(t, engine)
+	return engine, For(engine, discard)
+}
+
+// newBreakableDB returns a database with an empty table t. It is not closed when
+// the test ends: after a panic or a deadlock Chai would wait for its own locks.
+func newBreakableDB(t testing.TB) (*chai.DB, *DB) {
+	t.Helper()
+	engine, err := chai.Open(":memory:")
+	if err != nil {
+		t.Fatal(err)
+	}
+	createTable(t, engine)
+	return engine, For(engine, discard)
+}
+
+func createTable(t testing.TB, engine *chai.DB) {
+	t.Helper()
+	testdb.Exec(t, engine, "CREATE TABLE t (k INTEGER PRIMARY KEY, v INTEGER)")
+}
+
+// rows returns how many rows the table t has.
+func rows(t testing.TB, engine *chai.DB) (n int) {
+	t.Helper()
+	result, err := engine.Query("SELECT k FROM t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer result.Close()
+	if err := result.Iterate(func(*chai.Row) error { n++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func write(t testing.TB, db *DB, op Op) {
+	t.Helper()
+	if err := db.Write(context.Background(), 100, op); err != nil {
+		t.Errorf("Write: %v", err)
+	}
+}
+
+// value returns the value of k, 0 if it has none.
+func value(db *DB, k string) (v int, err error) {
+	err = db.Read(func(s *Snapshot) error {
+		row, err := s.Get(key(k))
+		if row == nil || err != nil {
+			return err
+		}
+		v, err = strconv.Atoi(string(row))
+		return err
+	})
+	return v, err
+}
+
+func wantValue(t testing.TB, db *DB, k string, want int) {
+	t.Helper()
+	if got, err := value(db, k); got != want || err != nil {
+		t.Errorf("the value of %s is %d, %v; want %d, nil", k, got, err, want)
+	}
+}
+
+func wantError(t testing.TB, got, want error) {
+	t.Helper()
+	if !errors.Is(got, want) {
+		t.Errorf("the error is %v, want %v", got, want)
+	}
+}
+
+// wantPanic fails the test unless err tells of a panic of a closed engine.
+func wantPanic(t testing.TB, err error) {
+	t.Helper()
+	if err == nil || !strings.Contains(err.Error(), "chai panicked: pebble: closed") {
+		t.Errorf("the error is %v, want the panic", err)
+	}
+}
+
+// waiting returns how many requests are in the queue.
+func waiting(db *DB) int {
+	db.queue.mu.Lock()
+	defer db.queue.mu.Unlock()
+	return db.queue.waiting.Len()
+}
+
+// untilIdle waits until nobody serves the queue. The next one who writes brings the
+// limit of its own DB.
+func untilIdle(db *DB) {
+	until(func() bool {
+		db.queue.mu.Lock()
+		defer db.queue.mu.Unlock()
+		return !db.queue.served
+	})
+}
+
+// until waits for a state that cannot be waited for otherwise.
+func until(state func() bool) {
+	for !state() {
+		runtime.Gosched()
+		time.Sleep(10 * time.Microsecond)
+	}
+}
+
+// queued calls f while the lock is held, and unlocks it once n requests wait. It
+// must be called in a bubble of synctest.
+func queued(db *DB, n int, f func()) {
+	lock := Lock(db.handle)
+	lock.Lock()
+	f()
+	synctest.Wait()
+	if got := waiting(db); got != n {
+		panic(fmt.Sprintf("%d requests wait, want %d", got, n))
+	}
+	lock.Unlock()
+	synctest.Wait()
+}
+
+// lockIsFree returns once the lock has been free.
+func lockIsFree(engine *chai.DB) {
+	lock := Lock(engine)
+	lock.Lock()
+	defer lock.Unlock()
+}
+
+// occupations are the ways in which an application keeps others from writing.
+var occupations = map[string]func(t *testing.T, engine *chai.DB) (free func()){
+	"lock": func(t *testing.T, engine *chai.DB) (free func()) {
+		Lock(engine).Lock()
+		return Lock(engine).Unlock
+	},
+	"transaction": func(t *testing.T, engine *chai.DB) (free func()) {
+		tx, err := engine.Begin(true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return func() {
+			if err := tx.Rollback(); err != nil {
+				t.Error(err)
+			}
+		}
+	},
+	"SQL BEGIN": func(t *testing.T, engine *chai.DB) (free func()) {
+		testdb.Exec(t, engine, "BEGIN")
+		return func() { testdb.Exec(t, engine, "COMMIT") }
+	},
+}
+
+// closeEngine closes the engine below Chai, whose next call of it panics.
+func closeEngine(engine *chai.DB) { engine.DB.Store.Close() }
+
+// setReadOnly makes the engine refuse to commit, with an error, or no more.
+func setReadOnly(engine *chai.DB, readOnly bool) {
+	options := reflect.ValueOf(engine.DB.Store.DB()).Elem().FieldByName("opts")
+	*(*bool)(unsafe.Pointer(options.Elem().FieldByName("ReadOnly").UnsafeAddr())) = readOnly
+}
+
+// transactionBegins waits until a goroutine holds the lock with which Chai begins
+// a transaction, as it does while it waits for another transaction to end.
+func transactionBegins(engine *chai.DB) {
+	field := reflect.ValueOf(engine.DB).Elem().FieldByName("txmu")
+	lock := (*sync.RWMutex)(unsafe.Pointer(field.UnsafeAddr()))
+	until(func() bool {
+		if !lock.TryLock() {
+			return true
+		}
+		lock.Unlock()
+		return false
+	})
+}
+
+// A recorder is a logger that counts its lines, and calls a function for each.
+type recorder struct {
+	slog.Handler
+	mu     sync.Mutex
+	lines  []string
+	onLine func()
+}
+
+func (r *recorder) logger() *slog.Logger { return slog.New(r) }
+
+func (r *recorder) Enabled(context.Context, slog.Level) bool { return true }
+
+func (r *recorder) Handle(_ context.Context, record slog.Record) error {
+	r.mu.Lock()
+	r.lines = append(r.lines, fmt.Sprint(record.Level, " ", record.Message))
+	r.mu.Unlock()
+	if r.onLine != nil {
+		r.onLine()
+	}
+	return nil
+}
+
+// untilHangs waits until n hangs have been logged, which is after everybody has
+// been answered.
+func (r *recorder) untilHangs(n int) {
+	until(func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.lines) >= n
+	})
+}
+
+// wantHangs fails the test unless n hangs have been logged, and nothing else.
+func (r *recorder) wantHangs(t testing.TB, n int) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.lines) != n {
+		t.Errorf("%d lines were logged, want %d: %q", len(r.lines), n, r.lines)
+	}
+	for _, line := range r.lines {
+		if line != "ERROR chaistore: writing to the database hangs" {
+			t.Errorf("%q was logged", line)
+		}
+	}
+}

@@ -1,0 +1,125 @@
+package sessiontable
+
+import (
+	"encoding/binary"
+	"errors"
+	"math"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.elara.ws/chaistore/internal/engine"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+func TestEndedForgetsOnTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := newEnded()
+		time.Sleep(time.Hour) // it may be older than what it remembers
+		e.add([]byte("long"), time.Hour)
+		e.add([]byte("short"), time.Minute)
+		e.add([]byte("extended"), time.Minute)
+		e.add([]byte("extended"), time.Hour)
+		e.add([]byte("not shortened"), time.Hour)
+		e.add([]byte("not shortened"), time.Minute)
+		e.add([]byte("for good"), math.MaxInt64)
+		for _, test := range []struct {
+			wait time.Duration
+			want map[string]bool
+		}{
+			{time.Minute - 1, map[string]bool{"short": true, "extended": true, "not shortened": true, "never added": false}},
+			{1, map[string]bool{"short": false, "long": true, "extended": true, "not shortened": true}},
+			{59*time.Minute - 1, map[string]bool{"long": true, "extended": true, "not shortened": true}},
+			{1, map[string]bool{"long": false, "extended": false, "not shortened": false, "for good": true}},
+			{100_000 * time.Hour, map[string]bool{"for good": true}},
+		} {
+			time.Sleep(test.wait)
+			for key, want := range test.want {
+				if got := e.has([]byte(key)); got != want {
+					t.Errorf("after %v more, it has the key %q: %v, want %v", test.wait, key, got, want)
+				}
+			}
+		}
+	})
+}
+
+func TestNilEndedRemembersNothing(t *testing.T) {
+	var e *ended
+	e.add([]byte("a"), time.Hour)
+	if e.has([]byte("a")) {
+		t.Error("it has a key")
+	}
+}
+
+// What is remembered takes little memory, and none once it is forgotten, even if
+// there is always something to remember.
+func TestEndedMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const keys, most = 100_000, 64
+		e := newEnded()
+		key := func(i int) []byte { return binary.BigEndian.AppendUint64(make([]byte, 43), uint64(i)) }
+		before := endedHeap()
+		for i := range keys {
+			e.add(key(i), time.Minute)
+		}
+		used := endedHeap() - before
+		t.Logf("%d keys take %d bytes each", keys, used/keys)
+		if used > keys*most {
+			t.Errorf("%d keys take %d bytes each, want at most %d", keys, used/keys, most)
+		}
+		if used < keys*8 {
+			t.Errorf("%d keys take %d bytes each: something is measured wrong", keys, used/keys)
+		}
+		for i := range 10 {
+			if time.Sleep(30 * time.Second); e.has(key(keys-1)) != (i == 0) {
+				t.Fatal("it forgets at another time")
+			}
+			e.add(key(keys+i), time.Minute)
+		}
+		if left := endedHeap() - before; left > 10_000 {
+			t.Errorf("%d keys take %d bytes after they were forgotten", keys, left)
+		}
+		runtime.KeepAlive(e)
+	})
+}
+
+func endedHeap() int64 {
+	var stats runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&stats)
+	return int64(stats.HeapAlloc)
+}
+
+// A deletion that fails after it has found some of its sessions remembers none.
+func TestFailedDeleteRemembersNothing(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+	table := New(db, Options{Name: "sessions", RememberEnded: time.Hour})
+	commit := func(token string) error {
+		return table.Upsert(t.Context(), token, nil, time.Now().Add(time.Hour))
+	}
+	if err := commit("good"); err != nil {
+		t.Fatal(err)
+	}
+	err := table.write(t.Context(), 0, func(b *engine.Batch, l *layout) error {
+		b.Put(appendKey(nil, l.sessions.namespace, "bad"), []byte{textType})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := table.Delete(t.Context(), "good", "bad"); err == nil {
+		t.Fatal("a row that is not one of sessions was deleted from an index")
+	}
+	if err := commit("good"); err != nil {
+		t.Errorf("Upsert after a failed deletion: %v", err)
+	}
+	if err := table.Delete(t.Context(), "good"); err != nil {
+		t.Fatal(err)
+	}
+	if err := commit("good"); !errors.Is(err, ErrEnded) {
+		t.Errorf("Upsert after a deletion: %v, want %v", err, ErrEnded)
+	}
+}

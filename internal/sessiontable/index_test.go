@@ -1,0 +1,462 @@
+package sessiontable
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/engine"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// indexedTables are the indexes that a table of sessions can have.
+var indexedTables = map[string][]string{
+	"expiry":            {testdb.CreateIndex},
+	"expiry and token":  {testdb.CreateIndex, "CREATE INDEX by_token ON sessions(token)"},
+	"descending":        {"CREATE INDEX latest ON sessions(expiry DESC)"},
+	"descending tokens": {"CREATE INDEX by_token ON sessions(token DESC)"},
+	"two columns":       {"CREATE INDEX both ON sessions(expiry DESC, token)"},
+}
+
+// expiries returns the expiry of each session by token, as Chai reads them.
+func expiries(t *testing.T, db *chai.DB) map[string]time.Time {
+	t.Helper()
+	result, err := db.Query("SELECT token, expiry FROM sessions")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer result.Close()
+	found := make(map[string]time.Time)
+	err = result.Iterate(func(r *chai.Row) error {
+		var token string
+		var expiry time.Time
+		err := r.Scan(&token, &expiry)
+		found[token] = expiry
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// After any operations of the store and of the application, the entries are, byte
+// for byte, the ones that REINDEX makes. The tables are created before and after
+// the encoding of their namespaces changes, from 31 to 32 and from 255 to 256.
+// (What Chai itself rolls back is an INSERT only: see TestRolledBackUpdateIsRepaired.)
+func TestEntriesAreTheEngines(t *testing.T) {
+	for name, indexes := range indexedTables {
+		for _, others := range []int{0, 20, 243} {
+			t.Run(fmt.Sprintf("%s after %d others", name, others), func(t *testing.T) {
+				db := testdb.Memory(t)
+				inTx(t, db, true, func(tx *chai.Tx) (err error) {
+					for i := 0; i < others && err == nil; i++ {
+						err = tx.Exec(fmt.Sprintf("CREATE TABLE other%d (id INTEGER PRIMARY KEY)", i))
+					}
+					return err
+				})
+				testdb.Exec(t, db, testdb.CreateTable)
+				testdb.Exec(t, db, indexes...)
+				testRandomOperations(t, db)
+			})
+		}
+	}
+}
+
+func testRandomOperations(t *testing.T, db *chai.DB) {
+	table := newTable(t, db)
+	rng := rand.New(rand.NewPCG(5, 6))
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	times := append(boundaryExpiries(), now.Add(-time.Hour), now, now.Add(time.Microsecond), now.Add(time.Hour))
+	want := make(map[string]time.Time)
+	for i := range 300 {
+		token, expiry := fmt.Sprint(rng.IntN(30)), times[rng.IntN(len(times))].UTC()
+		_, exists := want[token]
+		commit := rng.IntN(3) > 0
+		var err error
+		switch operation := rng.IntN(12); {
+		case operation < 5:
+			err = table.Upsert(t.Context(), token, []byte(token), expiry)
+			want[token] = expiry
+		case operation == 5:
+			tokens := []string{token, fmt.Sprint(rng.IntN(30)), fmt.Sprint(rng.IntN(30)), token}
+			err = table.Delete(t.Context(), tokens...)
+			for _, token := range tokens {
+				delete(want, token)
+			}
+		case operation == 6 && i%5 == 0:
+			_, err = table.DeleteExpired(t.Context(), now)
+			maps.DeleteFunc(want, func(_ string, expiry time.Time) bool { return !expiry.After(now) })
+		case !exists:
+			inTx(t, db, commit, func(tx *chai.Tx) error {
+				return tx.Exec("INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?)", token, []byte(token), expiry)
+			})
+			if commit {
+				want[token] = expiry
+			}
+		case operation < 9:
+			inTx(t, db, true, func(tx *chai.Tx) error {
+				return tx.Exec("DELETE FROM sessions WHERE token = ?", token)
+			})
+			delete(want, token)
+		default:
+			inTx(t, db, true, func(tx *chai.Tx) error {
+				return tx.Exec("UPDATE sessions SET expiry = ? WHERE token = ?", expiry, token)
+			})
+			want[token] = expiry
+		}
+		if err != nil {
+			t.Fatalf("operation %d: %v", i, err)
+		}
+		if i%50 == 49 {
+			testdb.CheckIndexes(t, db)
+			if got := expiries(t, db); !maps.EqualFunc(got, want, time.Time.Equal) {
+				t.Fatalf("after operation %d the sessions expire at %v, want %v", i, got, want)
+			}
+		}
+	}
+}
+
+// inTx calls f with a transaction of the application, and commits it or rolls it
+// back.
+func inTx(t testing.TB, db *chai.DB, commit bool, f func(tx *chai.Tx) error) {
+	t.Helper()
+	tx, err := db.Begin(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = f(tx)
+	if err == nil && commit {
+		err = tx.Commit()
+	} else if errRollback := tx.Rollback(); err == nil {
+		err = errRollback
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Operations that share a batch see what those before them have done.
+func TestEntriesOfOneGroup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex, "CREATE INDEX both ON sessions(expiry DESC, token)")
+		table := newTable(t, db)
+		now := time.Now()
+		in := func(d time.Duration) time.Time { return now.Add(d).UTC() }
+		upsertAt := func(token string, expiry time.Time) func() error {
+			return func() error { return table.Upsert(t.Context(), token, []byte(token), expiry) }
+		}
+		del := func(tokens ...string) func() error {
+			return func() error { return table.Delete(t.Context(), tokens...) }
+		}
+		sweep := func(deleted int, tokens ...string) func() error {
+			return func() error {
+				n, err := table.deleteIfExpired(t.Context(), tokens, now)
+				if n != deleted {
+					t.Errorf("deleteIfExpired(%q) = %d, want %d", tokens, n, deleted)
+				}
+				return err
+			}
+		}
+		for _, token := range []string{"renewed", "twice", "deleted", "again", "spared", "swept"} {
+			upsert(t, table, token, in(-time.Hour))
+		}
+		e := engine.For(db, slog.Default)
+		before := e.Fsyncs()
+		lock := engine.Lock(db)
+		lock.Lock()
+		for _, operation := range []func() error{
+			upsertAt("renewed", in(1)),
+			upsertAt("twice", in(2)), upsertAt("twice", in(3)), upsertAt("twice", in(2)),
+			upsertAt("deleted", in(4)), del("deleted", "deleted"),
+			del("again"), upsertAt("again", in(5)),
+			upsertAt("new", in(6)), upsertAt("new", in(7)), del("new"), upsertAt("new", in(8)),
+			upsertAt("gone", in(9)), del("gone"), del("gone", "never"),
+			upsertAt("spared", in(10*time.Second)), sweep(1, "spared", "swept", "deleted"),
+			upsertAt("short", in(-1)), sweep(1, "short", "swept"),
+		} {
+			go func() {
+				if err := operation(); err != nil {
+					t.Error(err)
+				}
+			}()
+			synctest.Wait()
+		}
+		lock.Unlock()
+		synctest.Wait()
+		if n := e.Fsyncs() - before; n != 1 {
+			t.Errorf("%d groups were committed, want 1", n)
+		}
+		want := map[string]time.Time{"renewed": in(1), "twice": in(2), "again": in(5), "new": in(8), "spared": in(10 * time.Second)}
+		for token := range want {
+			want[token] = want[token].Truncate(time.Microsecond)
+		}
+		if got := expiries(t, db); !maps.EqualFunc(got, want, time.Time.Equal) {
+			t.Errorf("the sessions expire at %v, want %v", got, want)
+		}
+		testdb.CheckIndexes(t, db)
+	})
+}
+
+// A commit that waits while its table gets an index, or loses one, maintains the
+// indexes that there are in its turn.
+func TestIndexesChangeWhileCommitsWait(t *testing.T) {
+	for name, test := range map[string]struct{ before, during []string }{
+		"created":  {nil, []string{testdb.CreateIndex}},
+		"dropped":  {[]string{testdb.CreateIndex}, []string{"DROP INDEX idx_sessions_expiry"}},
+		"replaced": {[]string{testdb.CreateIndex}, []string{"DROP INDEX idx_sessions_expiry", "CREATE INDEX latest ON sessions(expiry DESC)"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := testdb.Memory(t)
+				testdb.Exec(t, db, testdb.CreateTable)
+				testdb.Exec(t, db, test.before...)
+				table := newTable(t, db)
+				upsert(t, table, "b", time.Now())
+				lock := engine.Lock(db)
+				lock.Lock()
+				for _, token := range []string{"a", "b"} {
+					go func() { upsert(t, table, token, time.Now().Add(time.Hour)) }()
+				}
+				synctest.Wait()
+				testdb.Exec(t, db, test.during...)
+				lock.Unlock()
+				synctest.Wait()
+				if n := len(expiries(t, db)); n != 2 {
+					t.Errorf("there are %d sessions, want 2", n)
+				}
+				testdb.CheckIndexes(t, db)
+			})
+		})
+	}
+}
+
+// newStaleTable returns a table of so many sessions, every third of which an older
+// program has renewed with ON CONFLICT REPLACE, which leaves the entry of the
+// former expiry in each index, and adds none.
+func newStaleTable(t testing.TB, sessions int, indexes ...string) (*chai.DB, *Table) {
+	t.Helper()
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable)
+	table := newTable(t, db)
+	now := time.Now()
+	var wg sync.WaitGroup
+	for g := range 100 {
+		wg.Go(func() {
+			for i := g; i < sessions; i += 100 {
+				upsert(t, table, fmt.Sprintf("%05d", i), now.Add(time.Hour))
+			}
+		})
+	}
+	wg.Wait()
+	testdb.Exec(t, db, indexes...)
+	inTx(t, db, true, func(tx *chai.Tx) (err error) {
+		for i := 0; i < sessions && err == nil; i += 3 {
+			err = tx.Exec("INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?) ON CONFLICT REPLACE",
+				fmt.Sprintf("%05d", i), []byte("replaced"), now.Add(2*time.Hour))
+		}
+		return err
+	})
+	return db, newTable(t, db)
+}
+
+// Without the repair, CheckIndexes would fail in the tests that follow.
+func TestReplaceLeavesWrongEntries(t *testing.T) {
+	db, table := newStaleTable(t, 10, testdb.CreateIndex)
+	l, err := table.layout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong := 0
+	err = table.db.Read(func(s *engine.Snapshot) error {
+		ix := &l.sessions.indexes[0]
+		return s.Scan(appendInt(nil, ix.namespace), appendInt(nil, ix.namespace+1), func(e, _ []byte) error {
+			ok, err := ix.isRight(s.Get, e)
+			if !ok {
+				wrong++
+			}
+			return err
+		})
+	})
+	if wrong != 4 || err != nil {
+		t.Errorf("%d entries are wrong (%v), want 4", wrong, err)
+	}
+	if n := len(expiries(t, db)); n != 10 {
+		t.Errorf("there are %d sessions, want 10", n)
+	}
+}
+
+func TestStaleTableWorksAtOnce(t *testing.T) {
+	for name, indexes := range indexedTables {
+		t.Run(name, func(t *testing.T) {
+			db, table := newStaleTable(t, 30, indexes...)
+			now := time.Now()
+			if row, found, err := find(t, table, "00000"); string(row.Data) != "replaced" || !found || err != nil {
+				t.Errorf("Find = %q, %v, %v", row.Data, found, err)
+			}
+			upsert(t, table, "00000", now.Add(3*time.Hour))
+			upsert(t, table, "00003", now.Add(-time.Hour))
+			if err := table.Delete(t.Context(), "00006", "00007"); err != nil {
+				t.Error(err)
+			}
+			if rows, next, err := table.Page(t.Context(), ""); len(rows) != 28 || next != "" || err != nil {
+				t.Errorf("Page = %d rows, %q, %v", len(rows), next, err)
+			}
+			sweep, err := table.DeleteExpired(t.Context(), now)
+			if want := (Sweep{Scanned: 28, Deleted: 1}); sweep != want || err != nil {
+				t.Errorf("DeleteExpired = %+v, %v; want %+v, nil", sweep, err, want)
+			}
+			testdb.CheckIndexes(t, db)
+		})
+	}
+}
+
+// Chai takes an entry that is rolled back for one that there has not been
+// (internal/kv, rollback.go, tombStone).
+func TestRolledBackUpdateIsRepaired(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+	upsert(t, newTable(t, db), "a", time.Now().Add(time.Hour))
+	inTx(t, db, false, func(tx *chai.Tx) error {
+		return tx.Exec("UPDATE sessions SET expiry = ? WHERE token = 'a'", time.Now())
+	})
+	table := newTable(t, db)
+	if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	testdb.CheckIndexes(t, db)
+}
+
+// repairLen is several times as many sessions as a sweep looks at in a snapshot,
+// and has many times as many wrong entries as it changes in a turn.
+const repairLen = 2*sweepScan + 1
+
+func TestStaleTableIsRepaired(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db, table := newStaleTable(t, repairLen, testdb.CreateIndex, "CREATE INDEX both ON sessions(expiry DESC, token)")
+	sweep, err := table.DeleteExpired(t.Context(), time.Now())
+	if want := (Sweep{Scanned: repairLen}); sweep != want || err != nil {
+		t.Fatalf("DeleteExpired = %+v, %v; want %+v, nil", sweep, err, want)
+	}
+	testdb.CheckIndexes(t, db)
+	// Where nothing is wrong, nothing is written, and what was repaired is not
+	// looked at again.
+	before := table.db.Fsyncs()
+	for _, table := range []*Table{table, newTable(t, db)} {
+		if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := table.db.Fsyncs() - before; n != 0 {
+		t.Errorf("sweeps of a table with a right index have written %d times", n)
+	}
+}
+
+func TestRepairBesideCommits(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db, table := newStaleTable(t, repairLen, testdb.CreateIndex)
+	now := time.Now()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(7, uint64(g)))
+			for ctx.Err() == nil {
+				token := fmt.Sprintf("%05d", rng.IntN(repairLen))
+				if rng.IntN(4) > 0 {
+					upsert(t, table, token, now.Add(time.Duration(rng.IntN(7200))*time.Second))
+				} else if err := table.Delete(t.Context(), token); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	_, err := table.DeleteExpired(t.Context(), now)
+	cancel()
+	wg.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	testdb.CheckIndexes(t, db)
+}
+
+// A hookContext calls a function when it has been asked n times whether it has
+// ended.
+type hookContext struct {
+	context.Context
+	n    int
+	hook func() error // what the context returns from then on
+}
+
+func (c *hookContext) Err() error {
+	if c.n--; c.n >= 0 {
+		return nil
+	}
+	return c.hook()
+}
+
+func canceled() error { return context.Canceled }
+
+// A sweep that is interrupted at any point leaves the rest to the next one.
+func TestInterruptedRepairIsFinished(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db, table := newStaleTable(t, repairLen, testdb.CreateIndex)
+	interrupted, fsyncs := 0, table.db.Fsyncs()
+	for n := repairLen + 100; ; n += 2000 {
+		_, err := table.DeleteExpired(&hookContext{t.Context(), n, canceled}, time.Now())
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		interrupted++
+	}
+	if n := table.db.Fsyncs() - fsyncs; interrupted < 5 || n < 2*repairLen/3/sweepWrite {
+		t.Errorf("the repair was interrupted %d times, and wrote %d times", interrupted, n)
+	}
+	testdb.CheckIndexes(t, db)
+}
+
+// The application may change the indexes, and the table, while they are repaired.
+func TestRepairWhileIndexesChange(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	for name, change := range map[string][]string{
+		"dropped":  {"DROP INDEX idx_sessions_expiry"},
+		"created":  {"CREATE INDEX latest ON sessions(expiry DESC)"},
+		"replaced": {"DROP INDEX idx_sessions_expiry", testdb.CreateIndex},
+		"table":    {"DROP TABLE sessions", testdb.CreateTable, testdb.CreateIndex},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const sessions = 3*sweepWrite + 1 // that are wrong are three times as few
+			for _, at := range []int{3*sessions + 10, 4*sessions + 10, 7*sessions + 10, 7*sessions + 200} {
+				db, table := newStaleTable(t, 3*sessions, testdb.CreateIndex)
+				changed := false
+				ctx := &hookContext{t.Context(), at, func() error {
+					if !changed {
+						changed = true
+						testdb.Exec(t, db, change...)
+					}
+					return nil
+				}}
+				if _, err := table.DeleteExpired(ctx, time.Now()); err != nil || !changed {
+					t.Fatalf("DeleteExpired: %v; changed: %v", err, changed)
+				}
+				if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+					t.Fatal(err)
+				}
+				testdb.CheckIndexes(t, db)
+			}
+		})
+	}
+}

@@ -1,0 +1,329 @@
+package sessiontable
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/engine"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// The expiries at which the encoding of a timestamp changes.
+func boundaryExpiries() []time.Time {
+	epoch := time.UnixMicro(timestampEpoch)
+	expiries := []time.Time{minExpiry, maxExpiry, time.UnixMicro(time.Now().UnixMicro())}
+	for _, limit := range []int64{0, 31, -32, math.MaxUint8, math.MaxUint16, math.MaxUint32, math.MinInt8, math.MinInt16, math.MinInt32} {
+		for delta := int64(-1); delta <= 1; delta++ {
+			expiries = append(expiries, epoch.Add(time.Duration(limit+delta)*time.Microsecond))
+		}
+	}
+	return expiries
+}
+
+// randomRow returns a row whose sizes and expiry are at and about boundaries.
+func randomRow(rng *rand.Rand) Row {
+	sizes := []int{0, 1, 2, 99, 100, 127, 128, 129, 300, 16383, 16384, 70000}
+	token := make([]byte, min(sizes[rng.IntN(len(sizes))], rng.IntN(MaxKeyLen+1)))
+	data := make([]byte, sizes[rng.IntN(len(sizes))])
+	for _, b := range [][]byte{token, data} {
+		for i := range b {
+			b[i] = byte(rng.Uint32())
+		}
+	}
+	expiries := boundaryExpiries()
+	return Row{string(token), data, expiries[rng.IntN(len(expiries))].UTC()}
+}
+
+func (r Row) equal(other Row) bool {
+	return r.Token == other.Token && bytes.Equal(r.Data, other.Data) && r.Expiry.Equal(other.Expiry)
+}
+
+// Rows and keys are those that Chai's own SQL writes, to the last byte, and it
+// reads, overwrites and deletes the ones of this package.
+func TestRowsAreTheEngines(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable)
+	table := newTable(t, db)
+	l, err := table.layout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 150 {
+		row := randomRow(rng)
+		if err := db.Exec("DELETE FROM sessions"); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Exec("INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?)", row.Token, row.Data, row.Expiry); err != nil {
+			t.Fatal(err)
+		}
+		var want []byte
+		err := table.db.Read(func(s *engine.Snapshot) (err error) {
+			want, err = s.Get(appendKey(nil, l.sessions.namespace, row.Token))
+			return err
+		})
+		if err != nil || want == nil {
+			t.Fatalf("the engine has no row with the key of a token of %d bytes (%v)", len(row.Token), err)
+		}
+		if got := encodeRow(row); !bytes.Equal(got, want) {
+			t.Fatalf("the row of a token of %d bytes, %d bytes of data and the expiry %v is encoded as\n%x, by the engine as\n%x",
+				len(row.Token), len(row.Data), row.Expiry, got, want)
+		}
+
+		other := randomRow(rng)
+		other.Token = row.Token
+		if err := table.Upsert(t.Context(), other.Token, other.Data, other.Expiry); err != nil {
+			t.Fatal(err)
+		}
+		rows := 0
+		result, err := db.Query("SELECT token, data, expiry FROM sessions")
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = result.Iterate(func(r *chai.Row) error {
+			rows++
+			var got Row
+			err := r.Scan(&got.Token, &got.Data, &got.Expiry)
+			if !got.equal(other) {
+				t.Errorf("the engine reads another row than was written")
+			}
+			return err
+		})
+		if err != nil || rows != 1 {
+			t.Fatalf("the engine reads %d rows (%v), want 1", rows, err)
+		}
+		result.Close()
+		if got, found, err := find(t, table, other.Token); err != nil || !found || !got.equal(other) {
+			t.Fatalf("Find does not return what was written (%v)", err)
+		}
+		if err := table.Delete(t.Context(), other.Token); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(expiries(t, db)); n != 0 {
+			t.Fatalf("after Delete the engine still has %d rows", n)
+		}
+	}
+}
+
+// Older tables may have columns that are NULL.
+func TestNullColumns(t *testing.T) {
+	for name, indexes := range indexedTables {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Memory(t)
+			testdb.Exec(t, db, "CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP)")
+			testdb.Exec(t, db, indexes...)
+			testdb.Exec(t, db, "INSERT INTO sessions (token) VALUES ('a')", "INSERT INTO sessions (token) VALUES ('b')")
+			table := newTable(t, db)
+			row, found, err := find(t, table, "a")
+			if err != nil || !found || row.Data == nil || len(row.Data) > 0 || !row.Expiry.IsZero() {
+				t.Errorf("Find = %+v, %v, %v; want no data and no expiry", row, found, err)
+			}
+			upsert(t, table, "a", time.Now().Add(time.Hour))
+			testdb.CheckIndexes(t, db)
+			if sweep, err := table.DeleteExpired(t.Context(), time.Now()); sweep.Deleted != 1 || err != nil {
+				t.Errorf("DeleteExpired = %+v, %v; want 1 deleted", sweep, err)
+			}
+			testdb.CheckIndexes(t, db)
+		})
+	}
+}
+
+func TestDecodeRefusesGarbage(t *testing.T) {
+	row := Row{strings.Repeat("t", 43), make([]byte, 200), time.Now()}
+	valid := encodeRow(row)
+	if _, _, _, err := decodeRow(valid); err != nil {
+		t.Fatal(err)
+	}
+	ix := &index{300, []indexColumn{{2, true}, {0, false}}, len(sessionColumns)}
+	key := appendKey(nil, 40, row.Token)
+	validEntry, err := ix.appendEntry(nil, key, valid)
+	if err != nil || !bytes.Equal(ix.rowKey(validEntry), key) {
+		t.Fatalf("rowKey = %x, want %x (%v)", ix.rowKey(validEntry), key, err)
+	}
+	for n := range len(valid) {
+		if _, _, _, err := decodeRow(valid[:n]); err == nil {
+			t.Errorf("the first %d bytes of a row were taken for a row", n)
+		}
+		if _, err := ix.appendEntry(nil, key, valid[:n]); err == nil {
+			t.Errorf("the first %d bytes of a row have got an entry", n)
+		}
+	}
+	for n := range len(validEntry) {
+		if ix.rowKey(validEntry[:n]) != nil {
+			t.Errorf("the first %d bytes of an entry were taken for an entry", n)
+		}
+	}
+	rng := rand.New(rand.NewPCG(3, 4))
+	for range 10_000 {
+		row, entry := bytes.Clone(valid), bytes.Clone(validEntry)
+		for range 1 + rng.IntN(3) {
+			row[rng.IntN(len(row))] = byte(rng.Uint32())
+			entry[rng.IntN(len(entry))] = byte(rng.Uint32())
+		}
+		// They must not panic.
+		_, _, _, _ = decodeRow(row)
+		_, _ = decodeCatalogRow(row)
+		_, _ = ix.appendEntry(nil, key, row)
+		_ = ix.rowKey(entry)
+	}
+}
+
+// Between two pages, and two parts of a sweep, no token is left out, not even the
+// next one that there can be.
+func TestPagesMeet(t *testing.T) {
+	for _, length := range []int{pageLen, sweepWrite, sweepScan} {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable)
+		table := newTable(t, db)
+		now := time.Now()
+		expiry := now
+		if length == sweepScan {
+			expiry = now.Add(time.Hour) // so that nothing ends its parts earlier
+		}
+		last := ""
+		for i := range length {
+			last = fmt.Sprintf("%05d", i)
+			upsert(t, table, last, expiry)
+		}
+		upsert(t, table, last+"\x00", now)
+		seen := 0
+		for from, more := "", true; more; more = from != "" {
+			rows, next, err := table.Page(t.Context(), from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(rows) > pageLen {
+				t.Errorf("a page has %d sessions", len(rows))
+			}
+			seen, from = seen+len(rows), next
+		}
+		if seen != length+1 {
+			t.Errorf("%d of %d sessions are in the pages", seen, length+1)
+		}
+		want := Sweep{Scanned: length + 1, Deleted: length + 1}
+		if length == sweepScan {
+			want.Deleted = 1
+		}
+		if sweep, err := table.DeleteExpired(t.Context(), now); sweep != want || err != nil {
+			t.Errorf("DeleteExpired = %+v, %v; want %+v, nil", sweep, err, want)
+		}
+	}
+}
+
+// A page, and a part of a sweep, also ends after a number of bytes, but not before
+// its first session.
+func TestPagesAreLimitedInBytes(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable)
+	table := newTable(t, db)
+	now := time.Now()
+	const sessions, perPage = 7, 3
+	for i := range sessions {
+		data := make([]byte, pageBytes/2-100) // with a token and an expiry less than half
+		if i == sessions-1 {
+			data = make([]byte, 3*pageBytes)
+		}
+		if err := table.Upsert(t.Context(), fmt.Sprint(i), data, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var lengths, swept []int
+	for from, more := "", true; more; more = from != "" {
+		rows, next, err := table.Page(t.Context(), from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lengths, from = append(lengths, len(rows)), next
+	}
+	for from, more := "", true; more; more = from != "" {
+		page, err := table.scanExpired(t.Context(), from, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		swept, from = append(swept, len(page.tokens)), page.next
+	}
+	if want := fmt.Sprint([]int{perPage, perPage, 1}); fmt.Sprint(lengths) != want || fmt.Sprint(swept) != want {
+		t.Errorf("the pages have %v sessions, the parts of a sweep %v; want %s", lengths, swept, want)
+	}
+}
+
+// Reading ends with its context at once, also where there is nothing to read.
+func TestReadingEndsWithItsContext(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+	table := newTable(t, db)
+	calls := map[string]func(ctx context.Context) error{
+		"Find":          func(ctx context.Context) error { _, _, _, err := table.Find(ctx, "0"); return err },
+		"Page":          func(ctx context.Context) error { _, _, err := table.Page(ctx, ""); return err },
+		"scanExpired":   func(ctx context.Context) error { _, err := table.scanExpired(ctx, "", time.Now()); return err },
+		"DeleteExpired": func(ctx context.Context) error { _, err := table.DeleteExpired(ctx, time.Now()); return err },
+		"repairIndexes": func(ctx context.Context) error { return newTable(t, db).repairIndexes(ctx) },
+	}
+	check := func(asked int) {
+		t.Helper()
+		for name, call := range calls {
+			ctx := &hookContext{t.Context(), asked, canceled}
+			if err := call(ctx); !errors.Is(err, context.Canceled) {
+				t.Errorf("%s with a context that ends when it is asked %d times: %v", name, asked+1, err)
+			}
+			if more := -ctx.n - 1; more > 1 { // read asks, or whoever has called it
+				t.Errorf("%s has gone on, and asked %d times more", name, more)
+			}
+		}
+	}
+	check(0)
+	for i := range 100 {
+		upsert(t, table, fmt.Sprint(i), time.Now().Add(time.Hour))
+	}
+	check(0)
+	delete(calls, "Find")
+	check(50)
+	// After the rows come the entries.
+	delete(calls, "Page")
+	delete(calls, "scanExpired")
+	delete(calls, "DeleteExpired")
+	check(150)
+}
+
+// The rows that Find and Page return are not the engine's, and an Upsert that has
+// returned early does not look at its data again.
+func TestRowsAreTheCallers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable)
+		table := newTable(t, db)
+		lock := engine.Lock(db)
+		lock.Lock()
+		data := []byte("one")
+		done := make(chan error)
+		go func() { done <- table.Upsert(t.Context(), "a", data, time.Now().Add(time.Hour)) }()
+		synctest.Wait()
+		// A caller may go on before the turn, when writing hangs.
+		copy(data, "two")
+		lock.Unlock()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			row, _, err := find(t, table, "a")
+			rows, _, errPage := table.Page(t.Context(), "")
+			if string(row.Data) != "one" || err != nil || len(rows) != 1 || string(rows[0].Data) != "one" || errPage != nil {
+				t.Fatalf("Find = %q, %v; Page = %q, %v", row.Data, err, rows, errPage)
+			}
+			for _, data := range [][]byte{row.Data, rows[0].Data} {
+				copy(data, "XXX")
+				_ = append(data, "XXX"...)
+			}
+		}
+	})
+}

@@ -1,0 +1,961 @@
+package chaistore_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// ownerInData is an Owner for data that is the owner, a bar, and something without
+// one.
+func ownerInData(data []byte) string {
+	return string(data[:max(0, bytes.LastIndexByte(data, '|'))])
+}
+
+func newOwnerStore(t testing.TB, db *chai.DB) *chaistore.ChaiStore {
+	t.Helper()
+	return newStoreWith(t, db, chaistore.Config{Owner: ownerInData})
+}
+
+// tokensOf returns the tokens of an owner's sessions, and fails the test if they are
+// not in their order, or have data of somebody else.
+func tokensOf(t testing.TB, s *chaistore.ChaiStore, owner string) []string {
+	t.Helper()
+	var tokens []string
+	for session, err := range s.SessionsOf(t.Context(), owner) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens = append(tokens, session.Token)
+	}
+	if !slices.IsSorted(tokens) || len(slices.Compact(slices.Clone(tokens))) < len(tokens) {
+		t.Errorf("the sessions of %q come as %q", owner, tokens)
+	}
+	return tokens
+}
+
+func wantTokensOf(t testing.TB, s *chaistore.ChaiStore, owner string, want ...string) {
+	t.Helper()
+	if got := tokensOf(t, s, owner); !slices.Equal(got, want) {
+		t.Errorf("the sessions of %q are %q, want %q", owner, got, want)
+	}
+}
+
+// wantOwners checks that the table of owners has exactly a row for each session,
+// with the right owner, both by its rows and by its index.
+func wantOwners(t testing.TB, db *chai.DB) {
+	t.Helper()
+	want, got := make(map[string]string), make(map[string]string)
+	query(t, db, "SELECT token, data FROM sessions", func(row *chai.Row) error {
+		var token string
+		var data []byte
+		err := row.Scan(&token, &data)
+		want[token] = ownerInData(data)
+		return err
+	})
+	query(t, db, "SELECT token, owner FROM sessions_owners", func(row *chai.Row) error {
+		var token, owner string
+		err := row.Scan(&token, &owner)
+		got[token] = owner
+		return err
+	})
+	if !maps.Equal(got, want) {
+		t.Errorf("the owners of %d sessions are wrong: there are %d rows", len(want), len(got))
+		for token := range want {
+			if owner, ok := got[token]; !ok || owner != want[token] {
+				t.Logf("the owner of %q is %q (%v), want %q", token, owner, ok, want[token])
+			}
+		}
+		for token := range got {
+			if _, ok := want[token]; !ok {
+				t.Logf("there is an owner of %q, which is gone", token)
+			}
+		}
+	}
+	for _, owner := range slices.Compact(slices.Sorted(maps.Values(want))) {
+		n := 0
+		query(t, db, "SELECT token FROM sessions_owners WHERE owner = ?", func(row *chai.Row) error {
+			var token string
+			err := row.Scan(&token)
+			if want[token] != owner {
+				t.Errorf("by the index, the session %q is one of %q, not of %q", token, owner, want[token])
+			}
+			n++
+			return err
+		}, owner)
+		for _, other := range want {
+			if other == owner {
+				n--
+			}
+		}
+		if n != 0 {
+			t.Errorf("the index has %d sessions of %q too many", n, owner)
+		}
+	}
+}
+
+func query(t testing.TB, db *chai.DB, sql string, each func(*chai.Row) error, args ...any) {
+	t.Helper()
+	result, err := db.Query(sql, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	defer result.Close()
+	if err := result.Iterate(each); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func TestSessionsOf(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newOwnerStore(t, db)
+		wantTokensOf(t, s, "alice")
+		expiry := inAnHour().In(time.FixedZone("", 3600))
+		for _, token := range []string{"b", "", "aa", "a", "\xff", strings.Repeat("z", 100), "a\x00", "b"} {
+			commit(t, s, token, "alice|1", expiry)
+		}
+		commit(t, s, "a1", "bob|1", expiry)
+		commit(t, s, "a2", "nobody's", expiry)
+		commit(t, s, "a3", "|", expiry)
+		commit(t, s, "old", "alice|1", anHourAgo())
+		wantTokensOf(t, s, "alice", "", "a", "a\x00", "aa", "b", strings.Repeat("z", 100), "\xff")
+		wantTokensOf(t, s, "bob", "a1")
+		wantTokensOf(t, s, "")
+		wantTokensOf(t, s, "carol")
+		wantTokensOf(t, s, strings.Repeat("x", 5000))
+		wantOwners(t, db)
+		for session := range s.SessionsOf(t.Context(), "bob") {
+			want := chaistore.Session{Token: "a1", Data: []byte("bob|1"), Expiry: expiry.UTC().Truncate(time.Microsecond)}
+			if !reflect.DeepEqual(session, want) {
+				t.Errorf("the session is %+v, want %+v", session, want)
+			}
+			session.Data[0] = 'X' // it is the caller's
+		}
+		wantFound(t, s, "a1", "bob|1")
+
+		if n, err := s.DeleteOf(t.Context(), "alice"); n != 7 || err != nil {
+			t.Errorf("DeleteOf = %d, %v; want 7, nil", n, err)
+		}
+		if n, err := s.DeleteOf(t.Context(), ""); n != 0 || err != nil {
+			t.Errorf("DeleteOf of nobody = %d, %v; want 0, nil", n, err)
+		}
+		wantAll(t, s, map[string]string{"a1": "bob|1", "a2": "nobody's", "a3": "|"})
+		wantOwners(t, db)
+	})
+}
+
+// A session is that of the owner whom its latest commit tells.
+func TestOwnerChanges(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newOwnerStore(t, db)
+		last := ""
+		for _, owner := range []string{"alice", "bob", "", "alice", "alice", ""} {
+			commit(t, s, "a", owner+"|", inAnHour())
+			wantOwners(t, db)
+			for _, other := range []string{"alice", "bob"} {
+				if other == owner {
+					wantTokensOf(t, s, other, "a")
+				} else {
+					wantTokensOf(t, s, other)
+				}
+			}
+			last = owner
+		}
+		if n, err := s.DeleteOf(t.Context(), "alice"); n != 0 || err != nil || last != "" {
+			t.Errorf("DeleteOf of a former owner = %d, %v; want 0, nil", n, err)
+		}
+		wantFound(t, s, "a", "|")
+	})
+}
+
+func TestOwners(t *testing.T) {
+	db := testdb.Memory(t)
+	s := newOwnerStore(t, db)
+	owners := []string{
+		"a", "aa", "ab", "a\x00", "a\x00b", "\x00", "\x00\x00", "\xff", "\xff\xff", "\xc3\x28", "b", "A", "ä",
+		"' OR 1 = 1 --", "a|b", strings.Repeat("a", 99), strings.Repeat("a", 100), strings.Repeat("\xff", 100), strings.Repeat("\x00", 100),
+	}
+	for i, owner := range owners {
+		for _, token := range []string{"", "x", strings.Repeat("x", 90)} {
+			commit(t, s, fmt.Sprint(token, i), owner+"|", inAnHour())
+		}
+	}
+	for i, owner := range owners {
+		wantTokensOf(t, s, owner, fmt.Sprint(i), fmt.Sprint("x", i), fmt.Sprint(strings.Repeat("x", 90), i))
+	}
+	wantOwners(t, db)
+	for i, owner := range owners {
+		if n, err := s.DeleteOf(t.Context(), owner); n != 3 || err != nil {
+			t.Errorf("DeleteOf(%q) = %d, %v; want 3, nil", owner, n, err)
+		}
+		wantTokensOf(t, s, owner)
+		if all, err := s.All(); err != nil || len(all) != 3*(len(owners)-i-1) {
+			t.Fatalf("after DeleteOf(%q), there are %d sessions (%v)", owner, len(all), err)
+		}
+	}
+	wantOwners(t, db)
+}
+
+func TestOwnerTooLong(t *testing.T) {
+	s := newOwnerStore(t, testdb.Memory(t))
+	commit(t, s, "a", "alice|", inAnHour())
+	err := s.Commit("a", []byte(strings.Repeat("x", 101)+"|"), inAnHour())
+	if !errors.Is(err, chaistore.ErrOwnerTooLong) || strings.Contains(err.Error(), "xxx") {
+		t.Errorf("Commit = %v, want %v", err, chaistore.ErrOwnerTooLong)
+	}
+	wantFound(t, s, "a", "alice|")
+	wantTokensOf(t, s, "alice", "a")
+}
+
+// Sessions of one owner are read in pages, which end after a number of sessions or
+// of bytes.
+func TestSessionsOfReadsEveryPage(t *testing.T) {
+	for name, test := range map[string]struct{ sessions, size int }{
+		"many":  {2500, 10},
+		"large": {40, 400_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newOwnerStore(t, testdb.Memory(t))
+			data := func(owner string) []byte { return []byte(owner + "|" + strings.Repeat("x", test.size)) }
+			var want []string
+			for i := range test.sessions {
+				want = append(want, fmt.Sprintf("%05d", i))
+			}
+			inParallel(64, test.sessions, func(_ *rand.Rand, i int) {
+				owner := []string{"alice", "bob"}[i%2]
+				for _, session := range []struct{ token, owner string }{{want[i], "alice"}, {"of " + owner + want[i], owner}} {
+					if err := s.Commit(session.token, data(session.owner), inAnHour()); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			for i := range test.sessions {
+				if i%2 == 0 {
+					want = append(want, fmt.Sprintf("of alice%05d", i))
+				}
+			}
+			wantTokensOf(t, s, "alice", want...)
+			if n, err := s.DeleteOf(t.Context(), "alice"); n != len(want) || err != nil {
+				t.Errorf("DeleteOf = %d, %v; want %d, nil", n, err, len(want))
+			}
+			wantTokensOf(t, s, "alice")
+			if n := len(tokensOf(t, s, "bob")); n != test.sessions/2 {
+				t.Errorf("%d sessions of bob are left, want %d", n, test.sessions/2)
+			}
+		})
+	}
+}
+
+func TestSessionsOfBodyUsesTheStore(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newOwnerStore(t, db)
+		const sessions = 30
+		for i := range sessions {
+			commit(t, s, fmt.Sprintf("%02d", i), "alice|old", inAnHour())
+		}
+		n := 0
+		for session, err := range s.SessionsOf(t.Context(), "alice") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch n++; n % 3 {
+			case 0:
+				commit(t, s, session.Token, "alice|new", inAnHour())
+			case 1:
+				commit(t, s, session.Token, "bob|new", inAnHour())
+			case 2:
+				if err := s.Delete(session.Token); err != nil {
+					t.Fatal(err)
+				}
+			}
+			tokensOf(t, s, "bob")
+		}
+		if a, b := len(tokensOf(t, s, "alice")), len(tokensOf(t, s, "bob")); n != sessions || a != 10 || b != 10 {
+			t.Errorf("%d sessions were seen, alice has %d and bob %d; want %d, 10 and 10", n, a, b, sessions)
+		}
+		wantOwners(t, db)
+	})
+}
+
+func TestSessionsOfBreak(t *testing.T) {
+	db := testdb.Memory(t)
+	s := newOwnerStore(t, db)
+	inParallel(64, 1500, func(_ *rand.Rand, i int) {
+		if err := s.Commit(fmt.Sprint(i), []byte("alice|"), inAnHour()); err != nil {
+			t.Error(err)
+		}
+	})
+	goroutines := runtime.NumGoroutine()
+	for _, stop := range []int{1, 999, 1000, 1001, 1500} {
+		n := 0
+		for range s.SessionsOf(t.Context(), "alice") {
+			if n++; n == stop {
+				break
+			}
+		}
+		if n != stop {
+			t.Errorf("%d sessions were seen, want %d", n, stop)
+		}
+	}
+	if n := runtime.NumGoroutine(); n > goroutines {
+		t.Errorf("there are %d goroutines, after %d before", n, goroutines)
+	}
+	if err := db.Close(); err != nil { // reports what is still open
+		t.Errorf("Close: %v", err)
+	}
+}
+
+func TestSessionsOfYieldsAnErrorOnce(t *testing.T) {
+	for name, test := range map[string]struct {
+		after int // so many sessions
+		end   func(db *chai.DB, cancel func())
+		want  string
+	}{
+		"done context":     {0, func(_ *chai.DB, cancel func()) { cancel() }, "context canceled"},
+		"ending context":   {500, func(_ *chai.DB, cancel func()) { cancel() }, "context canceled"},
+		"missing table":    {500, func(db *chai.DB, _ func()) { testdb.Exec(t, db, "DROP TABLE sessions") }, `table "sessions" does not exist`},
+		"missing owners":   {500, func(db *chai.DB, _ func()) { testdb.Exec(t, db, "DROP TABLE sessions_owners") }, `table "sessions_owners" does not exist`},
+		"closed database":  {500, func(db *chai.DB, _ func()) { db.Close() }, "closed"},
+		"missing at first": {0, func(db *chai.DB, _ func()) { testdb.Exec(t, db, "DROP TABLE sessions_owners") }, `table "sessions_owners" does not exist`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Memory(t)
+			s := newOwnerStore(t, db)
+			inParallel(64, 1500, func(_ *rand.Rand, i int) {
+				if err := s.Commit(fmt.Sprintf("%04d", i), []byte("alice|"), inAnHour()); err != nil {
+					t.Error(err)
+				}
+			})
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if test.after == 0 {
+				test.end(db, cancel)
+			}
+			var errs []error
+			n := 0
+			for session, err := range s.SessionsOf(ctx, "alice") {
+				if err != nil {
+					errs = append(errs, err)
+					if session.Token != "" || session.Data != nil {
+						t.Error("a session came with the error")
+					}
+					continue // a body that goes on gets no more
+				}
+				if n++; n == test.after {
+					test.end(db, cancel)
+				}
+			}
+			if len(errs) != 1 || !strings.Contains(errs[0].Error(), test.want) {
+				t.Fatalf("the errors were %v, want one that says %q", errs, test.want)
+			}
+			if canceled := errors.Is(errs[0], context.Canceled); n < test.after || n > 1000 || canceled && n > test.after {
+				t.Errorf("there were %d sessions, and the end came after %d", n, test.after)
+			}
+			if test.after > 0 {
+				return
+			}
+			// The owners "" and those that are too long have no sessions, but errors.
+			for _, owner := range []string{"alice", "", strings.Repeat("x", 101)} {
+				if n, err := s.DeleteOf(ctx, owner); n != 0 || err == nil || !strings.Contains(err.Error(), test.want) {
+					t.Errorf("DeleteOf(%q) = %d, %v; want 0, and an error that says %q", owner, n, err, test.want)
+				}
+			}
+		})
+	}
+}
+
+func TestDeleteOfCountsWhatItHasDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newOwnerStore(t, db)
+		for i := range 250 {
+			commit(t, s, fmt.Sprintf("%03d", i), "alice|", inAnHour())
+		}
+		// The sessions are deleted in three turns. The lock keeps the second one waiting.
+		lock := chaistore.WriteLock(db)
+		lock.Lock()
+		ctx, cancel := context.WithCancel(t.Context())
+		var n int
+		var err error
+		go func() { n, err = s.DeleteOf(ctx, "alice") }()
+		synctest.Wait()
+		go lock.Lock() // it is next after the first turn
+		synctest.Wait()
+		lock.Unlock()
+		synctest.Wait()
+		cancel()
+		synctest.Wait()
+		lock.Unlock()
+		if left := len(tokensOf(t, s, "alice")); !errors.Is(err, context.Canceled) || n+left != 250 {
+			t.Errorf("DeleteOf = %d, %v, and %d sessions are left of 250", n, err, left)
+		}
+		if n == 0 || n == 250 {
+			t.Errorf("DeleteOf has deleted %d of 250 sessions before its context ended", n)
+		}
+		wantOwners(t, db)
+	})
+}
+
+func TestStoreWithoutOwners(t *testing.T) {
+	s := newStore(t, testdb.Memory(t))
+	commit(t, s, "a", "alice|", inAnHour())
+	for _, err := range s.SessionsOf(t.Context(), "alice") {
+		if err == nil || !strings.Contains(err.Error(), "Config.Owner") {
+			t.Errorf("SessionsOf yields the error %v", err)
+		}
+	}
+	if n, err := s.DeleteOf(t.Context(), "alice"); n != 0 || err == nil || !strings.Contains(err.Error(), "Config.Owner") {
+		t.Errorf("DeleteOf = %d, %v; want 0, and an error", n, err)
+	}
+}
+
+// A panic in Owner is an error of its commit, without what may be data of the
+// session, and of nothing else.
+func TestOwnerPanics(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	s := newStoreWith(t, db, chaistore.Config{Owner: func(data []byte) string {
+		switch string(data) {
+		case "secret":
+			panic(fmt.Sprintf("bad data: %q", data))
+		case "secret error":
+			panic(fmt.Errorf("bad data: %q", data))
+		case "index":
+			return string(data[5:][len(data)])
+		case "nil":
+			panic(nil)
+		}
+		return ownerInData(data)
+	}})
+	commit(t, s, "a", "alice|", inAnHour())
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for i := range 50 {
+				commit(t, s, fmt.Sprint(g, "-", i), "bob|", inAnHour())
+			}
+		})
+	}
+	for data, want := range map[string]string{
+		"secret": "panicked", "secret error": "panicked", "index": "index out of range", "nil": "nil",
+	} {
+		err := s.Commit("a", []byte(data), inAnHour())
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "bad") {
+			t.Errorf("with %s, Commit = %v; want an error that says %q", data, err, want)
+		}
+		wantFound(t, s, "a", "alice|")
+	}
+	wg.Wait()
+	wantTokensOf(t, s, "alice", "a")
+	if n := len(tokensOf(t, s, "bob")); n != 200 {
+		t.Errorf("bob has %d sessions, want 200", n)
+	}
+	// Those that others have committed are nobody's.
+	plain := newStore(t, db)
+	commit(t, plain, "a", "secret", inAnHour())
+	commit(t, plain, "b", "index", inAnHour())
+	wantTokensOf(t, s, "alice")
+	if _, err := s.DeleteExpired(t.Context()); err != nil {
+		t.Errorf("DeleteExpired: %v", err)
+	}
+	if n := count(t, db, "SELECT COUNT(*) FROM sessions_owners WHERE owner = ''"); n != 1 {
+		t.Errorf("%d sessions are nobody's, want 1", n)
+	}
+	if s.Stats().WriteError != "" {
+		t.Errorf("the store gave up: %s", s.Stats().WriteError)
+	}
+}
+
+// Owner is called once for a commit, in the goroutine that commits, before it takes
+// its turn: it may use the store.
+func TestOwnerUsesTheStore(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	var s *chaistore.ChaiStore
+	var calls atomic.Int32
+	s = newStoreWith(t, testdb.Memory(t), chaistore.Config{Owner: func(data []byte) string {
+		if calls.Add(1); string(data) == "inner|" {
+			return "inner"
+		}
+		if err := s.Commit("inner", []byte("inner|"), inAnHour()); err != nil {
+			t.Error(err)
+		}
+		if _, _, err := s.Find("inner"); err != nil {
+			t.Error(err)
+		}
+		return ownerInData(data)
+	}})
+	inParallel(8, 100, func(_ *rand.Rand, i int) {
+		if err := s.Commit(fmt.Sprint(i), []byte("outer|"), inAnHour()); err != nil {
+			t.Error(err)
+		}
+	})
+	if n := calls.Load(); n != 200 {
+		t.Errorf("Owner was called %d times for 200 commits", n)
+	}
+	if n := len(tokensOf(t, s, "outer")); n != 100 {
+		t.Errorf("there are %d sessions, want 100", n)
+	}
+}
+
+// What changes sessions without their owners does not make SessionsOf return a
+// session of somebody else, or one that has ended. A sweep makes the owners right.
+func TestSessionsChangeWithoutTheirOwners(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newOwnerStore(t, db)
+		plain := newStore(t, db)
+		reset := func() {
+			t.Helper()
+			for _, token := range []string{"a", "b", "c"} {
+				commit(t, s, token, "alice|", inAnHour())
+			}
+			commit(t, s, "x", "bob|", inAnHour())
+			for _, token := range []string{"0", "d", "z"} {
+				if err := s.Delete(token); err != nil {
+					t.Fatal(err)
+				}
+			}
+			wantTokensOf(t, s, "alice", "a", "b", "c")
+			wantOwners(t, db)
+		}
+		// In each, b ends, c becomes bob's, and 0, d and z are added.
+		for name, change := range map[string]func(){
+			"store": func() {
+				if err := plain.Delete("b"); err != nil {
+					t.Fatal(err)
+				}
+				commit(t, plain, "c", "bob|", inAnHour())
+				for token, owner := range map[string]string{"0": "alice", "d": "alice", "z": "bob"} {
+					commit(t, plain, token, owner+"|", inAnHour())
+				}
+			},
+			"SQL": func() {
+				testdb.Exec(t, db, "DELETE FROM sessions WHERE token = 'b'")
+				if err := db.Exec("UPDATE sessions SET data = ? WHERE token = 'c'", []byte("bob|")); err != nil {
+					t.Fatal(err)
+				}
+				for token, owner := range map[string]string{"0": "alice", "d": "alice", "z": "bob"} {
+					if err := db.Exec("INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?)", token, []byte(owner+"|"), inAnHour()); err != nil {
+						t.Fatal(err)
+					}
+				}
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				reset()
+				change()
+				wantTokensOf(t, s, "alice", "a")
+				wantTokensOf(t, s, "bob", "x")
+				if _, err := s.DeleteExpired(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				wantTokensOf(t, s, "alice", "0", "a", "d")
+				wantTokensOf(t, s, "bob", "x", "z")
+				commit(t, s, "c", "bob|", inAnHour())
+				wantTokensOf(t, s, "bob", "c", "x", "z")
+				wantOwners(t, db)
+				if n, err := s.DeleteOf(t.Context(), "alice"); n != 3 || err != nil {
+					t.Errorf("DeleteOf = %d, %v; want 3, nil", n, err)
+				}
+				wantOwners(t, db)
+			})
+		}
+	})
+}
+
+// All sessions may be gone, and others have come.
+func TestSweepMatchesOwnersWithSessions(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newOwnerStore(t, db)
+		plain := newStore(t, db)
+		for _, between := range []int{0, 1, 3, 7} { // owners or sessions between two that match
+			for _, gone := range []bool{false, true} {
+				testdb.Exec(t, db, "DELETE FROM sessions")
+				if _, err := s.DeleteExpired(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if n := count(t, db, "SELECT COUNT(*) FROM sessions_owners"); n != 0 {
+					t.Fatalf("there are %d owners without sessions", n)
+				}
+				inParallel(64, 1300, func(_ *rand.Rand, i int) {
+					store, token := s, fmt.Sprintf("%04d", i)
+					if !gone && i%(between+1) != 0 {
+						store = plain
+					}
+					expiry := inAnHour()
+					if i%10 == 0 {
+						expiry = anHourAgo()
+					}
+					if err := store.Commit(token, fmt.Appendf(nil, "user%d|", i%5), expiry); err != nil {
+						t.Error(err)
+					}
+				})
+				for i := 0; gone && i < 1300; i++ {
+					if i%(between+1) != 0 || between == 0 {
+						if err := plain.Delete(fmt.Sprintf("%04d", i)); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				if _, err := s.DeleteExpired(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				wantOwners(t, db)
+				if t.Failed() {
+					t.Fatalf("with %d between two (gone: %v)", between, gone)
+				}
+			}
+		}
+	})
+}
+
+// A table that has sessions gets owners, and nobody is signed out.
+func TestOwnersOfTableWithSessions(t *testing.T) {
+	testdb.Watchdog(t, 2*time.Minute)
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		const sessions, users = 10_000, 50
+		plain := newStore(t, db)
+		want := make(map[string]string)
+		var mu sync.Mutex
+		inParallel(256, sessions, func(_ *rand.Rand, i int) {
+			token, data := fmt.Sprintf("%05d", i), fmt.Sprintf("user%d|%d", i%users, i)
+			mu.Lock()
+			want[token] = data
+			mu.Unlock()
+			if err := plain.Commit(token, []byte(data), inAnHour()); err != nil {
+				t.Error(err)
+			}
+		})
+		// Others commit meanwhile, without owners, and with them as soon as they can.
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		var owners atomic.Pointer[chaistore.ChaiStore]
+		for g := range 4 {
+			wg.Go(func() {
+				rng := rand.New(rand.NewPCG(5, uint64(g)))
+				for ctx.Err() == nil {
+					s := plain
+					if with := owners.Load(); with != nil && g%2 == 0 {
+						s = with
+					}
+					token := fmt.Sprintf("%05d", rng.IntN(sessions))
+					mu.Lock()
+					data := want[token]
+					mu.Unlock()
+					if err := s.Commit(token, []byte(data), inAnHour()); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		s := newOwnerStore(t, db)
+		owners.Store(s)
+		newOwnerStore(t, db) // again
+		cancel()
+		wg.Wait()
+		wantOwners(t, db)
+		wantAll(t, s, want)
+		for user := range users {
+			if n := len(tokensOf(t, s, fmt.Sprint("user", user))); n != sessions/users {
+				t.Errorf("user %d has %d sessions, want %d", user, n, sessions/users)
+			}
+		}
+	})
+}
+
+// To make a store again completes what was interrupted.
+func TestOwnersAreCompletedWhenInterrupted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		plain := newStore(t, db)
+		for i := range 500 {
+			commit(t, plain, fmt.Sprintf("%03d", i), "alice|", inAnHour())
+		}
+		calls, lock := 0, chaistore.WriteLock(db)
+		cfg := chaistore.Config{CleanupInterval: -1, Logger: slog.New(slog.DiscardHandler), Owner: func(data []byte) string {
+			if calls++; calls == 250 {
+				lock.Lock() // so that the third page can't be written
+			}
+			return ownerInData(data)
+		}}
+		if _, err := chaistore.NewWithConfig(db, cfg); err == nil || !strings.Contains(err.Error(), "hung") {
+			t.Fatalf("NewWithConfig = %v, want an error that says that writing hangs", err)
+		}
+		lock.Unlock()
+		synctest.Wait()
+		if n := count(t, db, "SELECT COUNT(*) FROM sessions_owners"); n == 0 || n == 500 {
+			t.Fatalf("%d owners of 500 have been entered", n)
+		}
+		if n := len(tokensOf(t, newOwnerStore(t, db), "alice")); n != 500 {
+			t.Errorf("alice has %d sessions, want 500", n)
+		}
+		wantOwners(t, db)
+	})
+}
+
+// Stores may be made at the same time.
+func TestManyStoresCreateOwners(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	for range 10 {
+		db := testdb.Memory(t)
+		stores := make([]*chaistore.ChaiStore, 16)
+		start := make(chan struct{})
+		var wg sync.WaitGroup
+		for i := range stores {
+			wg.Go(func() {
+				<-start
+				var err error
+				stores[i], err = chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true, CleanupInterval: -1, Owner: ownerInData})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		close(start)
+		wg.Wait()
+		if t.Failed() {
+			return
+		}
+		commit(t, stores[0], "a", "alice|", inAnHour())
+		wantTokensOf(t, stores[15], "alice", "a")
+	}
+}
+
+func TestWrongTableOfOwners(t *testing.T) {
+	for name, test := range map[string]struct {
+		setup []string
+		want  string
+	}{
+		"other columns":  {[]string{"CREATE TABLE sessions_owners (id INTEGER PRIMARY KEY, owner TEXT)"}, `column 1 of table "sessions_owners" is not "token"`},
+		"other type":     {[]string{"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner INTEGER)"}, "is of type integer, not text"},
+		"more columns":   {[]string{"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT, at TIMESTAMP)"}, "columns other than token, owner"},
+		"no primary key": {[]string{"CREATE TABLE sessions_owners (token TEXT, owner TEXT)"}, "primary key"},
+		"no index":       {[]string{"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)"}, "no index on owner and token"},
+		"other index": {[]string{
+			"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)",
+			"CREATE INDEX one ON sessions_owners (owner)", "CREATE INDEX two ON sessions_owners (token, owner)",
+		}, "no index on owner and token"},
+		"descending index": {[]string{
+			"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)", "CREATE INDEX one ON sessions_owners (owner, token DESC)",
+		}, "no index on owner and token"},
+		"unique index": {[]string{
+			"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)", "CREATE UNIQUE INDEX one ON sessions_owners (owner)",
+		}, "unique"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Memory(t)
+			testdb.Exec(t, db, testdb.CreateTable)
+			testdb.Exec(t, db, test.setup...)
+			_, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, Owner: ownerInData})
+			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), `"sessions_owners"`) {
+				t.Errorf("NewWithConfig = %v, want an error that says %q", err, test.want)
+			}
+		})
+	}
+}
+
+// A table of owners that is made by hand may have further indexes.
+func TestTableOfOwnersWithMoreIndexes(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable,
+		"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)",
+		"CREATE INDEX one ON sessions_owners (owner)", "CREATE INDEX two ON sessions_owners (owner, token)",
+		"CREATE INDEX three ON sessions_owners (owner DESC, token)")
+	s := newOwnerStore(t, db)
+	for _, owner := range []string{"alice", "bob"} {
+		commit(t, s, "a", owner+"|", inAnHour())
+		commit(t, s, "b", owner+"|", inAnHour())
+	}
+	wantTokensOf(t, s, "alice")
+	wantTokensOf(t, s, "bob", "a", "b")
+	wantOwners(t, db)
+	if n, err := s.DeleteOf(t.Context(), "bob"); n != 2 || err != nil {
+		t.Errorf("DeleteOf = %d, %v; want 2, nil", n, err)
+	}
+	wantOwners(t, db)
+}
+
+// If the table of owners is dropped, calls say so until a store makes another one.
+func TestTableOfOwnersIsDropped(t *testing.T) {
+	db := testdb.Memory(t)
+	s := newOwnerStore(t, db)
+	commit(t, s, "a", "alice|", inAnHour())
+	testdb.Exec(t, db, "DROP TABLE sessions_owners")
+	_, _, findErr := s.Find("a")
+	_, sweepErr := s.DeleteExpired(t.Context())
+	for call, err := range map[string]error{
+		"Find": findErr, "Commit": s.Commit("a", []byte("bob|"), inAnHour()), "Delete": s.Delete("a"), "DeleteExpired": sweepErr,
+	} {
+		if err == nil || !strings.Contains(err.Error(), `table "sessions_owners" does not exist`) {
+			t.Errorf("%s = %v, want an error that says that the table of owners does not exist", call, err)
+		}
+	}
+	newOwnerStore(t, db)
+	wantTokensOf(t, s, "alice", "a")
+	commit(t, s, "b", "alice|", inAnHour())
+	wantTokensOf(t, s, "alice", "a", "b")
+	wantOwners(t, db)
+}
+
+// A store that can't be made leaves no table of owners behind.
+func TestOwnersOfNoTable(t *testing.T) {
+	for name, setup := range map[string][]string{
+		"missing": nil,
+		"wrong":   {"CREATE TABLE sessions (id INTEGER PRIMARY KEY)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Memory(t)
+			testdb.Exec(t, db, setup...)
+			_, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, Owner: ownerInData})
+			if err == nil || !strings.Contains(err.Error(), `table "sessions"`) {
+				t.Errorf("NewWithConfig = %v, want an error about the table of sessions", err)
+			}
+			if n := count(t, db, "SELECT COUNT(*) FROM __chai_catalog WHERE name = 'sessions_owners'"); n != 0 {
+				t.Error("there is a table of owners")
+			}
+		})
+	}
+}
+
+// The owners survive a restart, also those of a table with the longest name.
+func TestOwnersSurviveReopening(t *testing.T) {
+	for _, name := range []string{"sessions", strings.Repeat("n", 100)} {
+		dir := t.TempDir()
+		for i := range 3 {
+			db, err := chai.Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := newStoreWith(t, db, chaistore.Config{TableName: name, Owner: ownerInData})
+			var want []string
+			for j := range i {
+				want = append(want, fmt.Sprint(j))
+			}
+			wantTokensOf(t, s, "alice", want...)
+			commit(t, s, fmt.Sprint(i), "alice|", inAnHour())
+			commit(t, s, "other", "bob|", inAnHour())
+			if n := count(t, db, "SELECT COUNT(*) FROM "+name+"_owners WHERE owner = 'alice'"); n != i+1 {
+				t.Errorf("SQL finds %d sessions of alice, want %d", n, i+1)
+			}
+			if err := db.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// Two tables of one database have owners of their own.
+func TestOwnersOfTwoTables(t *testing.T) {
+	db := testdb.Memory(t)
+	users := newOwnerStore(t, db)
+	admins := newStoreWith(t, db, chaistore.Config{TableName: "admins", Owner: ownerInData})
+	commit(t, users, "a", "alice|", inAnHour())
+	commit(t, admins, "b", "alice|", inAnHour())
+	wantTokensOf(t, users, "alice", "a")
+	wantTokensOf(t, admins, "alice", "b")
+	if n, err := users.DeleteOf(t.Context(), "alice"); n != 1 || err != nil {
+		t.Errorf("DeleteOf = %d, %v; want 1, nil", n, err)
+	}
+	wantTokensOf(t, admins, "alice", "b")
+}
+
+// After Owner has changed, the table of owners has to be dropped to be built anew.
+func TestOwnerFunctionChanges(t *testing.T) {
+	db := testdb.Memory(t)
+	s := newOwnerStore(t, db)
+	commit(t, s, "a", "alice|", inAnHour())
+	testdb.Exec(t, db, "DROP TABLE sessions_owners")
+	s = newStoreWith(t, db, chaistore.Config{Owner: func(data []byte) string { return "user " + ownerInData(data) }})
+	wantTokensOf(t, s, "user alice", "a")
+	wantTokensOf(t, s, "alice")
+}
+
+// The application's SQL reads the table of owners by its index.
+func TestOwnersBySQL(t *testing.T) {
+	db := testdb.Memory(t)
+	s := newOwnerStore(t, db)
+	for i := range 10 {
+		commit(t, s, fmt.Sprint(i), fmt.Sprintf("user%d|", i%2), inAnHour())
+	}
+	const sql = "SELECT token FROM sessions_owners WHERE owner = ?"
+	plan := ""
+	query(t, db, "EXPLAIN "+sql, func(row *chai.Row) error { return row.Scan(&plan) }, "user1")
+	if !strings.Contains(plan, "sessions_owners_by_owner") {
+		t.Errorf("the plan is %s", plan)
+	}
+	var tokens []string
+	query(t, db, sql, func(row *chai.Row) error {
+		tokens = append(tokens, "")
+		return row.Scan(&tokens[len(tokens)-1])
+	}, "user1")
+	if want := []string{"1", "3", "5", "7", "9"}; !slices.Equal(tokens, want) {
+		t.Errorf("SQL finds %q, want %q", tokens, want)
+	}
+}
+
+func TestOwnerByKey(t *testing.T) {
+	type userID int64
+	var codec scs.GobCodec
+	ownerOf := chaistore.OwnerByKey(codec, "user")
+	for name, test := range map[string]struct {
+		values map[string]any
+		want   string
+	}{
+		"string":       {map[string]any{"user": "alice", "other": "bob"}, "alice"},
+		"empty string": {map[string]any{"user": ""}, ""},
+		"percent":      {map[string]any{"user": "100%d"}, "100%d"},
+		"int":          {map[string]any{"user": 42}, "42"},
+		"negative":     {map[string]any{"user": int64(-1)}, "-1"},
+		"zero":         {map[string]any{"user": 0}, "0"},
+		"missing":      {map[string]any{"other": "bob"}, ""},
+		"nothing":      {nil, ""},
+	} {
+		data, err := codec.Encode(inAnHour(), test.values)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got := ownerOf(data); got != test.want {
+			t.Errorf("%s: the owner is %q, want %q", name, got, test.want)
+		}
+	}
+	for _, data := range [][]byte{nil, {}, []byte("undecodable"), {0xff, 0xff, 0xff, 0xff}} {
+		if got := ownerOf(data); got != "" {
+			t.Errorf("the owner of %q is %q, want none", data, got)
+		}
+	}
+	for _, value := range []any{nil, "alice", userID(7)} {
+		of := chaistore.OwnerByKey(valueCodec{value}, "user")
+		want := map[any]string{nil: "", "alice": "alice", userID(7): "7"}[value]
+		if got := of(nil); got != want {
+			t.Errorf("the owner of the value %v is %q, want %q", value, got, want)
+		}
+	}
+}
+
+// A valueCodec decodes anything as a session with one value.
+type valueCodec struct{ value any }
+
+func (c valueCodec) Encode(time.Time, map[string]any) ([]byte, error) { return nil, nil }
+
+func (c valueCodec) Decode([]byte) (time.Time, map[string]any, error) {
+	return time.Time{}, map[string]any{"user": c.value}, nil
+}

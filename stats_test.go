@@ -1,0 +1,382 @@
+package chaistore_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+func wantStats(t *testing.T, s *chaistore.ChaiStore, want chaistore.Stats) {
+	t.Helper()
+	if got := s.Stats(); got != want {
+		t.Fatalf("Stats:\n%+v, want\n%+v", got, want)
+	}
+}
+
+func TestStats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newStore(t, db)
+		var want chaistore.Stats
+		wantStats(t, s, want)
+
+		commit(t, s, "alice", "one", inAnHour())
+		commit(t, s, "bob", "two", time.Now().Add(time.Minute))
+		want.Commits, want.Fsyncs = 2, 2
+		wantStats(t, s, want)
+
+		wantFound(t, s, "alice", "one")
+		wantFound(t, s, "bob", "two")
+		want.Finds, want.CacheHits = 2, 2
+		wantStats(t, s, want)
+		wantMissing(t, s, "carol")
+		want.Finds++
+		wantStats(t, s, want)
+		if n := countRows(t, db); n != 2 { // a transaction, after which the cache is empty
+			t.Fatalf("there are %d sessions, want 2", n)
+		}
+		wantFound(t, s, "alice", "one")
+		want.Finds++
+		wantStats(t, s, want)
+		wantFound(t, s, "alice", "one")
+		want.Finds++
+		want.CacheHits++
+		wantStats(t, s, want)
+		wantMissing(t, s, strings.Repeat("x", 101)) // which is not looked for
+		wantStats(t, s, want)
+
+		if err := s.Delete("nobody"); err != nil {
+			t.Fatal(err)
+		}
+		want.Deletes++
+		want.Fsyncs++
+		wantStats(t, s, want)
+		if n, err := s.DeleteFunc(t.Context(), func(chaistore.Session) bool { return true }); n != 2 || err != nil {
+			t.Fatalf("DeleteFunc = %d, %v", n, err)
+		}
+		want.Deletes += 2
+		want.Fsyncs++
+		wantStats(t, s, want)
+
+		for _, token := range []string{"alice", "bob"} {
+			commit(t, s, token, "old", anHourAgo())
+			want.Commits++
+			want.Fsyncs++
+		}
+		if n, err := s.DeleteExpired(t.Context()); n != 2 || err != nil {
+			t.Fatalf("DeleteExpired = %d, %v", n, err)
+		}
+		want.Swept, want.LastSweep = 2, time.Now()
+		want.Fsyncs++
+		wantStats(t, s, want)
+		time.Sleep(time.Second)
+		wantStats(t, s, want)
+
+		if err := s.Commit(strings.Repeat("x", 101), nil, inAnHour()); err == nil {
+			t.Error("an over-long token was accepted")
+		}
+		wantStats(t, s, want)
+	})
+}
+
+func TestStatsOfFailedSweep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t, testdb.Memory(t))
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := s.DeleteExpired(ctx); err == nil {
+			t.Fatal("no error")
+		}
+		wantStats(t, s, chaistore.Stats{LastSweep: time.Now(), LastSweepError: context.Canceled.Error()})
+		time.Sleep(time.Second)
+		if _, err := s.DeleteExpired(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wantStats(t, s, chaistore.Stats{LastSweep: time.Now()})
+	})
+}
+
+// Each store counts its own calls, while the fsyncs are the database's.
+func TestStatsOfTwoStores(t *testing.T) {
+	db := testdb.Memory(t)
+	one, two := newStore(t, db), newStore(t, db.WithContext(t.Context()))
+	commit(t, one, "alice", "one", inAnHour())
+	wantStats(t, one, chaistore.Stats{Commits: 1, Fsyncs: 1})
+	wantStats(t, two, chaistore.Stats{Fsyncs: 1})
+	wantFound(t, two, "alice", "one")
+	wantStats(t, one, chaistore.Stats{Commits: 1, Fsyncs: 1})
+	wantStats(t, two, chaistore.Stats{Finds: 1, CacheHits: 1, Fsyncs: 1})
+}
+
+// Commits that wait for the same fsync are counted one by one.
+func TestStatsOfCommitsThatShareAnFsync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newStore(t, db)
+		lock := chaistore.WriteLock(db)
+		lock.Lock()
+		for i := range 10 {
+			go commit(t, s, fmt.Sprint(i), "one", inAnHour())
+		}
+		synctest.Wait()
+		lock.Unlock()
+		synctest.Wait()
+		wantStats(t, s, chaistore.Stats{Commits: 10, Fsyncs: 1})
+	})
+}
+
+func TestStatsWhileWritingHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newStore(t, db)
+		lock := chaistore.WriteLock(db)
+		lock.Lock()
+		go s.Commit("alice", nil, inAnHour())
+		time.Sleep(9 * time.Second)
+		wantStats(t, s, chaistore.Stats{})
+		err := s.Commit("bob", nil, inAnHour())
+		if err == nil {
+			t.Fatal("a commit did not hang")
+		}
+		got := s.Stats()
+		if !got.WritesHang || got.WriteError == "" || !strings.Contains(err.Error(), got.WriteError) {
+			t.Errorf("while writing hangs, WritesHang is %v and WriteError %q, and a commit returns %q", got.WritesHang, got.WriteError, err)
+		}
+		lock.Unlock()
+		synctest.Wait()
+		wantStats(t, s, chaistore.Stats{})
+		commit(t, s, "alice", "one", inAnHour())
+		wantStats(t, s, chaistore.Stats{Commits: 1, Fsyncs: 1})
+	})
+}
+
+func TestStatsAfterFailure(t *testing.T) {
+	testdb.Watchdog(t, 30*time.Second)
+	db, err := chai.Open(":memory:")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t, db)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err = s.Commit("alice", nil, inAnHour()); err == nil {
+		t.Fatal("a commit to a closed database did not fail")
+	}
+	got := s.Stats()
+	if got.WritesHang || !strings.Contains(got.WriteError, "closed") || !strings.Contains(err.Error(), got.WriteError) {
+		t.Errorf("on a closed database WritesHang is %v and WriteError %q, and a commit returns %q", got.WritesHang, got.WriteError, err)
+	}
+	if got.Commits != 0 || got.Fsyncs != 0 {
+		t.Errorf("%d commits and %d fsyncs were counted, want none", got.Commits, got.Fsyncs)
+	}
+}
+
+func TestStatsInParallel(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	s := newStore(t, testdb.Memory(t))
+	const goroutines, calls = 8, 50
+	var wg sync.WaitGroup
+	for g := range goroutines {
+		wg.Go(func() {
+			for i := range calls {
+				token := fmt.Sprint(g, i)
+				commit(t, s, token, "one", inAnHour())
+				if _, _, err := s.Find(token); err != nil {
+					t.Error(err)
+				}
+				if err := s.Delete(token); err != nil {
+					t.Error(err)
+				}
+				if _, err := s.DeleteExpired(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if now := s.Stats(); now.CacheHits > now.Finds || now.LastSweep.IsZero() {
+					t.Errorf("in between: %+v", now)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	got := s.Stats()
+	if got.Commits != goroutines*calls || got.Finds != goroutines*calls || got.Deletes != goroutines*calls || got.Fsyncs > 2*goroutines*calls {
+		t.Errorf("%+v, want %d of each", got, goroutines*calls)
+	}
+}
+
+func TestStatsAsJSON(t *testing.T) {
+	s := newStore(t, testdb.Memory(t))
+	commit(t, s, "alice", "one", anHourAgo())
+	if _, err := s.DeleteExpired(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := s.Stats()
+	text, err := json.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got chaistore.Stats
+	if err := json.Unmarshal(text, &got); err != nil {
+		t.Fatal(err)
+	}
+	if !got.LastSweep.Equal(want.LastSweep) {
+		t.Errorf("the last sweep has become %v, want %v", got.LastSweep, want.LastSweep)
+	}
+	got.LastSweep = want.LastSweep
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%s has become %+v", text, got)
+	}
+}
+
+// A session that is found in the cache expires at its expiry, too.
+func TestCachedSessionExpiresAtItsExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t, testdb.Memory(t))
+		commit(t, s, "alice", "one", time.Now().Add(time.Second))
+		time.Sleep(time.Second - time.Microsecond)
+		wantFound(t, s, "alice", "one")
+		time.Sleep(time.Microsecond)
+		wantMissing(t, s, "alice")
+		wantStats(t, s, chaistore.Stats{Finds: 2, CacheHits: 2, Commits: 1, Fsyncs: 1})
+	})
+}
+
+// The cache keeps what was committed, whatever callers do with what they have passed
+// and got.
+func TestCachedDataIsNotTheCallers(t *testing.T) {
+	s := newStore(t, testdb.Memory(t))
+	data := []byte("one")
+	if err := s.Commit("alice", data, inAnHour()); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		copy(data, "XXX")
+		wantFound(t, s, "alice", "one")
+		var err error
+		if data, _, err = s.Find("alice"); err != nil {
+			t.Fatal(err)
+		}
+		_ = append(data, "grown"...)
+	}
+	if stats := s.Stats(); stats.CacheHits != 6 {
+		t.Errorf("%d of %d finds were answered by the cache, want all", stats.CacheHits, stats.Finds)
+	}
+}
+
+func TestCacheSize(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		sizes []int64
+		hits  uint64
+	}{
+		{"default", []int64{0}, 1},
+		{"negative", []int64{-1}, 0},
+		{"negative, then default", []int64{-1, 0}, 1},
+		{"default, then negative", []int64{0, -1}, 1},
+		{"too small for a session", []int64{1000}, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			db := testdb.Memory(t)
+			testdb.Exec(t, db, testdb.CreateTable)
+			var s *chaistore.ChaiStore
+			for _, size := range test.sizes {
+				var err error
+				if s, err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CacheSize: size}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			commit(t, s, "alice", "one", inAnHour())
+			wantFound(t, s, "alice", "one")
+			if got := s.Stats().CacheHits; got != test.hits {
+				t.Errorf("the cache has answered %d finds, want %d", got, test.hits)
+			}
+		})
+	}
+}
+
+var million = flag.Bool("million", false, "TestCacheKeepsItsSize finds a million sessions")
+
+// Each of many sessions is found once, which leaves the heap larger by the size of
+// the cache, and no more than a tenth of that.
+func TestCacheKeepsItsSize(t *testing.T) {
+	size, sessions := int64(4<<20), 30_000
+	if *million {
+		size, sessions = 16<<20, 1_000_000 // the default
+	}
+	testdb.Watchdog(t, 5*time.Minute)
+	db := testdb.Disk(t)
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CreateTable: true, CacheSize: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := func(i int) string { return fmt.Sprintf("%043d", i) }
+	commit(t, s, token(0), strings.Repeat("x", 300), inAnHour())
+	copySession(t, db, token, sessions)
+	// What the engine has in memory stays the same from here on.
+	if err := db.DB.Store.DB().Flush(); err != nil {
+		t.Fatal(err)
+	}
+	find := func(s *chaistore.ChaiStore, sessions int) {
+		inParallel(8, sessions, func(_ *rand.Rand, i int) {
+			if _, found, err := s.Find(token(i)); !found || err != nil {
+				t.Errorf("Find = %v, %v", found, err)
+			}
+		})
+	}
+	find(s, sessions)
+	before := heapInUse()
+	if s, err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CacheSize: size}); err != nil {
+		t.Fatal(err)
+	}
+	find(s, sessions)
+	grown := heapInUse() - before
+	t.Logf("%d sessions found once leave %d bytes on the heap, %.3f of the size of the cache", sessions, grown, float64(grown)/float64(size))
+	if grown > size*11/10 || grown < size*3/4 {
+		t.Errorf("the heap has grown by %d, want about %d", grown, size)
+	}
+}
+
+// copySession makes so many copies of the session token(0), with other tokens of the
+// same length. Below the store it takes a tenth of the time.
+func copySession(t *testing.T, db *chai.DB, token func(i int) string, sessions int) {
+	t.Helper()
+	engine := db.DB.Store.DB()
+	rows, err := engine.NewIter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ok := rows.First(); ok && !bytes.HasSuffix(rows.Key(), []byte(token(0))); {
+		ok = rows.Next()
+	}
+	key, row := bytes.Clone(rows.Key()), bytes.Clone(rows.Value())
+	if err := rows.Close(); err != nil {
+		t.Fatal(err)
+	}
+	place := bytes.Index(row, []byte(token(0)))
+	batch := engine.NewBatch()
+	for i := range sessions {
+		copy(key[len(key)-len(token(i)):], token(i))
+		copy(row[place:], token(i))
+		_ = batch.Set(key, row, nil)
+		if batch.Count() == 1000 || i == sessions-1 {
+			if err := batch.Commit(nil); err != nil {
+				t.Fatal(err)
+			}
+			batch.Reset()
+		}
+	}
+}

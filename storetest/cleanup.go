@@ -1,15 +1,19 @@
-// This file has the cases for stores that delete expired sessions in the
-// background until StopCleanup: the group Cleanup. SCS's interfaces say nothing
-// about it, but all its stores do it as the one in memory does.
+// The group Cleanup: cases for stores that delete expired sessions in the
+// background until StopCleanup. SCS's interfaces say nothing about it, but all its
+// stores do it as the one in memory does.
 
 package storetest
 
 import (
-	"bytes"
+	"context"
 	"fmt"
 	"reflect"
 	"runtime/pprof"
+	"strings"
+	"sync"
 	"time"
+
+	"github.com/alexedwards/scs/v2"
 )
 
 // A cleaner is a store with a cleanup that can be stopped.
@@ -21,62 +25,195 @@ const (
 )
 
 var cleanupCases = []testCase{
-	{name: "StopEarly", doc: stopDoc, rule: stopRule, test: testStopEarly, needs: needsCleanup},
-	{name: "StopTwice", doc: stopDoc, rule: stopRule, test: testStopTwice, needs: needsCleanup},
-	{name: "StopAtOnce", doc: stopDoc, rule: stopRule, test: testStopAtOnce, needs: needsCleanup},
-	{name: "StopInUse", doc: stopDoc, rule: stopRule, test: testStopInUse, needs: needsCleanup},
+	{
+		name: "Sweep", doc: "memstore.NewWithCleanupInterval",
+		rule: "The cleanupInterval parameter controls how frequently expired session data is removed by the background cleanup goroutine.",
+		test: testSweep, needs: needsRows,
+	},
+	{name: "StopEarly", doc: stopDoc, rule: stopRule, test: testStopEarly, needs: needsCleanup, stops: true},
+	{name: "StopDuringSweep", doc: stopDoc, rule: stopRule, test: testStopDuringSweep, needs: needsCleanup, stops: true},
+	{name: "StopInUse", doc: stopDoc, rule: stopRule, test: testStopInUse, needs: needsCleanup, stops: true},
 }
 
+// endCases have the store that was made first, when all other cases have ended.
+var endCases = []testCase{
+	{name: "Canary", doc: "scs.Store.Commit", rule: commitRule, test: testCanary, needs: needsOwnStores},
+}
+
+func testSweep(c *check) {
+	for i := range 20 {
+		c.mustCommit(token(fmt.Sprint("expired", i)), "old", time.Now().Add(-time.Hour))
+		c.mustCommit(token(fmt.Sprint("soon", i)), "old", time.Now().Add(c.resolution+100*time.Millisecond))
+	}
+	for range 3 {
+		c.mustCommit(token("alice"), "of alice", inAnHour())
+	}
+	begin := time.Now()
+	for {
+		n, err := c.suite.rows(c.store)
+		if err != nil {
+			c.fatalf("count the rows: %v", err)
+		}
+		c.wantFound(token("alice"), "of alice")
+		if n == 1 {
+			return
+		}
+		if waited := time.Since(begin); n < 1 || waited > 3*time.Second+c.resolution {
+			c.fatalf("the store holds %d sessions %v after 40 of 41 were to expire, want 1", n, waited.Round(time.Millisecond))
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// testStopEarly stops several stores at once, whose goroutines may not even have
+// begun.
 func testStopEarly(c *check) {
 	c.store.(cleaner).StopCleanup()
-	// The goroutine may take a moment to end, or to begin.
-	var stack []byte
+	if c.suite.empty == nil {
+		for range 3 {
+			c.another().(cleaner).StopCleanup()
+		}
+	}
+	c.wantNoGoroutine()
+}
+
+// awaitGoroutine waits for the goroutine of the cleanup to begin, if there is one.
+func (c *check) awaitGoroutine() {
+	for range 10 {
+		time.Sleep(10 * time.Millisecond)
+		if c.storeGoroutines() != nil {
+			break
+		}
+	}
+}
+
+// wantNoGoroutine ends the case if a goroutine of the store still runs in a while.
+func (c *check) wantNoGoroutine() {
+	var left []stack
 	for range 100 {
 		time.Sleep(20 * time.Millisecond)
-		if stack = c.storeGoroutine(); stack == nil {
+		if left = c.storeGoroutines(); left == nil {
 			return
 		}
 	}
-	c.fatalf("a goroutine of the store still runs after StopCleanup:\n%s", stack)
+	c.fatalf("a goroutine of the store still runs after StopCleanup:\n%s", left[0])
 }
 
-// storeGoroutine returns the stack of a goroutine that newStore has started, with
-// its descendants, and that runs in the package of the store, or nil if there is
-// none. Others, such as those of a database, may go on.
-func (c *check) storeGoroutine() []byte {
-	storeType := reflect.TypeOf(c.store)
-	if storeType.Kind() == reflect.Pointer {
-		storeType = storeType.Elem()
-	}
-	var profile bytes.Buffer
-	if err := pprof.Lookup("goroutine").WriteTo(&profile, 1); err != nil {
-		c.fatalf("read the goroutine profile: %v", err)
-	}
-	label := fmt.Appendf(nil, "%q:%q", goroutineLabel, c.t.Name())
-	for stack := range bytes.SplitSeq(profile.Bytes(), []byte("\n\n")) {
-		if bytes.Contains(stack, label) && bytes.Contains(stack, []byte("\t"+storeType.PkgPath()+".")) {
-			return stack
+// storeGoroutines returns the stacks of the goroutines that the store has started
+// and that run in its package. Others, such as those of a database, may go on.
+func (c *check) storeGoroutines() []stack {
+	packages := packagesOf(reflect.ValueOf(c.store))
+	var stacks []stack
+	for _, s := range goroutines(c.lifetime.label) {
+		if s.runsIn(packages) {
+			stacks = append(stacks, s)
 		}
 	}
-	return nil
+	return stacks
 }
 
-func testStopTwice(c *check) {
-	stopper := c.store.(cleaner)
-	time.Sleep(10 * time.Millisecond) // so that the goroutine runs
-	stopper.StopCleanup()
-	stopper.StopCleanup()
-}
-
-func testStopAtOnce(c *check) {
-	time.Sleep(10 * time.Millisecond)
-	c.parallel(10, func(int) error {
-		c.store.(cleaner).StopCleanup()
+// packagesOf returns the packages that the type of a value belongs to, and those of
+// the structs and pointers that it embeds.
+func packagesOf(v reflect.Value) []string {
+	for v.Kind() == reflect.Pointer || v.Kind() == reflect.Interface {
+		v = v.Elem()
+	}
+	if !v.IsValid() {
 		return nil
-	})
+	}
+	var packages []string
+	if path := v.Type().PkgPath(); path != "" {
+		packages = append(packages, path)
+	}
+	if v.Kind() == reflect.Struct {
+		for i := range v.NumField() {
+			if v.Type().Field(i).Anonymous {
+				packages = append(packages, packagesOf(v.Field(i))...)
+			}
+		}
+	}
+	return packages
+}
+
+// testStopDuringSweep stops the cleanup when a goroutine of the store does
+// something else than to wait. StopCleanup has to wait for it: next, the
+// application may close the database.
+func testStopDuringSweep(c *check) {
+	// Sessions that have expired give sweeps something to do. The goroutines that
+	// commit them don't count as those of the store.
+	idle := c.idle()
+	stop := make(chan struct{})
+	var commits sync.WaitGroup
+	defer commits.Wait()
+	defer close(stop)
+	for i := range 4 {
+		commits.Go(func() {
+			pprof.SetGoroutineLabels(context.Background())
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				case <-time.After(100 * time.Microsecond): // so that a sweep gets its turn
+				}
+				_ = c.commit(c.ctx, token(fmt.Sprint("user", i, "-", n%1000)), []byte("old"), time.Now().Add(-time.Hour))
+			}
+		})
+	}
+	time.Sleep(100 * time.Millisecond)
+	for begin := time.Now(); time.Since(begin) < time.Second && c.sweep(idle) == nil; {
+		time.Sleep(time.Millisecond)
+	}
+	c.store.(cleaner).StopCleanup()
+	if sweep := c.sweep(idle); sweep != nil {
+		c.fatalf("a goroutine of the store still works after StopCleanup:\n%s", sweep)
+	}
+}
+
+// sweep returns the stack of a goroutine of the store if those do something for
+// some milliseconds. One that has been stopped may take a moment to end.
+func (c *check) sweep(idle string) stack {
+	var stacks []stack
+	for range 2 {
+		stacks = c.storeGoroutines()
+		if now := describe(stacks); now == "" || now == idle {
+			return nil
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return stacks[0]
+}
+
+// idle describes the goroutines of the store when they wait, as they do most of the
+// time.
+func (c *check) idle() string {
+	seen := make(map[string]int)
+	for range 11 {
+		time.Sleep(5 * time.Millisecond)
+		seen[describe(c.storeGoroutines())]++
+	}
+	var most string
+	for stacks, n := range seen {
+		if n > seen[most] {
+			most = stacks
+		}
+	}
+	return most
+}
+
+// describe names the functions that goroutines are in.
+func describe(stacks []stack) string {
+	var b strings.Builder
+	for _, s := range stacks {
+		for _, frame := range s {
+			b.WriteString(frame.Function + "\n")
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
 }
 
 func testStopInUse(c *check) {
+	c.awaitGoroutine()
 	c.parallel(4, func(i int) error {
 		token := token(fmt.Sprint("user", i))
 		for n := range 20 {
@@ -94,4 +231,40 @@ func testStopInUse(c *check) {
 	}
 	c.mustDelete(token("user0"))
 	c.wantMissing(token("user0"))
+	c.wantNoGoroutine()
+}
+
+func canary(v view) string { return token("canary-" + v.name) }
+
+// plantCanary commits the sessions that testCanary looks for, and returns what is
+// wrong.
+func (s *suite) plantCanary(l *lifetime, views []view) string {
+	for i, v := range views {
+		problem, _ := s.check(l, i).run(func(c *check) {
+			c.mustCommit(canary(v), "alive", inAnHour())
+			c.wantFound(canary(v), "alive")
+		})
+		if problem != "" && v.name == "plain" && len(views) > 1 {
+			problem += "\nThe store has methods that take a context, which are those that SCS calls. " +
+				"If it is not to be used without one, give the option CtxOnly."
+		}
+		if problem != "" {
+			return problem
+		}
+	}
+	return ""
+}
+
+func testCanary(c *check) {
+	for _, v := range c.views {
+		c.view = v
+		c.wantFound(canary(v), "alive")
+	}
+}
+
+func needsOwnStores(s *suite, _ scs.Store, _ []view) string {
+	if s.empty != nil {
+		return "the sessions of a shared store are deleted before each case"
+	}
+	return ""
 }

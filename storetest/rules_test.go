@@ -28,7 +28,7 @@ func TestRulesAreQuotations(t *testing.T) {
 	}
 	for _, g := range groups {
 		for _, tc := range g.cases {
-			if !strings.Contains(comments.String(), tc.rule) {
+			if !g.advice && !strings.Contains(comments.String(), tc.rule) {
 				t.Errorf("%s/%s: SCS does not say %q", g.name, tc.name, tc.rule)
 			}
 		}

@@ -1,5 +1,4 @@
-// Package storetest tests implementations of session stores for
-// [github.com/alexedwards/scs/v2].
+// Package storetest tests session stores for [github.com/alexedwards/scs/v2].
 //
 // A test of a store gives [Run] a function that makes one:
 //
@@ -16,34 +15,47 @@
 //		})
 //	}
 //
-// Each case is a subtest of its own, which names the sentence of SCS's
-// documentation that it checks. [Cases] lists them. A case that a store is known
-// to fail can be left out with the flag -skip of go test.
+// Each case is a subtest, and its failure quotes the sentence of SCS's
+// documentation that the store breaks. [Cases] lists them. To leave out a case
+// that a store is known to fail, use the flag -skip of go test.
 //
 // # What is tested
 //
-// The cases of the group Store check Find, Commit, Delete and All. If the store
-// has methods that take a context, they run twice: as "plain", with the methods
-// that don't, and as "ctx", with those that SCS calls, which for each operation
-// is the method that takes a context if there is one. The cases of the group Ctx
-// check that both agree. The cases of the group Manager use the store through
-// [scs.SessionManager]. Those of the group Cleanup are for stores with a method
-// StopCleanup.
+// The group Store tests Find, Commit, Delete and All. If the store has methods
+// that take a context, these cases run twice: as "plain" with the methods that
+// take none, and as "ctx" with those that SCS calls. SCS prefers the method with a
+// context for each operation. The group Ctx tests that both kinds agree and what
+// happens when a context ends. The group Manager uses the store through
+// [scs.SessionManager]. The group Cleanup tests the deletion of expired sessions
+// and StopCleanup. End/Canary looks for a session that was committed before
+// all other cases.
 //
-// Cases for what a store does not have are skipped. SCS does not say which
-// tokens a store can keep beyond those that SCS makes: a store may refuse others
-// with an error, but not confuse them. Whether expired sessions are deleted can't
-// be seen through the methods of a store; with a short cleanup interval, as above,
-// the cases find out whether active ones stay.
+// The group Advice has demands that SCS does not make, such as that StopCleanup
+// can be called twice. A store that doesn't meet one skips the case, with a
+// message that begins with "advice:", unless the option [Strict] is given.
+//
+// Cases for what a store does not have are skipped. So are cases that depend on
+// time, when the machine is too slow to tell right from wrong, even with longer
+// times. SCS does not say which tokens a store accepts beyond those that SCS
+// makes: a store may refuse others with an error, but it must not confuse them.
+//
+// # What to expect
+//
+// A run makes about 95 stores, or 60 if no method takes a context. It takes about
+// 15 seconds with two CPUs on a store in memory. Most cases wait most of the time,
+// so -parallel 16 makes it 4 seconds.
+//
+// Three settings find more faults. A short cleanup interval, as above, lets sweeps
+// meet other calls. The flag -race finds data races, even those in which the
+// result happens to be right. And a store that mixes up time zones may pass where
+// the local one is UTC: set the environment variable TZ to Asia/Tokyo, for example.
 package storetest
 
 import (
-	"context"
 	"fmt"
-	"runtime"
-	"runtime/debug"
-	"runtime/pprof"
+	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -55,13 +67,23 @@ import (
 type Option func(*config)
 
 type config struct {
+	strict     bool
 	ctxOnly    bool
 	resolution time.Duration
 	timeout    time.Duration
+	empty      func(t *testing.T)
+	rows       func(store scs.Store) (int, error)
+}
+
+// Strict turns advice into demands: the cases of the group Advice fail where they
+// would be skipped. The default is to skip them.
+func Strict() Option {
+	return func(cfg *config) { cfg.strict = true }
 }
 
 // CtxOnly leaves out the store's plain methods where there are ones that take a
-// context. It is for stores whose plain methods panic; SCS never calls those.
+// context. It is for stores whose plain methods panic; SCS never calls those. The
+// default is to test both.
 func CtxOnly() Option {
 	return func(cfg *config) { cfg.ctxOnly = true }
 }
@@ -74,72 +96,99 @@ func ExpiryResolution(d time.Duration) Option {
 }
 
 // Timeout limits the time that the store may take in each case. A case that takes
-// longer fails and shows the stacks of all goroutines, because it is probably
-// in a deadlock. The default is 30 seconds.
+// longer fails and shows where its goroutines are, because it is probably in a
+// deadlock. The default is 30 seconds.
 func Timeout(d time.Duration) Option {
 	return func(cfg *config) { cfg.timeout = d }
+}
+
+// Shared is for stores that share one database, such as that of a server. The
+// cases run one after another, so the test takes longer. Before each of them,
+// [Run] calls the function that makes stores, which may return the same store each
+// time, and then empty, which deletes all sessions from the database. End/Canary
+// is skipped. If the store is always the same, only one of the cases that stop its
+// cleanup runs. The default is to run cases in parallel, with a database each.
+func Shared(empty func(t *testing.T)) Option {
+	return func(cfg *config) { cfg.empty = empty }
+}
+
+// Rows tests whether the store deletes expired sessions, which its methods don't
+// show: count returns the number of sessions that its database holds, active or
+// not. The store has to have a cleanup interval of less than a second. The default
+// is to skip Cleanup/Sweep.
+//
+// If count needs more than the store has, the test can return a struct that embeds
+// the store and has the database in another field:
+//
+//	storetest.Rows(func(store scs.Store) (int, error) {
+//		return store.(testStore).db.Count()
+//	})
+func Rows(count func(store scs.Store) (int, error)) Option {
+	return func(cfg *config) { cfg.rows = count }
 }
 
 // Run tests the stores that newStore returns, with a subtest for each case. It
 // returns when all of them have ended.
 //
-// Each call of newStore returns another store without active sessions. Several
-// of them are in use at the same time, so they must not share their sessions. It
-// is not called by several goroutines at once. It releases what a store needs
-// with t.Cleanup, and ends the test with t.Fatal if it can't make one.
+// Each call of newStore returns another store without sessions. Several of them
+// are in use at the same time, so they must not share their sessions, unless the
+// option [Shared] is given. It is not called by several goroutines at once. It
+// releases what a store needs with t.Cleanup, where t is that of a subtest named
+// "store". It ends the test with t.Fatal if it can't make a store, or t.Skip if
+// there is nothing to test.
 //
-// A panic in a method of the store fails the case, and so does a deadlock, whose
-// goroutines are left behind. If the functions that newStore gave to t.Cleanup
-// hang, Run ends the process with a panic: after a deadlock, or because one of
-// them is the StopCleanup of a store that can't be stopped twice.
+// Whatever a store does, the run goes on: a case fails if a method of the store
+// panics or hangs, and if a function that newStore gave to t.Cleanup does. Such a
+// case leaves its goroutines and files behind. Only a panic in a goroutine that the
+// store itself has started ends the run.
+//
+// If a new store does not find a session that was committed to it, the test fails
+// and no case runs.
 func Run(t *testing.T, newStore func(t *testing.T) scs.Store, opts ...Option) {
 	t.Helper()
-	cfg := config{resolution: 10 * time.Millisecond, timeout: 30 * time.Second}
+	s := &suite{
+		newStore: newStore,
+		config:   config{resolution: 10 * time.Millisecond, timeout: 30 * time.Second},
+		outcomes: make(map[outcome][]string),
+	}
 	for _, opt := range opts {
-		opt(&cfg)
+		opt(&s.config)
 	}
 	// The cases wait for expiries, not for the timeout.
-	cfg.timeout += 10 * cfg.resolution
+	s.timeout += 10 * s.resolution
 
-	var mu sync.Mutex
-	newLocked := func(t *testing.T) scs.Store {
-		t.Helper()
-		mu.Lock()
-		defer mu.Unlock()
-		store := newStore(t)
-		if store == nil {
-			t.Fatal("the function that makes stores has returned nil")
+	probe := s.open(t)
+	views := viewsOf(probe.store, s.config)
+	problem := s.plantCanary(probe, views)
+	if problem != "" || s.empty != nil {
+		if hangs := probe.close(problem != ""); problem == "" {
+			problem = hangs
 		}
-		return store
+	} else {
+		defer func() {
+			if problem := probe.close(false); problem != "" {
+				t.Error(problem)
+			}
+		}()
 	}
-	probe := newLocked(t)
-	views := viewsOf(probe, cfg)
+	if problem != "" {
+		t.Fatalf("the store can't be tested, and no case has run: %s", problem)
+	}
 
 	for _, g := range groups {
 		// The group's subtest ends when its parallel subtests have.
 		t.Run(g.name, func(t *testing.T) {
 			for _, tc := range g.cases {
 				t.Run(tc.name, func(t *testing.T) {
-					t.Parallel()
-					if tc.needs != nil {
-						if missing := tc.needs(probe, views); missing != "" {
-							t.Skip(missing)
-						}
+					if s.empty == nil {
+						t.Parallel()
 					}
-					if g.once || len(views) == 1 {
-						run(t, tc, newLocked, len(views)-1, cfg)
-						return
-					}
-					for i, v := range views {
-						t.Run(v.name, func(t *testing.T) {
-							t.Parallel()
-							run(t, tc, newLocked, i, cfg)
-						})
-					}
+					s.runCase(t, g, tc, probe, views)
 				})
 			}
 		})
 	}
+	s.summarize(t)
 }
 
 // Cases returns the names of all cases, in their order. A case is the subtest of
@@ -159,223 +208,167 @@ var groups = []group{
 	{name: "Ctx", cases: ctxCases, once: true},
 	{name: "Manager", cases: managerCases, once: true},
 	{name: "Cleanup", cases: cleanupCases, once: true},
+	{name: "Advice", cases: adviceCases, once: true, advice: true},
+	{name: "End", cases: endCases, once: true, probe: true},
 }
 
 type group struct {
-	name  string
-	cases []testCase
-	once  bool // whether the cases don't run for each view
+	name   string
+	cases  []testCase
+	once   bool // whether the cases run with SCS's methods alone
+	advice bool // whether SCS does not demand what the cases test
+	probe  bool // whether the cases use the store that Run has made first
 }
 
 type testCase struct {
 	name string
-	doc  string // what has the rule in its doc comment
-	rule string // one or two sentences of it, as they are there
+	doc  string // what has the rule in its doc comment; "" for advice
+	rule string // one or two sentences of it, as they are there; for advice, a reason
 	test func(c *check)
 
-	// needs says what the store would have to have, or "" if it has it. If needs is
-	// nil, the case is for all stores.
-	needs func(store scs.Store, views []view) string
+	// needs says what the suite or the store lacks for the case, or "" if nothing
+	// is missing. If needs is nil, the case is for all stores.
+	needs func(s *suite, store scs.Store, views []view) string
+
+	stops bool // whether the case calls StopCleanup
 }
 
-func needsAll(_ scs.Store, views []view) string {
-	if views[0].all == nil {
-		return "the store has neither All nor AllCtx"
-	}
-	return ""
+// A suite is a run of the cases.
+type suite struct {
+	config
+	newStore func(t *testing.T) scs.Store
+
+	making  sync.Mutex  // held while newStore runs
+	stopped []scs.Store // stores whose cleanup has been stopped, if they are shared
+
+	mu       sync.Mutex
+	outcomes map[outcome][]string // names of cases
 }
 
-func needsCtx(_ scs.Store, views []view) string {
-	if views[len(views)-1].name != "ctx" {
-		return "the store has no methods that take a context"
-	}
-	return ""
+// An outcome is how a case has ended. The largest one counts if a case runs more
+// than once.
+type outcome int
+
+const (
+	passed outcome = iota
+	skipped
+	advised // skipped, because the store does not follow advice
+	failed
+)
+
+// A verdict is the outcome of a case and what to say about it.
+type verdict struct {
+	outcome outcome
+	text    string
 }
 
-func needsTwins(_ scs.Store, views []view) string {
-	if len(views) == 1 {
-		return "the store has only one method for each operation"
-	}
-	return ""
-}
-
-func needsCleanup(store scs.Store, _ []view) string {
-	if _, ok := store.(cleaner); !ok {
-		return "the store has no StopCleanup"
-	}
-	return ""
-}
-
-// A view is a choice of methods of a store, one for each operation. The plain
-// ones ignore the context.
-type view struct {
-	name   string
-	find   func(ctx context.Context, token string) ([]byte, bool, error)
-	commit func(ctx context.Context, token string, b []byte, expiry time.Time) error
-	delete func(ctx context.Context, token string) error
-	all    func(ctx context.Context) (map[string][]byte, error) // nil if there is none
-}
-
-// viewsOf returns the plain view, if it may be used, and the one with context, if
-// the store has any method that takes one. The last one is SCS's.
-func viewsOf(store scs.Store, cfg config) []view {
-	plain := view{
-		name:   "plain",
-		find:   func(_ context.Context, token string) ([]byte, bool, error) { return store.Find(token) },
-		delete: func(_ context.Context, token string) error { return store.Delete(token) },
-		commit: func(_ context.Context, token string, b []byte, expiry time.Time) error {
-			return store.Commit(token, b, expiry)
-		},
-	}
-	if s, ok := store.(scs.IterableStore); ok {
-		plain.all = func(context.Context) (map[string][]byte, error) { return s.All() }
-	}
-
-	ctx := plain
-	if s, ok := store.(interface {
-		FindCtx(context.Context, string) ([]byte, bool, error)
-	}); ok {
-		ctx.name, ctx.find = "ctx", s.FindCtx
-	}
-	if s, ok := store.(interface {
-		CommitCtx(context.Context, string, []byte, time.Time) error
-	}); ok {
-		ctx.name, ctx.commit = "ctx", s.CommitCtx
-	}
-	if s, ok := store.(interface {
-		DeleteCtx(context.Context, string) error
-	}); ok {
-		ctx.name, ctx.delete = "ctx", s.DeleteCtx
-	}
-	if s, ok := store.(scs.IterableCtxStore); ok {
-		ctx.name, ctx.all = "ctx", s.AllCtx
-		if plain.all == nil {
-			plain.all = s.AllCtx
+// runCase runs a case with each view that it is for.
+func (s *suite) runCase(t *testing.T, g group, tc testCase, probe *lifetime, views []view) {
+	var worst verdict
+	judge := func(t *testing.T, v verdict) {
+		if v.outcome > worst.outcome {
+			worst = v
+		}
+		switch v.outcome {
+		case failed:
+			t.Error(v.text)
+		case skipped, advised:
+			t.Skip(v.text)
 		}
 	}
-
-	switch {
-	case ctx.name == "plain":
-		return []view{plain}
-	case cfg.ctxOnly:
-		return []view{ctx}
-	default:
-		return []view{plain, ctx}
-	}
-}
-
-// A check is what a case works with: a store of its own, and the means to say
-// what is wrong with it.
-type check struct {
-	view       // the methods to use
-	views      []view
-	store      scs.Store
-	ctx        context.Context
-	resolution time.Duration
-
-	t    *testing.T
-	rule string
-
-	mu        sync.Mutex
-	abandoned bool // whether the test ends without waiting for the case
-}
-
-// goroutineLabel is the label of the goroutines that a store has started. Its
-// value is the name of the test.
-const goroutineLabel = "storetest"
-
-// run runs a case with a new store of which it uses the given view.
-func run(t *testing.T, tc testCase, newStore func(t *testing.T) scs.Store, viewIndex int, cfg config) {
-	var guard *time.Timer
-	t.Cleanup(func() { // the last one, after those of newStore
-		if guard != nil {
-			guard.Stop()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if t.Failed() { // also if newStore has failed the test
+			worst.outcome = failed
 		}
-	})
-	c := &check{
-		ctx:        t.Context(),
-		resolution: cfg.resolution,
-		t:          t,
-		rule:       fmt.Sprintf("The documentation of %s says: %q", tc.doc, tc.rule),
-	}
-	pprof.Do(t.Context(), pprof.Labels(goroutineLabel, t.Name()), func(context.Context) {
-		c.store = newStore(t)
-	})
-	c.views = viewsOf(c.store, cfg)
-	c.view = c.views[viewIndex]
-
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer func() {
-			if r := recover(); r != nil {
-				c.report(fmt.Sprintf("panic: %v", r), string(debug.Stack()))
-			}
-		}()
-		debug.SetPanicOnFault(true) // for data in a file that is mapped into memory
-		tc.test(c)
+		s.outcomes[worst.outcome] = append(s.outcomes[worst.outcome], g.name+"/"+tc.name)
 	}()
-	select {
-	case <-done:
-	case <-time.After(cfg.timeout):
-		c.report(fmt.Sprintf("the case has not ended after %v", cfg.timeout), allStacks())
-		c.mu.Lock()
-		c.abandoned = true
-		c.mu.Unlock()
-	}
-	guard = time.AfterFunc(cfg.timeout, func() {
-		panic(fmt.Sprintf("%s: the cleanup functions of the store have not ended after %v\n\n%s",
-			t.Name(), cfg.timeout, allStacks()))
-	})
-}
 
-// allStacks returns the stacks of all goroutines, or as many as can be read.
-func allStacks() string {
-	buf := make([]byte, 256<<10)
-	return string(buf[:runtime.Stack(buf, true)])
-}
-
-// report fails the test with what is wrong, the rule that is broken, and stacks
-// of goroutines, if there are any.
-func (c *check) report(problem, stacks string) {
-	c.t.Helper()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if stacks != "" {
-		stacks = "\n\n" + stacks
+	if tc.needs != nil {
+		if missing := tc.needs(s, probe.store, views); missing != "" {
+			judge(t, verdict{skipped, missing})
+		}
 	}
-	if !c.abandoned {
-		c.t.Errorf("%s\n%s%s", problem, c.rule, stacks)
+	switch {
+	case g.probe:
+		judge(t, s.judge(g, tc, probe, len(views)-1))
+	case g.once || len(views) == 1:
+		judge(t, s.run(t, g, tc, len(views)-1))
+	default:
+		for i, v := range views {
+			t.Run(v.name, func(t *testing.T) { judge(t, s.run(t, g, tc, i)) })
+		}
+		if worst.outcome == skipped {
+			t.Skip(worst.text)
+		}
 	}
 }
 
-// fatalf is report, followed by the end of the case. It must be called by the
-// goroutine of the case.
-func (c *check) fatalf(format string, args ...any) {
-	c.t.Helper()
-	c.report(fmt.Sprintf(format, args...), "")
-	runtime.Goexit()
+// run runs a case with a new store, whose view with the given index it uses.
+func (s *suite) run(t *testing.T, g group, tc testCase, view int) verdict {
+	l := s.open(t)
+	if tc.stops && s.empty != nil {
+		if slices.ContainsFunc(s.stopped, func(other scs.Store) bool { return same(other, l.store) }) {
+			l.close(false)
+			return verdict{skipped, "another case has stopped the cleanup of the shared store"}
+		}
+		s.stopped = append(s.stopped, l.store)
+	}
+	v := s.judge(g, tc, l, view)
+	problem := l.close(v.outcome == failed)
+	switch {
+	case problem == "" || v.outcome == failed:
+	case tc.stops:
+		// It may have been the second call of StopCleanup.
+		t.Log("after the case has called StopCleanup: " + problem)
+	default:
+		v = verdict{failed, problem}
+	}
+	return v
 }
 
-// parallel calls f by n goroutines at once, waits for them, and fails the case
-// with their first error or panic.
-func (c *check) parallel(n int, f func(i int) error) {
-	c.t.Helper()
-	errs := make([]error, n)
-	var wg sync.WaitGroup
-	for i := range n {
-		wg.Go(func() {
-			defer func() {
-				if r := recover(); r != nil {
-					errs[i] = fmt.Errorf("panic: %v\n\n%s", r, debug.Stack())
-				}
-			}()
-			debug.SetPanicOnFault(true)
-			errs[i] = f(i)
-		})
+// judge runs a case with the given store.
+func (s *suite) judge(g group, tc testCase, l *lifetime, view int) verdict {
+	problem, skip := s.check(l, view).run(tc.test)
+	switch {
+	case problem != "" && g.advice && !s.strict:
+		return verdict{advised, fmt.Sprintf("advice: %s\nSCS does not demand it. %s", problem, tc.rule)}
+	case problem != "" && g.advice:
+		return verdict{failed, fmt.Sprintf("%s\nSCS does not demand it, but the option Strict does. %s", problem, tc.rule)}
+	case problem != "":
+		return verdict{failed, fmt.Sprintf("%s\nThe documentation of %s says: %q", problem, tc.doc, tc.rule)}
+	case skip != "":
+		return verdict{skipped, skip}
 	}
-	wg.Wait()
-	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 {
-		c.fatalf("%v", errs[i])
+	return verdict{}
+}
+
+// check returns a check with a view of the given store.
+func (s *suite) check(l *lifetime, view int) *check {
+	views := viewsOf(l.store, s.config)
+	return &check{
+		view: views[view], views: views, store: l.store, ctx: l.t.Context(), resolution: s.resolution,
+		suite: s, lifetime: l,
 	}
+}
+
+// summarize logs how many cases have passed, and names those that have not.
+func (s *suite) summarize(t *testing.T) {
+	t.Helper()
+	names := func(o outcome) string {
+		if len(s.outcomes[o]) == 0 {
+			return ""
+		}
+		slices.Sort(s.outcomes[o])
+		return ": " + strings.Join(s.outcomes[o], ", ")
+	}
+	t.Logf("%d cases passed, %d skipped\n%d failed%s\n%d pieces of advice not followed%s",
+		len(s.outcomes[passed]), len(s.outcomes[skipped]),
+		len(s.outcomes[failed]), names(failed), len(s.outcomes[advised]), names(advised))
+}
+
+// same reports whether two stores are the same one, if that can be told.
+func same(a, b scs.Store) bool {
+	return reflect.TypeOf(a).Comparable() && reflect.TypeOf(b).Comparable() && a == b
 }

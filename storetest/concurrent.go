@@ -1,0 +1,234 @@
+// The group Store: cases in which goroutines use a store at the same time.
+
+package storetest
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// whileWriting calls write with increasing numbers, while readers call read again
+// and again. It ends after a third of a second, but not before 100 writes.
+func (c *check) whileWriting(write func(n int64) error, read func(reader int) error) {
+	const readers = 2
+	end := time.Now().Add(330 * time.Millisecond)
+	var done atomic.Bool
+	c.parallel(readers+1, func(i int) error {
+		if i == readers {
+			defer done.Store(true)
+			for n := int64(1); n <= 100 || time.Now().Before(end); n++ {
+				if err := write(n); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		for !done.Load() {
+			if err := read(i); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// testFindDuringRenewal renews a session, whose data is a number, while others look
+// for it: in a store that deletes it first, or that has a copy.
+func testFindDuringRenewal(c *check) {
+	alice := token("alice")
+	c.mustCommit(alice, "0", inAnHour())
+	var begun, ended atomic.Int64
+	c.whileWriting(func(n int64) error {
+		begun.Store(n)
+		if err := c.commit(c.ctx, alice, strconv.AppendInt(nil, n, 10), inAnHour()); err != nil {
+			return fmt.Errorf("Commit: %v", err)
+		}
+		ended.Store(n)
+		return nil
+	}, func(reader int) error {
+		low := ended.Load()
+		data, found, err := c.find(c.ctx, alice)
+		if reader == 0 && c.all != nil {
+			var all map[string][]byte
+			all, err = c.all(c.ctx)
+			data, found = all[alice]
+		}
+		high := begun.Load()
+		if err != nil {
+			return fmt.Errorf("Find or All: %v", err)
+		}
+		if !found {
+			return fmt.Errorf("a session that is active is not found while it is renewed")
+		}
+		if n, err := strconv.ParseInt(string(data), 10, 64); err != nil || n < low || n > high {
+			return fmt.Errorf("the data that is found is %s; want that of renewal %d, which had ended before, or of a later one",
+				quote(data), low)
+		}
+		return nil
+	})
+}
+
+// testCommitAtOnce renews a session with other data and another expiry: in a store
+// that writes one after the other.
+func testCommitAtOnce(c *check) {
+	alice := token("alice")
+	c.whileWriting(func(n int64) error {
+		data, expiry := "active", inAnHour()
+		if n%2 == 0 {
+			data, expiry = "expired", time.Now().Add(-time.Hour)
+		}
+		if err := c.commit(c.ctx, alice, []byte(data), expiry); err != nil {
+			return fmt.Errorf("Commit: %v", err)
+		}
+		return nil
+	}, func(int) error {
+		data, found, err := c.find(c.ctx, alice)
+		if err != nil || found && string(data) != "active" {
+			return fmt.Errorf("Find = %s, %v, %v: this data has only been committed with an expiry in the past", quote(data), found, err)
+		}
+		return nil
+	})
+}
+
+// testCommitDuringSweep renews sessions that have just expired, which a sweep may
+// have found already.
+func testCommitDuringSweep(c *check) {
+	// A database whose file grows now need not map it anew while a sweep reads it,
+	// which ends the process if the store does that without a transaction.
+	_ = c.commit(c.ctx, token("large"), bytesOf(1<<20), inAnHour())
+	c.mustDelete(token("large"))
+
+	const workers, batches, sessions = 4, 5, 4
+	end := time.Now().Add(600 * time.Millisecond)
+	c.parallel(workers, func(worker int) error {
+		random := rand.New(rand.NewPCG(uint64(worker), 0))
+		commit := func(token string, expiry time.Time) error {
+			if err := c.commit(c.ctx, token, []byte("data"), expiry); err != nil {
+				return fmt.Errorf("Commit: %v", err)
+			}
+			return nil
+		}
+		find := func(token string) error {
+			if _, found, err := c.find(c.ctx, token); !found || err != nil {
+				return fmt.Errorf("Find = _, %v, %v for a session that was renewed when it had just expired; want true, nil", found, err)
+			}
+			return nil
+		}
+		name := func(batch, i int) string { return token(fmt.Sprint("worker", worker, "-", batch, "-", i)) }
+		for n := 0; n <= batches || time.Now().Before(end); n++ {
+			for i := range sessions {
+				token := name(n%batches, i)
+				if n >= batches {
+					if err := find(token); err != nil {
+						return err
+					}
+				}
+				// Some expire before they are renewed, and some have expired now.
+				if err := commit(token, time.Now().Add(time.Duration(random.IntN(3)-2)*time.Millisecond)); err != nil {
+					return err
+				}
+			}
+			for i := range sessions {
+				if err := commit(name(n%batches, i), inAnHour()); err != nil {
+					return err
+				}
+			}
+		}
+		time.Sleep(100 * time.Millisecond) // for a sweep that has begun before
+		for batch := range batches {
+			for i := range sessions {
+				if err := find(name(batch, i)); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// testConcurrent lets goroutines use the store at random. Each has sessions of
+// its own, whose data it always knows, and all share some, whose data belongs to
+// the token.
+func testConcurrent(c *check) {
+	const workers, sessionsEach, shared = 8, 4, 4
+	models := make([]map[string]string, workers)
+	end := time.Now().Add(250 * time.Millisecond)
+	c.parallel(workers, func(worker int) error {
+		model := make(map[string]string)
+		models[worker] = model
+		random := rand.New(rand.NewPCG(uint64(worker), 0))
+		for n := 0; time.Now().Before(end); n++ {
+			own := token(fmt.Sprint("worker", worker, "-", random.IntN(sessionsEach)))
+			common := token(fmt.Sprint("shared", random.IntN(shared)))
+			switch random.IntN(8) {
+			case 0, 1:
+				data := fmt.Sprint(own, " ", n, strings.Repeat("x", random.IntN(2000)))
+				if err := c.commit(c.ctx, own, []byte(data), inAnHour()); err != nil {
+					return fmt.Errorf("calling Commit: %v", err)
+				}
+				model[own] = data
+			case 2:
+				if err := c.delete(c.ctx, own); err != nil {
+					return fmt.Errorf("calling Delete: %v", err)
+				}
+				delete(model, own)
+			case 3:
+				data := strings.Repeat(common, 1+random.IntN(50))
+				if err := c.commit(c.ctx, common, []byte(data), inAnHour()); err != nil {
+					return fmt.Errorf("calling Commit with a token that others commit too: %v", err)
+				}
+			case 4:
+				if err := c.delete(c.ctx, common); err != nil {
+					return fmt.Errorf("calling Delete with a token that others use too: %v", err)
+				}
+			case 5:
+				data, _, err := c.find(c.ctx, common)
+				if err != nil || !isRepeated(data, common) {
+					return fmt.Errorf("calling Find(%q) = %s, %v, which nobody has committed", common, quote(data), err)
+				}
+			case 6:
+				if c.all == nil {
+					continue
+				}
+				all, err := c.all(c.ctx)
+				if err != nil {
+					return fmt.Errorf("calling All: %v", err)
+				}
+				for token, data := range model {
+					if string(all[token]) != data {
+						return fmt.Errorf("calling All has returned %s for %q; want %s", quote(all[token]), token, quote([]byte(data)))
+					}
+				}
+			}
+			want, exists := model[own]
+			data, found, err := c.find(c.ctx, own)
+			if err != nil || found != exists || found && string(data) != want {
+				return fmt.Errorf("calling Find(%q) = %s, %v, %v, where only this goroutine uses the token; want %s, %v, nil",
+					own, quote(data), found, err, quote([]byte(want)), exists)
+			}
+		}
+		return nil
+	})
+	for i := range shared {
+		c.mustDelete(token(fmt.Sprint("shared", i)))
+	}
+	want := make(map[string]string)
+	for _, model := range models {
+		maps.Copy(want, model)
+	}
+	for token, data := range want {
+		c.wantFound(token, data)
+	}
+	c.wantAll(want)
+}
+
+// isRepeated reports whether data is token, any number of times.
+func isRepeated(data []byte, token string) bool {
+	return len(bytes.ReplaceAll(data, []byte(token), nil)) == 0
+}

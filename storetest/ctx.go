@@ -1,0 +1,149 @@
+// The group Ctx: cases about methods that take a context.
+
+package storetest
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+const ctxRule = "CommitCtx is the same as Store.Commit, except it takes a context.Context."
+
+var ctxCases = []testCase{
+	{
+		name: "Twins", doc: "scs.CtxStore.FindCtx",
+		rule: "FindCtx is the same as Store.Find, except it takes a context.Context.",
+		test: testTwins, needs: needsTwins,
+	},
+	{name: "Canceled", doc: "scs.CtxStore.CommitCtx", rule: ctxRule, test: testCanceled, needs: needsCtx},
+	{name: "DeadlineExceeded", doc: "scs.CtxStore.CommitCtx", rule: ctxRule, test: testDeadlineExceeded, needs: needsCtx},
+	{name: "EndsDuringCall", doc: "scs.CtxStore.CommitCtx", rule: ctxRule, test: testEndsDuringCall, needs: needsCtx},
+	{name: "EndsAfterCall", doc: "scs.CtxStore.CommitCtx", rule: ctxRule, test: testEndsAfterCall, needs: needsCtx},
+}
+
+func testTwins(c *check) {
+	for _, writer := range c.views {
+		for _, reader := range c.views {
+			c.view = writer
+			c.mustCommit(token("alice"), writer.name, inAnHour())
+			c.view = reader
+			c.wantFound(token("alice"), writer.name)
+			c.wantAll(map[string]string{token("alice"): writer.name})
+			c.mustCommit(token("alice"), reader.name, inAnHour())
+			c.view = writer
+			c.wantFound(token("alice"), reader.name)
+			c.mustDelete(token("alice"))
+			c.view = reader
+			c.wantMissing(token("alice"))
+		}
+	}
+}
+
+func testCanceled(c *check) {
+	ctx, cancel := context.WithCancel(c.ctx)
+	cancel()
+	c.callEnded(ctx)
+}
+
+func testDeadlineExceeded(c *check) {
+	ctx, cancel := context.WithDeadline(c.ctx, time.Now().Add(-time.Second))
+	defer cancel()
+	c.callEnded(ctx)
+}
+
+// callEnded calls the store with a context that has ended. A store may ignore that,
+// or return an error. But it must not say that there is no session, or that it has
+// done what it has not: the user would be logged out, or stay logged in. Nor may it
+// do later what it has failed to do.
+func (c *check) callEnded(ended context.Context) {
+	alice := token("alice")
+	c.mustCommit(alice, "of alice", inAnHour())
+	data, found, err := c.find(ended, alice)
+	if err == nil && (!found || string(data) != "of alice") {
+		c.fatalf("FindCtx = %s, %v, nil, where the context has ended (%v); want an error, or the session",
+			quote(data), found, ended.Err())
+	}
+	if c.all != nil {
+		all, err := c.all(ended)
+		if err == nil && len(all) != 1 {
+			c.fatalf("AllCtx returns %d sessions of 1 and no error, where the context has ended (%v)", len(all), ended.Err())
+		}
+	}
+
+	want := map[string]string{alice: "of alice"}
+	var tokens []string
+	for i := range 20 {
+		added, renewed, deleted := token(fmt.Sprint("added", i)), token(fmt.Sprint("renewed", i)), token(fmt.Sprint("deleted", i))
+		tokens = append(tokens, added, renewed, deleted)
+		if c.commit(ended, added, []byte("new"), inAnHour()) == nil {
+			want[added] = "new"
+		}
+		c.mustCommit(renewed, "one", inAnHour())
+		want[renewed] = "one"
+		if c.commit(ended, renewed, []byte("two"), inAnHour()) == nil {
+			want[renewed] = "two"
+		}
+		c.mustCommit(deleted, "old", inAnHour())
+		if c.delete(ended, deleted) != nil {
+			want[deleted] = "old"
+		}
+	}
+	time.Sleep(100 * time.Millisecond) // for writes that come late
+	for _, token := range tokens {
+		data, found, err := c.find(c.ctx, token)
+		if wantData, wantFound := want[token]; err != nil || found != wantFound || string(data) != wantData {
+			c.fatalf("Find(%q) = %s, %v, %v; want %q, %v, nil: a call whose context had ended (%v) either "+
+				"has returned an error, and has written, or has returned nil, and has not",
+				token, quote(data), found, err, wantData, wantFound, ended.Err())
+		}
+	}
+
+	// The store can still be used.
+	c.mustDelete(alice)
+	c.wantMissing(alice)
+}
+
+// testEndsDuringCall has contexts that end at some time during a call.
+func testEndsDuringCall(c *check) {
+	c.mustCommit(token("alice"), "of alice", inAnHour())
+	c.parallel(4, func(worker int) error {
+		for n := range 20 {
+			ctx, cancel := context.WithTimeout(c.ctx, time.Duration(n*n)*10*time.Microsecond)
+			defer cancel()
+			if data, found, err := c.find(ctx, token("alice")); err == nil && (!found || string(data) != "of alice") {
+				return fmt.Errorf("FindCtx = %s, %v, nil, where the context ends meanwhile; want an error, or the session", quote(data), found)
+			}
+			own := token(fmt.Sprint("worker", worker, "-", n))
+			if err := c.commit(ctx, own, []byte("own"), inAnHour()); err != nil {
+				continue // it is not known whether it has been written
+			}
+			if data, found, err := c.find(c.ctx, own); err != nil || !found || string(data) != "own" {
+				return fmt.Errorf("Find = %s, %v, %v, after CommitCtx has returned nil, where the context ends meanwhile; want %q, true, nil",
+					quote(data), found, err, "own")
+			}
+		}
+		return nil
+	})
+	c.wantFound(token("alice"), "of alice")
+}
+
+// The context of a request ends with it, and the next request has another one.
+func testEndsAfterCall(c *check) {
+	call := func(f func()) {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		c.ctx = ctx
+		f()
+		cancel()
+		time.Sleep(20 * time.Millisecond) // for what the end of the context starts
+	}
+	alice := token("alice")
+	for _, data := range []string{"one", "two"} {
+		call(func() { c.mustCommit(alice, data, inAnHour()) })
+		call(func() { c.wantFound(alice, data) })
+		call(func() { c.wantAll(map[string]string{alice: data}) })
+	}
+	call(func() { c.mustDelete(alice) })
+	call(func() { c.wantMissing(alice) })
+}

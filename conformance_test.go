@@ -1,6 +1,7 @@
 package chaistore_test
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"os"
@@ -17,8 +18,8 @@ import (
 	"go.elara.ws/chaistore/storetest"
 )
 
-// TestConformance runs the suite for stores of SCS on each kind of database and
-// table, while the cleanup sweeps all the time.
+// TestConformance runs the suite for stores of SCS, advice included, on each kind
+// of database and table, while the cleanup sweeps all the time.
 func TestConformance(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -36,21 +37,36 @@ func TestConformance(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.cfg.CleanupInterval = 50 * time.Millisecond
-			runConformance(t, test.open, test.cfg)
+			table := cmp.Or(test.cfg.TableName, "sessions")
+			runConformance(t, test.open, test.cfg, storetest.Rows(func(store scs.Store) (n int, err error) {
+				row, err := store.(storeOnDB).db.QueryRow("SELECT COUNT(*) FROM " + table)
+				if err != nil {
+					return 0, err
+				}
+				err = row.Scan(&n)
+				return n, err
+			}))
 		})
 	}
+}
+
+// A storeOnDB is a store with its database.
+type storeOnDB struct {
+	*chaistore.ChaiStore
+	db *chai.DB
 }
 
 func runConformance(t *testing.T, open func(t testing.TB) *chai.DB, cfg chaistore.Config, opts ...storetest.Option) {
 	cfg.Logger = slog.New(slog.DiscardHandler)
 	storetest.Run(t, func(t *testing.T) scs.Store {
-		store, err := chaistore.NewWithConfig(open(t), cfg)
+		db := open(t)
+		store, err := chaistore.NewWithConfig(db, cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(store.StopCleanup)
-		return store
-	}, opts...)
+		return storeOnDB{store, db}
+	}, append(opts, storetest.Strict())...)
 }
 
 // TestConformanceWithStaleIndex runs the suite on the table of an older setup, in

@@ -37,8 +37,9 @@ type lifetime struct {
 	ending    bool // whether all cleanup functions have run
 }
 
-// open makes a store that is used until close. It ends the test t if it can't.
-func (s *suite) open(t *testing.T) *lifetime {
+// open makes a store that is used until close. It ends the test t if it can't. The
+// subtest has the first of the names that the flags -run and -skip don't leave out.
+func (s *suite) open(t *testing.T, names ...string) *lifetime {
 	t.Helper()
 	l := &lifetime{
 		label:   t.Name() + "/store",
@@ -50,7 +51,7 @@ func (s *suite) open(t *testing.T) *lifetime {
 	var skipped bool
 	go func() {
 		defer close(l.closed)
-		t.Run("store", func(t *testing.T) {
+		run := func(t *testing.T) {
 			l.t = t
 			pprof.SetGoroutineLabels(l.labels())
 			t.Cleanup(l.end) // the last one, after those of newStore
@@ -61,7 +62,12 @@ func (s *suite) open(t *testing.T) *lifetime {
 			}
 			close(l.opened)
 			<-l.release
-		})
+		}
+		for _, name := range names {
+			if t.Run(name, run); l.t != nil {
+				break
+			}
+		}
 	}()
 	select {
 	case <-l.opened:
@@ -72,7 +78,7 @@ func (s *suite) open(t *testing.T) *lifetime {
 		if skipped {
 			t.Skip("the function that makes stores has skipped the test")
 		}
-		t.Skip("the flag -run or -skip leaves out the subtest in which the store is made")
+		t.Skip("the flags -run and -skip leave out the subtest in which the store is made")
 	case <-time.After(s.timeout):
 		l.abandon()
 		t.Fatalf("the function that makes stores has not returned after %v\n%s", s.timeout, stacksOf(l.label))

@@ -157,7 +157,7 @@ func Run(t *testing.T, newStore func(t *testing.T) scs.Store, opts ...Option) {
 	// The cases wait for expiries, not for the timeout.
 	s.timeout += 10 * s.resolution
 
-	probe := s.open(t)
+	probe := s.open(t, probeNames()...)
 	views := viewsOf(probe.store, s.config)
 	problem := s.plantCanary(probe, views)
 	if problem != "" || s.empty != nil {
@@ -199,6 +199,16 @@ func Cases() []string {
 		for _, tc := range g.cases {
 			names = append(names, g.name+"/"+tc.name)
 		}
+	}
+	return names
+}
+
+// probeNames returns names for the subtest of the store that is made first. One of
+// them is not left out by the flags -run and -skip, if they don't leave out all.
+func probeNames() []string {
+	var names []string
+	for _, name := range Cases() {
+		names = append(names, name+"/store", name+"/plain/store", name+"/ctx/store")
 	}
 	return names
 }
@@ -307,7 +317,7 @@ func (s *suite) runCase(t *testing.T, g group, tc testCase, probe *lifetime, vie
 
 // run runs a case with a new store, whose view with the given index it uses.
 func (s *suite) run(t *testing.T, g group, tc testCase, view int) verdict {
-	l := s.open(t)
+	l := s.open(t, "store")
 	if tc.stops && s.empty != nil {
 		if slices.ContainsFunc(s.stopped, func(other scs.Store) bool { return same(other, l.store) }) {
 			l.close(false)

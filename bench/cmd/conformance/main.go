@@ -36,7 +36,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	flags := flag.NewFlagSet("conformance", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	dir := flags.String("output", "results", "`directory` of the results")
-	readme := flags.String("readme", "../README.md", "`file` that shows the table")
+	readme := flags.String("readme", "../storetest/README.md", "`file` that shows the table")
 	times := flags.Int("count", 3, "how often the suite runs; a case is passed if it is passed each time")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 			stores = append(stores, rival.Name)
 		}
 	}
-	fmt.Fprintf(stderr, "the suite runs %d times, 40 seconds each\n", *times)
+	fmt.Fprintf(stderr, "the suite runs %d times, a minute each\n", *times)
 	results, err := conformance.Run(ctx, stores, *times)
 	if err != nil {
 		return err

@@ -31,7 +31,8 @@ const (
 	Skipped Verdict = "skip" // the case is for something that the store does not have
 )
 
-// Results has the verdict of each case, by the names of the store and the case.
+// Results has the verdict of each case, by the names of the store and the case. A
+// store that was not tested has the verdict of the case "".
 type Results map[string]map[string]Verdict
 
 // Run runs the suite on the stores with these names. What depends on chance fails
@@ -63,6 +64,7 @@ func Run(ctx context.Context, stores []string, times int) (Results, error) {
 // read reads the output of go test -json.
 func read(r io.Reader, stores []string) (Results, error) {
 	results := make(Results)
+	cases := storetest.Cases()
 	decoder := json.NewDecoder(r)
 	for {
 		var event struct{ Action, Test string }
@@ -77,6 +79,9 @@ func read(r io.Reader, stores []string) (Results, error) {
 			continue
 		}
 		store, name, _ := strings.Cut(test, "/")
+		if !slices.Contains(cases, name) && (name != "" || verdict != Skipped) {
+			continue // a group, or a part of a case
+		}
 		if results[store] == nil {
 			results[store] = make(map[string]Verdict)
 		}
@@ -89,7 +94,7 @@ func read(r io.Reader, stores []string) (Results, error) {
 		if verdicts[""] == Skipped {
 			continue
 		}
-		for _, name := range storetest.Cases() {
+		for _, name := range cases {
 			if verdicts[name] == "" {
 				return nil, fmt.Errorf("%s has no result in %s", store, name)
 			}
@@ -99,18 +104,32 @@ func read(r io.Reader, stores []string) (Results, error) {
 }
 
 // marks are what the tables show.
-var marks = map[Verdict]string{Passed: "✓", Failed: "**✗**", Skipped: "–", "": "n/a"}
+var (
+	marks       = map[Verdict]string{Passed: "✓", Failed: "**✗**", Skipped: "–", "": "n/a"}
+	adviceMarks = map[Verdict]string{Passed: "✓", Failed: "no", Skipped: "–", "": "n/a"}
+)
 
-// Summary returns a table of the cases that some store fails, in Markdown. The
-// other cases share its last row.
+// isAdvice reports whether a case is about what SCS does not demand.
+func isAdvice(name string) bool {
+	return strings.HasPrefix(name, "Advice/")
+}
+
+// Summary returns two tables in Markdown: of the cases that some store fails, the
+// others of which share its last row, and of the advice.
 func (r Results) Summary(stores []string) string {
-	cases := storetest.Cases()
-	rest := slices.DeleteFunc(slices.Clone(cases), func(name string) bool {
-		return slices.ContainsFunc(stores, func(store string) bool { return r[store][name] == Failed })
-	})
-	cases = slices.DeleteFunc(cases, func(name string) bool { return slices.Contains(rest, name) })
+	var failed, rest, advice []string
+	for _, name := range storetest.Cases() {
+		switch {
+		case isAdvice(name):
+			advice = append(advice, name)
+		case slices.ContainsFunc(stores, func(store string) bool { return r[store][name] == Failed }):
+			failed = append(failed, name)
+		default:
+			rest = append(rest, name)
+		}
+	}
 	var b strings.Builder
-	b.WriteString(r.table(stores, cases))
+	b.WriteString(r.table("case", stores, failed))
 	fmt.Fprintf(&b, "| the other %d |", len(rest))
 	for _, store := range stores {
 		count := make(map[Verdict]int)
@@ -124,22 +143,29 @@ func (r Results) Summary(stores []string) string {
 		}
 		b.WriteString(" |")
 	}
-	b.WriteByte('\n')
+	b.WriteString("\n\n" + r.table("advice", stores, advice))
 	return b.String()
 }
 
-// Table returns a table of all cases, in Markdown.
+// Table returns two tables in Markdown: of all cases, and of the advice.
 func (r Results) Table(stores []string) string {
-	return r.table(stores, storetest.Cases())
+	cases := storetest.Cases()
+	advice := slices.DeleteFunc(slices.Clone(cases), func(name string) bool { return !isAdvice(name) })
+	cases = slices.DeleteFunc(cases, isAdvice)
+	return r.table("case", stores, cases) + "\n" + r.table("advice", stores, advice)
 }
 
-func (r Results) table(stores, cases []string) string {
+func (r Results) table(title string, stores, cases []string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "| case | %s |\n|---|%s\n", strings.Join(stores, " | "), strings.Repeat(":-:|", len(stores)))
+	fmt.Fprintf(&b, "| %s | %s |\n|---|%s\n", title, strings.Join(stores, " | "), strings.Repeat(":-:|", len(stores)))
 	for _, name := range cases {
-		fmt.Fprintf(&b, "| %s |", name)
+		fmt.Fprintf(&b, "| %s |", strings.TrimPrefix(name, "Advice/"))
 		for _, store := range stores {
-			fmt.Fprintf(&b, " %s |", marks[r[store][name]])
+			mark := marks[r[store][name]]
+			if isAdvice(name) {
+				mark = adviceMarks[r[store][name]]
+			}
+			fmt.Fprintf(&b, " %s |", mark)
 		}
 		b.WriteByte('\n')
 	}

@@ -72,7 +72,7 @@ func TestRead(t *testing.T) {
 		output("a", nil)+
 			output("a", map[string]Verdict{"Store/Commit": Failed})+
 			output("a", nil)+
-			output("b", map[string]Verdict{"Store/All": Skipped})+
+			output("b", map[string]Verdict{"Store/All": Skipped, "Advice/StopTwice": Failed})+
 			`{"Action":"skip","Test":"TestConformance/c"}`),
 		[]string{"a", "b", "c"})
 	if err != nil {
@@ -96,17 +96,22 @@ func TestRead(t *testing.T) {
 		}
 	}
 
-	others := len(storetest.Cases()) - 1
+	summary := results.Summary([]string{"a", "b", "c"})
+	advice := strings.Count(strings.Join(storetest.Cases(), "\n"), "Advice/")
+	others := len(storetest.Cases()) - advice - 1
 	want := fmt.Sprintf(`| case | a | b | c |
 |---|:-:|:-:|:-:|
 | Store/Commit | **✗** | ✓ | n/a |
 | the other %d | %[1]d ✓ | %d ✓ 1 – | %[1]d n/a |
+
+| advice | a | b | c |
+|---|:-:|:-:|:-:|
 `, others, others-1)
-	if got := results.Summary([]string{"a", "b", "c"}); got != want {
-		t.Errorf("the summary is\n%s\nwant\n%s", got, want)
+	if !strings.HasPrefix(summary, want) || !strings.Contains(summary, "\n| StopTwice | ✓ | no | n/a |\n") {
+		t.Errorf("the summary is\n%s\nwant\n%s…\nand for StopTwice, that b does not", summary, want)
 	}
-	if got, want := strings.Count(results.Table([]string{"a", "b"}), "\n"), len(storetest.Cases())+2; got != want {
-		t.Errorf("the table has %d lines, want %d", got, want)
+	if got, want := strings.Count(results.Table([]string{"a", "b"}), "\n"), len(storetest.Cases())+5; got != want {
+		t.Errorf("the tables have %d lines, want %d", got, want)
 	}
 }
 

@@ -25,9 +25,9 @@ import (
 )
 
 // TestConformance runs the suite of storetest on each store but the yardsticks,
-// set up as they are measured, but with a cleanup. It fails, because most stores
-// fail some case, and so it is skipped unless package conformance runs it, which
-// tabulates them.
+// set up as they are measured, but with a cleanup. Advice counts, too. It fails,
+// because most stores fail some case, and so it is skipped unless package
+// conformance runs it, which tabulates them.
 func TestConformance(t *testing.T) {
 	if os.Getenv(conformance.Env) == "" {
 		t.Skip("a part of the test of package conformance")
@@ -47,7 +47,7 @@ func TestConformance(t *testing.T) {
 				t.Cleanup(func() { store.Close() })
 				return withCleanup(t, store)
 			}
-			var opts []storetest.Option
+			opts := []storetest.Option{storetest.Strict()}
 			switch rival.Name {
 			case Badgerstore.Name:
 				opts = append(opts, storetest.ExpiryResolution(time.Second))
@@ -91,13 +91,12 @@ func withCleanup(t *testing.T, store Store) scs.Store {
 	return nil
 }
 
-// stopped returns the store, whose cleanup ends with the test. To stop it blocks
-// for ever in most of the stores if the test has done that already.
+// stopped returns the store, whose cleanup ends with the test.
 func stopped[S interface {
 	scs.Store
 	StopCleanup()
 }](t *testing.T, store S) scs.Store {
-	t.Cleanup(func() { go store.StopCleanup() })
+	t.Cleanup(store.StopCleanup)
 	return store
 }
 

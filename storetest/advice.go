@@ -30,6 +30,7 @@ func overwrite(data []byte) {
 }
 
 func testFoundDataIsCopy(c *check) {
+	c.fill()
 	c.mustCommit(token("alice"), "of alice", inAnHour())
 	data, _, err := c.find(c.ctx, token("alice"))
 	if err != nil {
@@ -60,6 +61,7 @@ func testAllIsCopy(c *check) {
 }
 
 func testCommitCopiesData(c *check) {
+	c.fill()
 	data := []byte("of alice")
 	if err := c.commit(c.ctx, token("alice"), data, inAnHour()); err != nil {
 		c.fatalf("Commit: %v", err)

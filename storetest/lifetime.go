@@ -5,10 +5,12 @@ package storetest
 
 import (
 	"context"
+	"fmt"
 	"runtime"
 	"runtime/pprof"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,8 +18,12 @@ import (
 )
 
 // labelKey is the label of the goroutines that belong to a store: those that use
-// it and those that it has started. Its value is the name of the lifetime's test.
+// it and those that it has started. Its value is the store's alone, even if the
+// flag -count runs a test again while goroutines of the first run are left.
 const labelKey = "storetest"
+
+// labels counts the values of the label.
+var labels atomic.Int64
 
 // A lifetime is that of a store. It is a subtest, which runs newStore and the
 // functions that newStore gives to t.Cleanup, while the test of the case goes on.
@@ -42,7 +48,7 @@ type lifetime struct {
 func (s *suite) open(t *testing.T, names ...string) *lifetime {
 	t.Helper()
 	l := &lifetime{
-		label:   t.Name() + "/store",
+		label:   fmt.Sprint(t.Name(), "#", labels.Add(1)),
 		opened:  make(chan struct{}),
 		release: make(chan struct{}),
 		closed:  make(chan struct{}),

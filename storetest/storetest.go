@@ -97,7 +97,7 @@ func ExpiryResolution(d time.Duration) Option {
 
 // Timeout limits the time that the store may take in each case. A case that takes
 // longer fails and shows where its goroutines are, because it is probably in a
-// deadlock. The default is 30 seconds.
+// deadlock. The default is a minute.
 func Timeout(d time.Duration) Option {
 	return func(cfg *config) { cfg.timeout = d }
 }
@@ -148,7 +148,7 @@ func Run(t *testing.T, newStore func(t *testing.T) scs.Store, opts ...Option) {
 	t.Helper()
 	s := &suite{
 		newStore: newStore,
-		config:   config{resolution: 10 * time.Millisecond, timeout: 30 * time.Second},
+		config:   config{resolution: 10 * time.Millisecond, timeout: time.Minute},
 		outcomes: make(map[outcome][]string),
 	}
 	for _, opt := range opts {

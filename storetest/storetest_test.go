@@ -121,7 +121,7 @@ type child struct {
 
 // start runs the suite for the subject, fault or example with a name: the cases
 // that match a pattern of the flag -run, or all if it is empty.
-func start(t *testing.T, name, cases string) *child {
+func start(t *testing.T, name, cases string, flags ...string) *child {
 	t.Helper()
 	pattern := "^TestChild$/^" + regexp.QuoteMeta(strings.ReplaceAll(name, " ", "_")) + "$"
 	if cases != "" {
@@ -131,7 +131,8 @@ func start(t *testing.T, name, cases string) *child {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(executable, "-test.run="+pattern, "-test.v", "-test.parallel=16", "-test.timeout=100s")
+	flags = append(flags, "-test.run="+pattern, "-test.v", "-test.parallel=16", "-test.timeout=100s")
+	cmd := exec.Command(executable, flags...)
 	cmd.Env = append(os.Environ(), childEnv+"=1")
 	out, err := cmd.CombinedOutput()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
@@ -236,10 +237,11 @@ func TestFaults(t *testing.T) {
 
 // examples are uses of the suite of which the output is tested.
 var examples = []struct {
-	name string
-	run  func(t *testing.T)
-	want map[string]string // results of some cases
-	text []string          // what the output has
+	name  string
+	run   func(t *testing.T)
+	flags []string
+	want  map[string]string // results of some cases
+	text  []string          // what the output has
 }{
 	{
 		// As the package documentation says, with a store that can't be stopped twice.
@@ -251,6 +253,7 @@ var examples = []struct {
 				return store
 			})
 		},
+		flags: []string{"-test.count=2"}, // what the first run leaves behind must not disturb the second one
 		want: map[string]string{
 			"Store/Commit": "PASS", "Manager/Iterate": "PASS", "Cleanup/StopInUse": "PASS", "Cleanup/StopDuringSweep": "PASS",
 			"Advice/FoundDataIsCopy": "SKIP", "Advice/CommitCopiesData": "SKIP", "Advice/StopTwice": "SKIP", "Advice/StopAtOnce": "SKIP",
@@ -356,7 +359,7 @@ func TestExamples(t *testing.T) {
 	for _, e := range examples {
 		t.Run(e.name, func(t *testing.T) {
 			t.Parallel()
-			c := start(t, e.name, "")
+			c := start(t, e.name, "", e.flags...)
 			for name, want := range e.want {
 				if got := c.results[name]; got != want {
 					t.Errorf("%s: %q, want %q:\n%s", name, got, want, c.text[name])

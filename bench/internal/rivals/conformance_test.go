@@ -47,7 +47,7 @@ func TestConformance(t *testing.T) {
 				t.Cleanup(func() { store.Close() })
 				return withCleanup(t, store)
 			}
-			opts := []storetest.Option{storetest.Strict()}
+			opts := []storetest.Option{storetest.Strict(), storetest.Timeout(3 * time.Minute)}
 			switch rival.Name {
 			case Badgerstore.Name:
 				opts = append(opts, storetest.ExpiryResolution(time.Second))
@@ -91,12 +91,14 @@ func withCleanup(t *testing.T, store Store) scs.Store {
 	return nil
 }
 
-// stopped returns the store, whose cleanup ends with the test.
+// stopped returns the store, whose cleanup ends with the test. To stop it blocks
+// for ever in most of the stores if the test has done that already, and would
+// keep their databases open.
 func stopped[S interface {
 	scs.Store
 	StopCleanup()
 }](t *testing.T, store S) scs.Store {
-	t.Cleanup(store.StopCleanup)
+	t.Cleanup(func() { go store.StopCleanup() })
 	return store
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -14,25 +15,33 @@ import (
 )
 
 // whileWriting calls write with increasing numbers, while readers call read again
-// and again. It ends after a third of a second, but not before 100 writes.
+// and again. It ends after a third of a second, but not before all have made 100
+// calls. They yield after each, so that their calls alternate on a busy machine.
 func (c *check) whileWriting(write func(n int64) error, read func(reader int) error) {
-	const readers = 2
+	const readers, calls = 2, 100
 	end := time.Now().Add(330 * time.Millisecond)
 	var done atomic.Bool
+	var reading atomic.Int64 // readers that have not made their calls
+	reading.Store(readers)
 	c.parallel(readers+1, func(i int) error {
-		if i == readers {
-			defer done.Store(true)
-			for n := int64(1); n <= 100 || time.Now().Before(end); n++ {
-				if err := write(n); err != nil {
+		defer done.Store(true)
+		for n := 1; !done.Load(); n++ {
+			if i < readers {
+				if err := read(i); err != nil {
 					return err
 				}
+				if n == calls {
+					reading.Add(-1)
+				}
+			} else {
+				if err := write(int64(n)); err != nil {
+					return err
+				}
+				if n >= calls && reading.Load() == 0 && time.Now().After(end) {
+					return nil
+				}
 			}
-			return nil
-		}
-		for !done.Load() {
-			if err := read(i); err != nil {
-				return err
-			}
+			runtime.Gosched()
 		}
 		return nil
 	})

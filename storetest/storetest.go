@@ -41,14 +41,14 @@
 //
 // # What to expect
 //
-// A run makes about 95 stores, or 60 if no method takes a context. It takes about
-// 15 seconds with two CPUs on a store in memory. Most cases wait most of the time,
-// so -parallel 16 makes it 4 seconds.
+// A run makes about 60 stores, or 100 if methods take a context. With two CPUs and
+// a store in memory, it takes about 12 seconds. Most cases wait most of the time, so
+// it takes half as long with -parallel 16.
 //
 // Three settings find more faults. A short cleanup interval, as above, lets sweeps
 // meet other calls. The flag -race finds data races, even those in which the
-// result happens to be right. And a store that mixes up time zones may pass where
-// the local one is UTC: set the environment variable TZ to Asia/Tokyo, for example.
+// result happens to be right. A time zone other than UTC, such as that of TZ=Asia/Tokyo
+// in the environment, finds stores that mix up zones.
 package storetest
 
 import (
@@ -132,10 +132,10 @@ func Rows(count func(store scs.Store) (int, error)) Option {
 //
 // Each call of newStore returns another store without sessions. Several of them
 // are in use at the same time, so they must not share their sessions, unless the
-// option [Shared] is given. It is not called by several goroutines at once. It
-// releases what a store needs with t.Cleanup, where t is that of a subtest named
-// "store". It ends the test with t.Fatal if it can't make a store, or t.Skip if
-// there is nothing to test.
+// option [Shared] is given. newStore is not called by several goroutines at once.
+// It gets the T of a subtest of the case: it releases what the store needs with
+// t.Cleanup, ends the case with t.Fatal if it can't make a store, or skips it with
+// t.Skip.
 //
 // Whatever a store does, the run goes on: a case fails if a method of the store
 // panics or hangs, and if a function that newStore gave to t.Cleanup does. Such a
@@ -208,7 +208,7 @@ func Cases() []string {
 func probeNames() []string {
 	var names []string
 	for _, name := range Cases() {
-		names = append(names, name+"/store", name+"/plain/store", name+"/ctx/store")
+		names = append(names, name+"/first", name+"/plain/first", name+"/ctx/first")
 	}
 	return names
 }

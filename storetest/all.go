@@ -11,14 +11,14 @@ import (
 // testAll has more sessions than a database may return at once: more than a
 // thousand, and more than a megabyte.
 func testAll(c *check) {
-	const workers, each = 16, 75
+	const workers, each = 4, 300
 	data := func(token string) []byte { return bytes.Repeat([]byte(token), 24) }
 	// Commits of several goroutines can share an fsync.
 	c.parallel(workers, func(worker int) error {
 		for i := range each {
 			token := token(fmt.Sprint("user", worker*each+i))
 			if err := c.commit(c.ctx, token, data(token), inAnHour()); err != nil {
-				return fmt.Errorf("Commit: %v", err)
+				return fmt.Errorf("calling Commit: %v", err)
 			}
 		}
 		return nil

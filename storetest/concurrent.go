@@ -56,7 +56,7 @@ func testFindDuringRenewal(c *check) {
 	c.whileWriting(func(n int64) error {
 		begun.Store(n)
 		if err := c.commit(c.ctx, alice, strconv.AppendInt(nil, n, 10), inAnHour()); err != nil {
-			return fmt.Errorf("Commit: %v", err)
+			return fmt.Errorf("calling Commit: %v", err)
 		}
 		ended.Store(n)
 		return nil
@@ -70,7 +70,7 @@ func testFindDuringRenewal(c *check) {
 		}
 		high := begun.Load()
 		if err != nil {
-			return fmt.Errorf("Find or All: %v", err)
+			return fmt.Errorf("calling Find or All: %v", err)
 		}
 		if !found {
 			return fmt.Errorf("a session that is active is not found while it is renewed")
@@ -93,13 +93,13 @@ func testCommitAtOnce(c *check) {
 			data, expiry = "expired", time.Now().Add(-time.Hour)
 		}
 		if err := c.commit(c.ctx, alice, []byte(data), expiry); err != nil {
-			return fmt.Errorf("Commit: %v", err)
+			return fmt.Errorf("calling Commit: %v", err)
 		}
 		return nil
 	}, func(int) error {
 		data, found, err := c.find(c.ctx, alice)
 		if err != nil || found && string(data) != "active" {
-			return fmt.Errorf("Find = %s, %v, %v: this data has only been committed with an expiry in the past", quote(data), found, err)
+			return fmt.Errorf("calling Find = %s, %v, %v: this data has only been committed with an expiry in the past", quote(data), found, err)
 		}
 		return nil
 	})
@@ -119,13 +119,13 @@ func testCommitDuringSweep(c *check) {
 		random := rand.New(rand.NewPCG(uint64(worker), 0))
 		commit := func(token string, expiry time.Time) error {
 			if err := c.commit(c.ctx, token, []byte("data"), expiry); err != nil {
-				return fmt.Errorf("Commit: %v", err)
+				return fmt.Errorf("calling Commit: %v", err)
 			}
 			return nil
 		}
 		find := func(token string) error {
 			if _, found, err := c.find(c.ctx, token); !found || err != nil {
-				return fmt.Errorf("Find = _, %v, %v for a session that was renewed when it had just expired; want true, nil", found, err)
+				return fmt.Errorf("calling Find = _, %v, %v for a session that was renewed when it had just expired; want true, nil", found, err)
 			}
 			return nil
 		}

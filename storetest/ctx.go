@@ -112,14 +112,14 @@ func testEndsDuringCall(c *check) {
 			ctx, cancel := context.WithTimeout(c.ctx, time.Duration(n*n)*10*time.Microsecond)
 			defer cancel()
 			if data, found, err := c.find(ctx, token("alice")); err == nil && (!found || string(data) != "of alice") {
-				return fmt.Errorf("FindCtx = %s, %v, nil, where the context ends meanwhile; want an error, or the session", quote(data), found)
+				return fmt.Errorf("calling FindCtx = %s, %v, nil, where the context ends meanwhile; want an error, or the session", quote(data), found)
 			}
 			own := token(fmt.Sprint("worker", worker, "-", n))
 			if err := c.commit(ctx, own, []byte("own"), inAnHour()); err != nil {
 				continue // it is not known whether it has been written
 			}
 			if data, found, err := c.find(c.ctx, own); err != nil || !found || string(data) != "own" {
-				return fmt.Errorf("Find = %s, %v, %v, after CommitCtx has returned nil, where the context ends meanwhile; want %q, true, nil",
+				return fmt.Errorf("calling Find = %s, %v, %v, after CommitCtx has returned nil, where the context ends meanwhile; want %q, true, nil",
 					quote(data), found, err, "own")
 			}
 		}

@@ -113,10 +113,10 @@ func (l *lifetime) labels() context.Context {
 	return pprof.WithLabels(context.Background(), pprof.Labels(labelKey, l.label))
 }
 
-// close ends the lifetime, and returns what is wrong with it, or "". A cleanup
-// function that is in StopCleanup, or that belongs to a store which has failed
-// already, gets a second; others may have a database to close.
-func (l *lifetime) close(failed bool) string {
+// close ends a lifetime, and returns what is wrong with it, or "". A cleanup function
+// gets a second if it is in StopCleanup, if the store has failed, or if another one
+// hangs. Otherwise it may have a database to close.
+func (s *suite) close(l *lifetime, failed bool) string {
 	close(l.release)
 	for _, limit := range []time.Duration{time.Second, 10 * time.Second} {
 		select {
@@ -127,11 +127,12 @@ func (l *lifetime) close(failed bool) string {
 		case <-patience(limit):
 		}
 		stacks := stacksOf(l.label)
-		if failed || limit > time.Second || strings.Contains(stacks, "StopCleanup") {
+		if failed || limit > time.Second || strings.Contains(stacks, "StopCleanup") || s.hangs.Load() {
 			if !l.abandon() {
 				<-l.closed
 				return ""
 			}
+			s.hangs.Store(true)
 			return "a cleanup function of the store hangs\n" + stacks
 		}
 	}

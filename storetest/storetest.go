@@ -57,6 +57,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -161,12 +162,12 @@ func Run(t *testing.T, newStore func(t *testing.T) scs.Store, opts ...Option) {
 	views := viewsOf(probe.store, s.config)
 	problem := s.plantCanary(probe, views)
 	if problem != "" || s.empty != nil {
-		if hangs := probe.close(problem != ""); problem == "" {
+		if hangs := s.close(probe, problem != ""); problem == "" {
 			problem = hangs
 		}
 	} else {
 		defer func() {
-			if problem := probe.close(false); problem != "" {
+			if problem := s.close(probe, false); problem != "" {
 				t.Error(problem)
 			}
 		}()
@@ -250,6 +251,7 @@ type suite struct {
 
 	making  sync.Mutex  // held while newStore runs
 	stopped []scs.Store // stores whose cleanup has been stopped, if they are shared
+	hangs   atomic.Bool // whether a cleanup function hangs
 
 	mu       sync.Mutex
 	outcomes map[outcome][]string // names of cases
@@ -320,13 +322,13 @@ func (s *suite) run(t *testing.T, g group, tc testCase, view int) verdict {
 	l := s.open(t, "store")
 	if tc.stops && s.empty != nil {
 		if slices.ContainsFunc(s.stopped, func(other scs.Store) bool { return same(other, l.store) }) {
-			l.close(false)
+			s.close(l, false)
 			return verdict{skipped, "another case has stopped the cleanup of the shared store"}
 		}
 		s.stopped = append(s.stopped, l.store)
 	}
 	v := s.judge(g, tc, l, view)
-	problem := l.close(v.outcome == failed)
+	problem := s.close(l, v.outcome == failed)
 	switch {
 	case problem == "" || v.outcome == failed:
 	case tc.stops:

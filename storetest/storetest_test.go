@@ -304,10 +304,10 @@ var examples = []struct {
 					m.mu.Lock()
 				}
 				return m
-			}, storetest.Timeout(time.Second))
+			}, storetest.Timeout(5*time.Second))
 		},
 		want: map[string]string{"Store/FindMissing": "FAIL", "Store/FindExpired": "PASS", "End/Canary": "PASS"},
-		text: []string{"the case has not ended after 1.1s", "storetest_test.(*memory).get"},
+		text: []string{"the case has not ended after 5.1s", "storetest_test.(*memory).get"},
 	},
 	{
 		name: "plain methods that panic",

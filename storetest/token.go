@@ -127,7 +127,7 @@ func testFindTampered(c *check) {
 func testDeleteTampered(c *check) {
 	c.mustCommit(scsToken, "of alice", inAnHour())
 	// Deletions of several goroutines can share an fsync.
-	const workers = 8
+	const workers = 4
 	c.parallel(workers, func(worker int) error {
 		for i := worker; i < len(scsToken); i += workers {
 			tokens := append(tampered(i), scsToken[:max(i, 1)])
@@ -136,10 +136,10 @@ func testDeleteTampered(c *check) {
 			}
 			for _, token := range tokens {
 				if err := c.delete(c.ctx, token); err != nil {
-					return fmt.Errorf("Delete(%q) = %v, want nil", token, err)
+					return fmt.Errorf("calling Delete(%q) = %v, want nil", token, err)
 				}
 				if _, found, err := c.find(c.ctx, scsToken); !found || err != nil {
-					return fmt.Errorf("Find(%q) = _, %v, %v after deletions of other tokens, such as %q; want true, nil", scsToken, found, err, token)
+					return fmt.Errorf("calling Find(%q) = _, %v, %v after deletions of other tokens, such as %q; want true, nil", scsToken, found, err, token)
 				}
 			}
 		}
@@ -159,11 +159,11 @@ func testCommitSimilarTokens(c *check) {
 		}
 	}
 	tokens := slices.Sorted(maps.Keys(want))
-	const workers = 8
+	const workers = 4
 	c.parallel(workers, func(worker int) error {
 		for i := worker; i < len(tokens); i += workers {
 			if err := c.commit(c.ctx, tokens[i], []byte(want[tokens[i]]), inAnHour()); err != nil {
-				return fmt.Errorf("Commit(%q): %v", tokens[i], err)
+				return fmt.Errorf("calling Commit(%q): %v", tokens[i], err)
 			}
 		}
 		return nil

@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 			stores = append(stores, rival.Name)
 		}
 	}
-	fmt.Fprintf(stderr, "the suite runs %d times, a minute each\n", *times)
+	fmt.Fprintf(stderr, "the suite runs %d times, a minute or two each\n", *times)
 	results, err := conformance.Run(ctx, stores, *times)
 	if err != nil {
 		return err

@@ -50,23 +50,24 @@ func TestInclude(t *testing.T) {
 	}
 }
 
-// TestReadme checks that the README shows the committed results.
-func TestReadme(t *testing.T) {
-	const path = "../../../README.md"
-	before, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !included.Match(before) {
-		t.Error("the README includes nothing")
-	}
-	for _, parts := range included.FindAllStringSubmatch(string(before), -1) {
-		content, err := os.ReadFile(filepath.Join(filepath.Dir(path), filepath.FromSlash(parts[2])))
+// TestReadmes checks that the READMEs show the committed results.
+func TestReadmes(t *testing.T) {
+	for _, path := range []string{"../../../README.md", "../../../storetest/README.md"} {
+		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := block(string(content)); parts[3] != want {
-			t.Errorf("what the README shows of %s is\n%s\nwant\n%s", parts[2], parts[3], want)
+		if !included.Match(text) {
+			t.Errorf("%s includes nothing", path)
+		}
+		for _, parts := range included.FindAllStringSubmatch(string(text), -1) {
+			content, err := os.ReadFile(filepath.Join(filepath.Dir(path), filepath.FromSlash(parts[2])))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := block(string(content)); parts[3] != want {
+				t.Errorf("what %s shows of %s is\n%s\nwant\n%s", path, parts[2], parts[3], want)
+			}
 		}
 	}
 }

@@ -5,7 +5,6 @@ go 1.25.0
 replace go.elara.ws/chaistore => ../
 
 require (
-	github.com/HdrHistogram/hdrhistogram-go v1.4.0
 	github.com/alexedwards/scs/badgerstore v0.0.0-20251002162104-209de6e426de
 	github.com/alexedwards/scs/boltstore v0.0.0-20251002162104-209de6e426de
 	github.com/alexedwards/scs/gormstore v0.0.0-20251002162104-209de6e426de
@@ -22,7 +21,6 @@ require (
 	go.etcd.io/bbolt v1.5.0
 	golang.org/x/perf v0.0.0-20250909190841-7e13e04d9366
 	golang.org/x/sync v0.22.0
-	golang.org/x/term v0.44.0
 	golang.org/x/text v0.41.0
 	gonum.org/v1/plot v0.17.0
 	gorm.io/driver/sqlite v1.6.0

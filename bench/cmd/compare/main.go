@@ -1,17 +1,19 @@
-// Compare measures chaistore beside other session stores, and writes raw results
-// in the Go benchmark format, tables, and plots.
+// Compare runs the benchmarks of chaistore and of other session stores, and makes
+// tables and plots of the results.
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"maps"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,7 +21,6 @@ import (
 
 	"golang.org/x/perf/benchfmt"
 
-	"go.elara.ws/chaistore/bench/internal/measure"
 	"go.elara.ws/chaistore/bench/internal/report"
 	"go.elara.ws/chaistore/bench/internal/rivals"
 )
@@ -37,205 +38,205 @@ func main() {
 	}
 }
 
-// The names of the files in the directory of the results.
+// The published results, and what shows them.
+const (
+	resultsDir = "results"
+	readme     = "README.md"
+)
+
+// The names of the files in a directory of results.
 const (
 	rawFile     = "raw.txt"
 	summaryFile = "summary.md"
 	tablesFile  = "tables.md"
 )
 
-type options struct {
-	dir        string
-	readme     string
-	reportOnly bool
-	plan       measure.Plan
-}
-
-func parse(args []string, stderr io.Writer) (*options, error) {
-	var o options
-	flags := flag.NewFlagSet("compare", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.StringVar(&o.dir, "output", "results", "`directory` of the results")
-	flags.StringVar(&o.readme, "readme", "../README.md", "`file` that shows the summary")
-	flags.BoolVar(&o.reportOnly, "report", false, "measure nothing: make the tables and plots of the raw results that there are")
-	quick := flags.Bool("quick", false, "measure fewer sizes, and each for a shorter time")
-	stores := flags.String("stores", "", "`names` of the stores, separated by commas: "+strings.Join(names(), ", ")+" (default all)")
-	families := flags.String("workloads", "", "`names` of the workloads, separated by commas: "+strings.Join(measure.Families(), ", ")+" (default all)")
-	sizes := flags.String("sizes", "", "numbers of sessions and their bytes, like 20000x300,20000x4096")
-	sweepSize := flags.String("sweep-size", "", "number and bytes of the sessions of which a sweep deletes half, like 200000x300")
-	duration := flags.Duration("duration", 0, "how long each workload runs, once for each repetition, store and size")
-	flags.IntVar(&o.plan.Repetitions, "repetitions", 5, "how often everything is measured")
-	if err := flags.Parse(args); err != nil {
-		return nil, err
-	}
-	if flags.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	}
-	if o.plan.Repetitions < 1 {
-		return nil, errors.New("-repetitions must be 1 or more")
-	}
-
-	o.plan.Duration = 700 * time.Millisecond
-	o.plan.SweepSize = measure.Size{Sessions: 200_000, Bytes: 300}
-	o.plan.Sizes = []measure.Size{
-		{Sessions: 1_000, Bytes: 300},
-		{Sessions: 20_000, Bytes: 300},
-		{Sessions: 500_000, Bytes: 300},
-		{Sessions: 20_000, Bytes: 4096},
-	}
-	if *quick {
-		o.plan.Duration = 25 * time.Millisecond
-		o.plan.SweepSize.Sessions = 10_000
-		o.plan.Sizes = o.plan.Sizes[:2]
-	}
-	if *duration > 0 {
-		o.plan.Duration = *duration
-	}
-	if *sizes != "" {
-		o.plan.Sizes = nil
-		for _, text := range strings.Split(*sizes, ",") {
-			size, err := parseSize(text)
-			if err != nil {
-				return nil, err
-			}
-			o.plan.Sizes = append(o.plan.Sizes, size)
-		}
-	}
-	if *sweepSize != "" {
-		var err error
-		if o.plan.SweepSize, err = parseSize(*sweepSize); err != nil {
-			return nil, err
-		}
-	}
-	var err error
-	if o.plan.Families, err = choose("workload", *families, measure.Families()); err != nil {
-		return nil, err
-	}
-	chosen, err := choose("store", *stores, names())
-	if err != nil {
-		return nil, err
-	}
-	o.plan.Rivals = slices.DeleteFunc(rivals.All(), func(r rivals.Rival) bool { return !slices.Contains(chosen, r.Name) })
-	return &o, nil
-}
-
-func parseSize(text string) (size measure.Size, err error) {
-	var rest string
-	n, _ := fmt.Sscanf(text+" .", "%dx%d %s", &size.Sessions, &size.Bytes, &rest)
-	if n != 3 || rest != "." || size.Sessions < 1 {
-		return size, fmt.Errorf("%q is not a size like 20000x300", text)
-	}
-	return size, nil
-}
-
-// choose returns the names in a list, or all that there are if it is empty.
-func choose(what, list string, all []string) ([]string, error) {
-	if list == "" {
-		return all, nil
-	}
-	chosen := strings.Split(list, ",")
-	for _, name := range chosen {
-		if !slices.Contains(all, name) {
-			return nil, fmt.Errorf("there is no %s %q; there are %s", what, name, strings.Join(all, ", "))
-		}
-	}
-	return chosen, nil
-}
-
-func names() (names []string) {
-	for _, rival := range rivals.All() {
-		names = append(names, rival.Name)
-	}
-	return names
+// stores returns the stores in the order of the tables.
+func stores() []rivals.Rival {
+	return slices.Insert(rivals.All(), 1, rivals.Variants()...)
 }
 
 func run(ctx context.Context, args []string, stderr io.Writer) error {
-	o, err := parse(args, stderr)
+	flags := flag.NewFlagSet("compare", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	quick := flags.Bool("quick", false, "measure less, and leave the published results as they are")
+	from := flags.String("report", "", "measure nothing: make the tables and plots of the raw.txt in this `directory`")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if *from != "" {
+		return writeReport(*from)
+	}
+	dir, err := os.MkdirTemp("", "chaistore-bench-")
 	if err != nil {
 		return err
 	}
-	if !o.reportOnly {
-		if err := os.MkdirAll(o.dir, 0o777); err != nil {
-			return err
-		}
-		if err := runPlan(ctx, o, args, stderr); err != nil {
-			return err
-		}
+	p := plan{
+		stores: stores(), repetitions: 5, timeout: 5 * time.Minute,
+		benchmarks: "^sessions=(1000|20000|500000|200000)$", benchtime: "350ms",
 	}
-	if err := writeReport(o.dir); err != nil {
+	if *quick {
+		p.repetitions, p.timeout = 2, time.Minute
+		p.benchmarks, p.benchtime = "^sessions=(1000|20000|10000)$/^bytes=300$", "25ms"
+	}
+	binary := filepath.Join(dir, "bench.test")
+	if err := build(ctx, binary); err != nil {
 		return err
 	}
-	return report.Include(o.readme)
+	defer os.Remove(binary)
+	if err := p.measure(ctx, binary, filepath.Join(dir, rawFile), stderr); err != nil {
+		return fmt.Errorf("%w (what was measured is in %s)", err, dir)
+	}
+	if !*quick {
+		raw, err := os.ReadFile(filepath.Join(dir, rawFile))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(resultsDir, rawFile), raw, 0o666); err != nil {
+			return err
+		}
+		dir = resultsDir
+	}
+	if err := writeReport(dir); err != nil {
+		return err
+	}
+	fmt.Fprintf(stderr, "the results are in %s\n", dir)
+	return nil
 }
 
-// runPlan measures, and writes the raw results.
-func runPlan(ctx context.Context, o *options, args []string, stderr io.Writer) error {
-	missing, err := o.plan.Missing()
+// A plan says what is measured.
+type plan struct {
+	stores      []rivals.Rival
+	repetitions int
+	benchmarks  string        // a pattern of what follows the name of the store
+	benchtime   string        // of each benchmark
+	timeout     time.Duration // of all benchmarks of a store, once
+}
+
+// build builds the benchmarks.
+func build(ctx context.Context, binary string) error {
+	out, err := exec.CommandContext(ctx, "go", "test", "-c", "-o", binary, "go.elara.ws/chaistore/bench").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("build the benchmarks: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// measure writes raw results to a file. In each repetition, each store has a
+// process of its own. Repetitions begin with another store each, so that none
+// always comes after the same one.
+func (p plan) measure(ctx context.Context, binary, path string, stderr io.Writer) error {
+	// What a process that is killed leaves behind goes with this directory, in which
+	// PostgreSQL's user has to find its files.
+	tmp, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return err
 	}
-	for _, name := range slices.Sorted(maps.Keys(missing)) {
-		fmt.Fprintf(stderr, "%s: %v\n", name, missing[name])
+	defer os.RemoveAll(tmp)
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return err
 	}
-	if len(o.plan.Rivals) == 0 {
-		return errors.New("none of the stores can be measured here")
-	}
-	config, err := conditions(&o.plan, args, missing)
+	header, err := p.header(tmp)
 	if err != nil {
 		return err
 	}
-	file, err := os.Create(filepath.Join(o.dir, rawFile))
+	file, err := os.Create(path)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	raw, err := report.NewWriter(file, config)
-	if err != nil {
+	if _, err := file.WriteString(header); err != nil {
 		return err
 	}
-	progress := newProgress(stderr)
-	err = o.plan.Run(ctx, measure.Observer{
-		Progress: progress.show,
-		Result:   func(result *benchfmt.Result) error { return raw.Write(result) },
-		Problem:  func(err error) { progress.print(err.Error()) },
-	})
-	progress.end()
-	if err != nil {
-		return err
+	raw := benchfmt.NewWriter(file)
+	left := make(map[string]bool) // stores that are left out from now on
+	began, total := time.Now(), p.repetitions*len(p.stores)
+	for n := range total {
+		repetition := n / len(p.stores)
+		store := p.stores[(n+repetition)%len(p.stores)].Name
+		if left[store] {
+			continue
+		}
+		progress := fmt.Sprintf("%2d of %d: %s", n+1, total, store)
+		if n > 0 {
+			remaining := time.Since(began) * time.Duration(total-n) / time.Duration(n)
+			progress += fmt.Sprintf(" (about %v left)", remaining.Round(time.Second))
+		}
+		fmt.Fprintln(stderr, progress)
+		out, err := p.runStore(ctx, binary, tmp, store)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		found, copyErr := copyResults(raw, out)
+		if copyErr != nil {
+			return copyErr
+		}
+		if err != nil || !found {
+			left[store] = true
+			fmt.Fprintf(stderr, "%s is left out from now on (%v):\n%s", store, err, expected.ReplaceAll(out, nil))
+		}
 	}
 	return file.Close()
 }
 
-// conditions describes what the results depend on.
-func conditions(plan *measure.Plan, args []string, missing map[string]error) ([]benchfmt.Config, error) {
-	var modules, engines []string
-	for _, rival := range plan.Rivals {
-		modules = append(modules, rival.Modules...)
-		if rival.Engine != nil {
-			engine, err := rival.Engine()
-			if err != nil {
-				return nil, err
-			}
+// header returns what stands before the raw results: which of their units are
+// better the higher they are, and what the results depend on.
+func (p plan) header(dir string) (string, error) {
+	machine, err := report.Machine(dir)
+	if err != nil {
+		return "", err
+	}
+	header := "Unit commits/s better=higher\nUnit finds/s better=higher\nUnit requests/s better=higher\n\n" + machine +
+		fmt.Sprintf("repetitions: %d, of %s for each benchmark\n", p.repetitions, p.benchtime)
+	var engines []string
+	for _, store := range p.stores {
+		if store.Engine == nil {
+			continue
+		}
+		if engine, err := store.Engine(); err == nil { // or it is not installed
 			engines = append(engines, engine)
 		}
 	}
-	config, err := report.Machine(os.TempDir(), modules)
-	if err != nil {
-		return nil, err
-	}
-	config = append(config,
-		report.Line("command", strings.Join(append([]string{"go run ./cmd/compare"}, args...), " ")),
-		report.Line("repetitions", fmt.Sprintf("%d, of %v for each workload", plan.Repetitions, plan.Duration)))
-	if len(engines) > 0 {
-		config = append(config, report.Line("engines", strings.Join(engines, ", ")))
-	}
-	if len(missing) > 0 {
-		config = append(config, report.Line(report.NotInstalled, strings.Join(slices.Sorted(maps.Keys(missing)), ", ")))
-	}
-	return config, nil
+	return header + fmt.Sprintf("engines: %s\n", strings.Join(engines, ", ")), nil
 }
 
-// writeReport makes tables and plots of the raw results.
+// runStore runs the benchmarks of a store once, and returns their output.
+func (p plan) runStore(ctx context.Context, binary, tmp, store string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, "-test.v", "-test.run=^$", "-test.benchtime="+p.benchtime,
+		"-test.bench=^BenchmarkStore$/^store="+regexp.QuoteMeta(store)+"$/"+p.benchmarks)
+	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
+	out, err := cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		err = fmt.Errorf("killed after %v", p.timeout)
+	}
+	return out, err
+}
+
+// copyResults copies the results in the output of benchmarks, and reports whether
+// there are any.
+func copyResults(raw *benchfmt.Writer, out []byte) (found bool, err error) {
+	reader := benchfmt.NewReader(bytes.NewReader(out), "results")
+	for reader.Scan() {
+		if result, ok := reader.Result().(*benchfmt.Result); ok {
+			found = true
+			if err := raw.Write(result); err != nil {
+				return true, err
+			}
+		}
+	}
+	return found, reader.Err()
+}
+
+// expected matches the lines in the output of benchmarks that tell no problem.
+var expected = regexp.MustCompile(`(?m)^(Benchmark|goos:|goarch:|pkg:|cpu:|PASS|FAIL).*\n`)
+
+// writeReport makes tables and plots of the raw results in a directory. The README
+// shows those that are published.
 func writeReport(dir string) error {
 	file, err := os.Open(filepath.Join(dir, rawFile))
 	if err != nil {
@@ -246,28 +247,26 @@ func writeReport(dir string) error {
 	if err != nil {
 		return fmt.Errorf("read results: %w", err)
 	}
-	var stores []report.Store
-	for _, rival := range rivals.All() {
-		store := report.Store{Name: rival.Name, Settings: rival.Settings}
+	variants := rivals.Variants()
+	var rows []report.Store
+	for _, rival := range stores() {
+		row := report.Store{Name: rival.Name, Settings: rival.Settings, Dashed: rival.Kind != rivals.Durable}
+		row.Plotted = !slices.ContainsFunc(variants, func(v rivals.Rival) bool { return v.Name == rival.Name })
 		switch rival.Kind {
 		case rivals.Volatile:
-			store.Remark, store.Dashed = "not durable", true
+			row.Remark = "not durable"
 		case rivals.Yardstick:
-			store.Remark, store.Dashed = "yardstick", true
+			row.Remark = "yardstick"
 		}
-		stores = append(stores, store)
+		rows = append(rows, row)
 	}
-	for name, write := range map[string]func(io.Writer, []report.Store) error{
-		summaryFile: results.WriteSummary,
-		tablesFile:  results.WriteTables,
-	} {
-		var text strings.Builder
-		if err := write(&text, stores); err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text.String()), 0o666); err != nil {
+	for name, text := range map[string]string{summaryFile: results.Summary(rows), tablesFile: results.Tables(rows)} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o666); err != nil {
 			return err
 		}
 	}
-	return results.WritePlots(dir, stores)
+	if err := results.WritePlots(dir, rows); err != nil {
+		return err
+	}
+	return report.Include(readme)
 }

@@ -3,136 +3,208 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"go.elara.ws/chaistore/bench/internal/measure"
+	"golang.org/x/perf/benchfmt"
+
 	"go.elara.ws/chaistore/bench/internal/report"
+	"go.elara.ws/chaistore/bench/internal/rivals"
 )
 
-// small are arguments with which a run takes a moment.
-func small(dir string, more ...string) []string {
-	return append([]string{
-		"-output", dir, "-readme", readme(dir), "-stores", "chaistore,memstore", "-sizes", "100x300,200x300",
-		"-sweep-size", "100x300", "-duration", "2ms", "-repetitions", "2",
-	}, more...)
+var binary string // the benchmarks
+
+// TestMain runs the tests where the command is run, in the directory of the module.
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "compare")
+	if err == nil {
+		binary = filepath.Join(dir, "bench.test")
+		err = errors.Join(os.Chdir("../.."), build(context.Background(), binary))
+	}
+	if err != nil {
+		panic(err)
+	}
+	m.Run()
+	os.RemoveAll(dir)
 }
 
-// readme returns the path of a file that shows the summary.
-func readme(dir string) string {
-	return filepath.Join(dir, "..", "README.md")
-}
-
-func TestRunWritesAllFiles(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "results")
-	const shows = "<!-- include results/summary.md -->\n<!-- end -->\n"
-	if err := os.WriteFile(readme(dir), []byte(shows), 0o666); err != nil {
-		t.Fatal(err)
+// TestMeasure runs all benchmarks of all stores, each for a moment, and makes
+// tables and plots of the results.
+func TestMeasure(t *testing.T) {
+	dir := t.TempDir()
+	p := plan{
+		stores: rivals.All(), repetitions: 1, timeout: 2 * time.Minute,
+		benchmarks: "^sessions=(1000|10000)$", benchtime: "1x",
 	}
 	var stderr strings.Builder
-	if err := run(t.Context(), small(dir), &stderr); err != nil {
+	if err := p.measure(t.Context(), binary, filepath.Join(dir, rawFile), &stderr); err != nil {
 		t.Fatal(err)
 	}
-	if stderr.Len() > 0 {
-		t.Errorf("on standard error, which is no terminal: %s", &stderr)
+	if err := writeReport(dir); err != nil {
+		t.Fatal(err)
 	}
-	for _, name := range append([]string{rawFile, summaryFile, tablesFile}, report.Plots...) {
-		if info, err := os.Stat(filepath.Join(dir, name)); err != nil {
-			t.Error(err)
-		} else if info.Size() == 0 {
-			t.Errorf("%s is empty", name)
+	for _, name := range append([]string{rawFile, summaryFile, tablesFile}, report.Plots[:3]...) { // and no growth
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Size() == 0 {
+			t.Errorf("%s is missing or empty (%v)", name, err)
 		}
 	}
 	raw, err := os.ReadFile(filepath.Join(dir, rawFile))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for line, want := range map[string]int{
-		"\ncommand: go run ./cmd/compare -output ": 1,
-		"\ngo: ":   1,
-		"\ndisk: ": 1,
-		"\nBenchmarkCommit/goroutines=8/sessions=100/bytes=300/store=chaistore-": 2,
-	} {
-		if got := strings.Count(string(raw), line); got != want {
-			t.Errorf("the raw results have %q %d times, want %d", line, got, want)
+	for _, line := range []string{"\nmemory: ", "\nrepetitions: 1, of 1x for each benchmark\n", "\ngoos: ", "\nengines: "} {
+		if got := strings.Count(string(raw), line); got != 1 {
+			t.Errorf("the raw results have %q %d times, want it once", line, got)
 		}
 	}
-
-	text, err := os.ReadFile(readme(dir))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(string(text), "\n| **chaistore** | ") {
-		t.Errorf("the README does not show the summary:\n%s", text)
-	}
-
-	// The report can be made anew of the raw results.
-	tables := filepath.Join(dir, tablesFile)
-	before, err := os.ReadFile(tables)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(tables); err != nil {
-		t.Fatal(err)
-	}
-	if err := run(t.Context(), []string{"-report", "-output", dir, "-readme", readme(dir)}, io.Discard); err != nil {
-		t.Fatal(err)
-	}
-	after, err := os.ReadFile(tables)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(after) != string(before) {
-		t.Errorf("the tables made anew are\n%s\nwant\n%s", after, before)
+	progress := stderr.String()
+	for i, store := range p.stores {
+		if strings.Contains(progress, store.Name+" is left out") {
+			if strings.Contains(progress, rivals.ErrNotInstalled.Error()) {
+				continue
+			}
+			t.Fatal(progress)
+		}
+		if want := fmt.Sprintf("%2d of %d: %s", i+1, len(p.stores), store.Name); !strings.Contains(progress, want) {
+			t.Errorf("the progress does not have %q:\n%s", want, progress)
+		}
+		workloads := []string{"space", "mixed/goroutines=1", "request/goroutines=64"}
+		for _, goroutines := range []int{1, 8} {
+			for _, workload := range []string{"find", "warm", "miss"} {
+				workloads = append(workloads, fmt.Sprintf("%s/goroutines=%d", workload, goroutines))
+			}
+		}
+		for _, goroutines := range []int{1, 8, 64, 256} {
+			workloads = append(workloads, fmt.Sprintf("commit/goroutines=%d", goroutines))
+		}
+		if store.Sweeps {
+			workloads = append(workloads, "sweep")
+		}
+		for _, workload := range workloads {
+			size := 1000
+			if workload == "sweep" {
+				size = 10_000
+			}
+			name := fmt.Sprintf("\nBenchmarkStore/store=%s/sessions=%d/bytes=300/workload=%s-", store.Name, size, workload)
+			if got := strings.Count(string(raw), name); got != 1 {
+				t.Errorf("the raw results have %q %d times, want it once", name, got)
+			}
+		}
 	}
 }
 
-func TestRunEndsWithItsContext(t *testing.T) {
+// TestRepetitions checks that each repetition begins with another store.
+func TestRepetitions(t *testing.T) {
+	p := plan{
+		stores: []rivals.Rival{rivals.Memstore, rivals.Pebble}, repetitions: 2, timeout: time.Minute,
+		benchmarks: "^sessions=1000$/^bytes=300$/^workload=find$/^goroutines=1$", benchtime: "1x",
+	}
+	path := filepath.Join(t.TempDir(), rawFile)
+	if err := p.measure(t.Context(), binary, path, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for line := range strings.Lines(string(raw)) {
+		if _, rest, found := strings.Cut(line, "/store="); found {
+			store, _, _ := strings.Cut(rest, "/")
+			got = append(got, store)
+		}
+	}
+	want := []string{"memstore", "pebble", "pebble", "memstore"}
+	if !slices.Equal(got, want) {
+		t.Errorf("the results are of %v, want %v", got, want)
+	}
+}
+
+// TestStoreThatHangs checks that a store which takes too long is left out, and the
+// others are measured nevertheless.
+func TestStoreThatHangs(t *testing.T) {
+	p := plan{
+		stores: []rivals.Rival{rivals.Memstore}, repetitions: 2, timeout: time.Second,
+		benchmarks: "^sessions=1000$/^bytes=300$/^workload=find$", benchtime: "1h",
+	}
+	path := filepath.Join(t.TempDir(), rawFile)
+	var stderr strings.Builder
+	if err := p.measure(t.Context(), binary, path, &stderr); err != nil {
+		t.Fatal(err)
+	}
+	if want := "memstore is left out from now on (killed after 1s)"; strings.Count(stderr.String(), want) != 1 {
+		t.Errorf("the progress does not have %q once:\n%s", want, &stderr)
+	}
+}
+
+func TestMeasureEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	err := run(ctx, small(t.TempDir()), io.Discard)
+	p := plan{stores: []rivals.Rival{rivals.Memstore}, repetitions: 1, timeout: time.Minute, benchmarks: "^sessions=1000$", benchtime: "1h"}
+	// The line of progress is written when the store's process begins.
+	err := p.measure(ctx, binary, filepath.Join(t.TempDir(), rawFile), writerFunc(cancel))
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("the error is %v, want that of the context", err)
 	}
 }
 
-func TestArguments(t *testing.T) {
-	for _, args := range [][]string{
-		{"-stores", "redis"},
-		{"-workloads", "nap"},
-		{"-sizes", "many"},
-		{"-sizes", "100x300x2"},
-		{"-sizes", "0x300"},
-		{"-sweep-size", "1"},
-		{"-repetitions", "0"},
-		{"now"},
+type writerFunc func()
+
+func (f writerFunc) Write(b []byte) (int, error) {
+	f()
+	return len(b), nil
+}
+
+func TestCopyResults(t *testing.T) {
+	var raw strings.Builder
+	w := benchfmt.NewWriter(&raw)
+	for out, want := range map[string]bool{
+		"goos: linux\nBenchmarkA\nBenchmarkA \t 1\t 5 ns/op\nPASS\n": true,
+		"BenchmarkB\n--- SKIP: BenchmarkB\n    not installed\nPASS\n": false,
 	} {
-		if _, err := parse(args, io.Discard); err == nil {
-			t.Errorf("no error of %v", args)
+		if found, err := copyResults(w, []byte(out)); found != want || err != nil {
+			t.Errorf("%q: %v, %v, want %v", out, found, err, want)
 		}
 	}
-	o, err := parse([]string{"-quick", "-sizes", "5x300,6x4096", "-workloads", "find,space"}, io.Discard)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []measure.Size{{Sessions: 5, Bytes: 300}, {Sessions: 6, Bytes: 4096}}
-	if len(o.plan.Sizes) != 2 || o.plan.Sizes[0] != want[0] || o.plan.Sizes[1] != want[1] {
-		t.Errorf("the sizes are %v, want %v", o.plan.Sizes, want)
-	}
-	if got := strings.Join(o.plan.Families, " "); got != "find space" {
-		t.Errorf("the workloads are %s", got)
+	if want := "goos: linux\n\nBenchmarkA 1 5 ns/op\n"; raw.String() != want {
+		t.Errorf("the results are %q, want %q", &raw, want)
 	}
 }
 
-func TestTimeLeft(t *testing.T) {
-	p := &progress{began: time.Now().Add(-time.Minute)}
-	for done, want := range map[float64]string{0: "?", 0.25: "3m0s", 0.5: "1m0s", 1: "0s"} {
-		if got := p.left(done); got != want {
-			t.Errorf("%s left when %v is done, want %s", got, done, want)
+func TestArguments(t *testing.T) {
+	for _, args := range [][]string{{"now"}, {"-fast"}, {"-report", t.TempDir()}} {
+		if err := run(t.Context(), args, io.Discard); err == nil {
+			t.Errorf("no error of %v", args)
+		}
+	}
+}
+
+// TestPublished checks that the tables are those of the raw results.
+func TestPublished(t *testing.T) {
+	dir := t.TempDir()
+	raw, err := os.ReadFile(filepath.Join(resultsDir, rawFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, rawFile), raw, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeReport(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range append([]string{summaryFile, tablesFile}, report.Plots...) {
+		want, err1 := os.ReadFile(filepath.Join(dir, name))
+		got, err2 := os.ReadFile(filepath.Join(resultsDir, name))
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		if string(got) != string(want) {
+			t.Errorf("%s is not made of %s: run go run ./cmd/compare -report %s", name, rawFile, resultsDir)
 		}
 	}
 }

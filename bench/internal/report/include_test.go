@@ -52,7 +52,7 @@ func TestInclude(t *testing.T) {
 
 // TestReadmes checks that the READMEs show the committed results.
 func TestReadmes(t *testing.T) {
-	for _, path := range []string{"../../../README.md", "../../../storetest/README.md"} {
+	for _, path := range []string{"../../README.md", "../../../storetest/README.md"} {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"golang.org/x/perf/benchproc"
+	"golang.org/x/perf/benchunit"
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/font"
 	"gonum.org/v1/plot/plotter"
@@ -36,21 +38,22 @@ var colours = []color.RGBA{
 
 const (
 	width       = 20 * vg.Centimeter
-	height      = 11 * vg.Centimeter
+	height      = 11.6 * vg.Centimeter
 	legendWidth = 4.6 * vg.Centimeter
 	gap         = 0.4 * vg.Centimeter
 )
 
 // WritePlots writes the plots to dir. One that has nothing to show is left out.
 func (r *Results) WritePlots(dir string, stores []Store) error {
+	stores = slices.DeleteFunc(slices.Clone(stores), func(s Store) bool { return !s.Plotted })
 	plots := []func([]Store) (*picture, error){r.plotCommits, r.plotFinds, r.plotRequests, r.plotGrowth}
 	for i, name := range Plots {
 		path := filepath.Join(dir, name)
 		picture, err := plots[i](stores)
-		if err == nil && picture == nil {
+		if err == nil && !picture.drawn {
 			err = os.RemoveAll(path)
 		} else if err == nil {
-			err = picture.write(path)
+			err = picture.write(path, r.caption())
 		}
 		if err != nil {
 			return fmt.Errorf("plot %s: %w", name, err)
@@ -59,29 +62,48 @@ func (r *Results) WritePlots(dir string, stores []Store) error {
 	return nil
 }
 
-// A picture is plots side by side, with a legend at the right unless it is nil.
-type picture struct {
-	plots  []*plot.Plot
-	legend *plot.Legend
+// caption says what the numbers of the plots depend on, and what they show.
+func (r *Results) caption() string {
+	return fmt.Sprintf("%s, %s cores; %s; Go %s. Medians; the whiskers go from the least to the greatest repetition.",
+		r.get("cpu"), r.get("cores"), r.get("disk"), r.get("go"))
 }
 
-func newLegend() *plot.Legend {
+// A picture is plots side by side, with a legend at the right unless it is empty.
+type picture struct {
+	plots  []*plot.Plot
+	legend plot.Legend
+	keys   []string // the labels of the legend
+	drawn  bool     // whether the plots show something
+}
+
+func newPicture(plots ...*plot.Plot) *picture {
 	legend := plot.NewLegend()
 	legend.TextStyle.Font = sans(10)
 	legend.Top, legend.Left = true, true
 	legend.Padding = vg.Millimeter
 	legend.ThumbnailWidth = 0.9 * vg.Centimeter
-	return &legend
+	return &picture{plots: plots, legend: legend}
 }
 
-func (p *picture) write(path string) error {
+// explain adds a label to the legend, unless it is there already.
+func (p *picture) explain(label string, thumbnail plot.Thumbnailer) {
+	if !slices.Contains(p.keys, label) {
+		p.keys = append(p.keys, label)
+		p.legend.Add(label, thumbnail)
+	}
+}
+
+func (p *picture) write(path, caption string) error {
 	canvas := vgsvg.New(width, height)
 	all := draw.New(canvas)
 	all.SetColor(color.White)
 	all.Fill(all.Rectangle.Path())
 	all = draw.Crop(all, gap, -gap, gap, -gap)
+	style := text.Style{Color: color.Gray{0x55}, Font: sans(8), Handler: plot.DefaultTextHandler}
+	all.FillText(style, all.Min, caption)
+	all = draw.Crop(all, 0, 0, 0.6*vg.Centimeter, 0)
 	room := all.Size().X
-	if p.legend != nil {
+	if len(p.keys) > 0 {
 		room -= legendWidth
 		p.legend.Draw(draw.Crop(all, room, 0, 0, -0.8*vg.Centimeter))
 	}
@@ -94,8 +116,8 @@ func (p *picture) write(path string) error {
 	if err != nil {
 		return err
 	}
+	defer file.Close()
 	if _, err := canvas.WriteTo(file); err != nil {
-		file.Close()
 		return err
 	}
 	return file.Close()
@@ -124,14 +146,16 @@ func newPlot(title, x, y string) *plot.Plot {
 // A logarithmic axis is a linear one of exponents of ten here: gonum leaves room
 // for the label of a [plot.LogScale] where it would be if the axis were linear.
 
-// logarithmic labels the powers of ten on an axis of exponents, and extends it to
-// whole ones.
-func logarithmic(axis *plot.Axis) {
+// logarithmic labels the powers of ten on an axis of exponents with a unit, and
+// extends the axis to whole ones.
+func logarithmic(axis *plot.Axis, unit string) {
 	axis.Min, axis.Max = math.Floor(axis.Min), math.Ceil(axis.Max)
 	var ticks plot.ConstantTicks
 	for exponent := axis.Min; exponent <= axis.Max; exponent++ {
 		power := math.Pow(10, exponent)
-		ticks = append(ticks, plot.Tick{Value: exponent, Label: english.Sprintf("%.*f", max(0, -int(exponent)), power)})
+		scale := benchunit.CommonScale([]float64{power * 1.001}, benchunit.Decimal)
+		label := fmt.Sprintf("%.0f %s%s", power/scale.Factor, scale.Prefix, unit)
+		ticks = append(ticks, plot.Tick{Value: exponent, Label: label})
 		for digit := 2; digit <= 9 && exponent < axis.Max; digit++ {
 			ticks = append(ticks, plot.Tick{Value: math.Log10(float64(digit) * power)})
 		}
@@ -148,233 +172,196 @@ func logarithmicAt(axis *plot.Axis, values []int) {
 	axis.Tick.Marker = ticks
 }
 
-// addLine adds a store's line to a plot with two logarithmic axes. The first
-// store's is the boldest.
-func addLine(p *plot.Plot, stores []Store, i int, points plotter.XYs) (plot.Thumbnailer, error) {
-	for i, point := range points {
-		points[i] = plotter.XY{X: math.Log10(point.X), Y: math.Log10(point.Y)}
+// A spread is a median on an axis, with how far it is to the least and to the
+// greatest of the repetitions.
+type spread struct{ median, below, above float64 }
+
+// spreadOf returns the spread of a sample on an axis that shows f of each value.
+func (r *Results) spreadOf(k key, f func(float64) float64) (s spread, ok bool) {
+	median, ok := r.median(k)
+	if !ok {
+		return s, false
 	}
-	line, dots, err := plotter.NewLinePoints(points)
-	if err != nil {
-		return nil, err
-	}
-	line.Color, dots.Color = colours[i%len(colours)], colours[i%len(colours)]
-	line.Width, dots.Radius, dots.Shape = 1.2, 2.2, draw.CircleGlyph{}
-	if stores[i].Dashed {
-		line.Dashes = []vg.Length{4, 3}
-	}
-	if i == 0 {
-		line.Width, dots.Radius = 3.2, 4
-	}
-	p.Add(line, dots)
-	return line, nil
+	s.median = f(median)
+	s.below, s.above = s.median-f(slices.Min(r.samples[k])), f(slices.Max(r.samples[k]))-s.median
+	return s, true
 }
 
-// lines adds a line for each store that has points. It returns false if none has.
-func (r *Results) lines(pic *picture, p *plot.Plot, stores []Store, points func(store string) plotter.XYs) (bool, error) {
-	found := false
+// A curve is the points of a store, with the spread of each on the Y axis.
+type curve struct {
+	plotter.XYs
+	plotter.YErrors
+}
+
+// addCurves adds a curve of the medians of a unit for each store, with a point for
+// each value on the X axis, to a plot with two logarithmic axes.
+func (r *Results) addCurves(pic *picture, p *plot.Plot, stores []Store, unit, axisUnit string, xs []int,
+	at func(x int) (workload string, size benchproc.Key)) error {
 	thumbnails := make([]plot.Thumbnailer, len(stores))
-	// The first store's line is drawn last, on top of the others.
+	// The first store's curve is drawn last, on top of the others, and is the boldest.
 	for i, store := range slices.Backward(stores) {
-		xys := points(store.Name)
-		if len(xys) == 0 {
-			continue
-		}
-		thumbnail, err := addLine(p, stores, i, xys)
-		if err != nil {
-			return false, err
-		}
-		thumbnails[i], found = thumbnail, true
-	}
-	if len(pic.plots) == 0 {
-		for i, thumbnail := range thumbnails {
-			if thumbnail != nil {
-				pic.legend.Add(stores[i].label(), thumbnail)
+		var c curve
+		for _, x := range xs {
+			workload, size := at(x)
+			if s, ok := r.spreadOf(key{workload, size, store.Name, unit}, math.Log10); ok {
+				c.XYs = append(c.XYs, plotter.XY{X: math.Log10(float64(x)), Y: s.median})
+				c.YErrors = append(c.YErrors, struct{ Low, High float64 }{s.below, s.above})
 			}
 		}
+		if len(c.XYs) == 0 {
+			continue
+		}
+		line, dots, err := plotter.NewLinePoints(c)
+		if err != nil {
+			return err
+		}
+		bars, err := plotter.NewYErrorBars(c)
+		if err != nil {
+			return err
+		}
+		line.Color, dots.Color, bars.Color = colours[i], colours[i], colours[i]
+		line.Width, dots.Radius, dots.Shape = 1.2, 2.2, draw.CircleGlyph{}
+		if store.Dashed {
+			line.Dashes = []vg.Length{4, 3}
+		}
+		if i == 0 {
+			line.Width, dots.Radius = 3.2, 4
+		}
+		p.Add(line, dots, bars)
+		thumbnails[i], pic.drawn = line, true
 	}
-	pic.plots = append(pic.plots, p)
-	return found, nil
+	for i, thumbnail := range thumbnails {
+		if thumbnail != nil {
+			pic.explain(stores[i].label(), thumbnail)
+		}
+	}
+	logarithmic(&p.Y, axisUnit)
+	logarithmicAt(&p.X, xs)
+	return nil
 }
 
 func (r *Results) plotCommits(stores []Store) (*picture, error) {
-	goroutines := []int{1, 8, 64, 256}
-	p := newPlot(fmt.Sprintf("Commits per second, %v", r.mainSize()), "goroutines that commit", "commits/s (more is better)")
-	pic := &picture{legend: newLegend()}
-	found, err := r.lines(pic, p, stores, func(store string) (xys plotter.XYs) {
-		for _, n := range goroutines {
-			y, ok := r.median(key{fmt.Sprintf("Commit/goroutines=%d", n), r.mainSize(), store, unitCommits})
-			if ok {
-				xys = append(xys, plotter.XY{X: float64(n), Y: y})
-			}
-		}
-		return xys
-	})
-	if err != nil || !found {
-		return nil, err
-	}
-	logarithmic(&p.Y)
-	logarithmicAt(&p.X, goroutines)
-	return pic, nil
+	p := newPlot("Commits per second, "+sizeLabel(r.mainSize()), "goroutines that commit", "commits/s (more is better)")
+	pic := newPicture(p)
+	return pic, r.addCurves(pic, p, stores, unitCommits, "", []int{1, 8, 64, 256},
+		func(goroutines int) (string, benchproc.Key) { return fmt.Sprint("commit ", goroutines), r.mainSize() })
 }
 
 // plotGrowth shows what a commit and a find cost with more and more sessions.
 func (r *Results) plotGrowth(stores []Store) (*picture, error) {
-	var sizes []size
-	var ticks []int
+	_, mainBytes, _ := parseSize(r.mainSize())
+	bySessions := make(map[int]benchproc.Key)
+	var xs []int
 	for _, size := range r.sizes {
-		if size.bytes == r.mainSize().bytes {
-			sizes, ticks = append(sizes, size), append(ticks, size.sessions)
+		if sessions, bytes, _ := parseSize(size); bytes == mainBytes && size != r.sweep {
+			xs, bySessions[sessions] = append(xs, sessions), size
 		}
 	}
-	if len(sizes) < 2 {
-		return nil, nil
+	pic := newPicture()
+	if len(xs) < 2 {
+		return pic, nil
 	}
-	pic := &picture{legend: newLegend()}
 	for _, panel := range []struct{ title, workload, label string }{
-		{"Commit, 64 goroutines", "Commit/goroutines=64", "µs per commit (less is better)"},
-		{"Find, 1 goroutine", "FindHit/goroutines=1", "µs per find (less is better)"},
+		{"Commits by 64 goroutines", "commit 64", "time / commits: cost, not latency (less is better)"},
+		{"Finds by 1 goroutine", "find 1", "time / finds (less is better)"},
 	} {
-		p := newPlot(panel.title, fmt.Sprintf("sessions of %d bytes", r.mainSize().bytes), panel.label)
-		found, err := r.lines(pic, p, stores, func(store string) (xys plotter.XYs) {
-			for _, size := range sizes {
-				y, ok := r.median(key{panel.workload, size, store, unitTime})
-				if ok {
-					xys = append(xys, plotter.XY{X: float64(size.sessions), Y: y * 1e6})
-				}
-			}
-			return xys
+		p := newPlot(panel.title, fmt.Sprintf("sessions of %d bytes", mainBytes), panel.label)
+		pic.plots = append(pic.plots, p)
+		err := r.addCurves(pic, p, stores, unitTime, "s", xs, func(sessions int) (string, benchproc.Key) {
+			return panel.workload, bySessions[sessions]
 		})
-		if err != nil || !found {
+		if err != nil {
 			return nil, err
 		}
-		logarithmic(&p.Y)
-		logarithmicAt(&p.X, ticks)
 	}
 	return pic, nil
 }
 
-// rows makes the Y axis of p one with a row for each of the stores, from the top.
-// It returns the row of each.
-func rows(p *plot.Plot, stores []Store) map[string]float64 {
-	row := make(map[string]float64)
-	var ticks plot.ConstantTicks
-	for i, store := range stores {
-		row[store.Name] = float64(len(stores) - 1 - i)
-		ticks = append(ticks, plot.Tick{Value: row[store.Name], Label: store.label()})
-	}
-	p.Y.Tick.Marker = ticks
-	p.Y.Tick.Length = 0
-	p.Y.Min, p.Y.Max = -0.6, float64(len(stores))-0.4
-	return row
+// A series is a mark on the row of each store.
+type series struct {
+	label, workload, unit string
+	shape                 draw.GlyphDrawer
+	above                 float64 // the middle of the row
 }
 
-// measuredWith returns the stores of which a workload has results.
-func (r *Results) measuredWith(workload string, stores []Store) (measured []Store) {
+// A bar is a point with its spread on the X axis.
+type bar struct {
+	plotter.XYs
+	plotter.XErrors
+}
+
+// addRows adds the series to a plot whose Y axis has a row for each store that was
+// measured, from the top. The X axis shows f of each value.
+func (r *Results) addRows(pic *picture, p *plot.Plot, stores []Store, all []series, f func(float64) float64) error {
+	var measured []Store
 	for _, store := range stores {
-		if _, ok := r.median(key{workload, r.mainSize(), store.Name, unitP50}); ok {
+		if _, ok := r.median(key{all[0].workload, r.mainSize(), store.Name, all[0].unit}); ok {
 			measured = append(measured, store)
 		}
 	}
-	return measured
-}
-
-func colourOf(stores []Store, store Store) color.Color {
-	return colours[slices.Index(stores, store)%len(colours)]
-}
-
-func (r *Results) plotFinds(stores []Store) (*picture, error) {
-	const alone = "FindHit/goroutines=1"
-	measured := r.measuredWith(alone, stores)
-	if len(measured) == 0 {
-		return nil, nil
-	}
-	p := newPlot(fmt.Sprintf("Latency of a find, %v", r.mainSize()), "µs (less is better)", "")
-	row := rows(p, measured)
-	pic := &picture{plots: []*plot.Plot{p}, legend: newLegend()}
-	for _, series := range []struct {
-		label, workload, unit string
-		shape                 draw.GlyphDrawer
-		above                 float64 // the middle of the row
-	}{
-		{"alone, p50", alone, unitP50, draw.CircleGlyph{}, 0.13},
-		{"alone, p99", alone, unitP99, draw.RingGlyph{}, 0.13},
-		{"while 8 commit, p50", workloadMixed, unitP50, draw.BoxGlyph{}, -0.13},
-		{"while 8 commit, p99", workloadMixed, unitP99, draw.SquareGlyph{}, -0.13},
-	} {
-		found := false
-		for _, store := range measured {
-			x, ok := r.median(key{series.workload, r.mainSize(), store.Name, series.unit})
+	var ticks plot.ConstantTicks
+	for i, store := range measured {
+		row := float64(len(measured) - 1 - i)
+		ticks = append(ticks, plot.Tick{Value: row, Label: store.label()})
+		for _, series := range all {
+			s, ok := r.spreadOf(key{series.workload, r.mainSize(), store.Name, series.unit}, f)
 			if !ok {
 				continue
 			}
-			points, err := plotter.NewScatter(plotter.XYs{{X: math.Log10(x * 1e6), Y: row[store.Name] + series.above}})
+			b := bar{plotter.XYs{{X: s.median, Y: row + series.above}}, plotter.XErrors{{Low: s.below, High: s.above}}}
+			points, err := plotter.NewScatter(b)
 			if err != nil {
-				return nil, err
+				return err
 			}
-			points.Color, points.Shape, points.Radius = colourOf(stores, store), series.shape, 3
+			whiskers, err := plotter.NewXErrorBars(b)
+			if err != nil {
+				return err
+			}
+			colour := colours[slices.Index(stores, store)]
+			points.Color, points.Shape, points.Radius, whiskers.Color = colour, series.shape, 3, colour
 			if store == stores[0] {
 				points.Radius = 4.5
 			}
-			p.Add(points)
-			found = true
-		}
-		if found {
-			thumbnail := &plotter.Scatter{GlyphStyle: draw.GlyphStyle{Color: color.Gray{0x55}, Shape: series.shape, Radius: 3.5}}
-			pic.legend.Add(series.label, thumbnail)
+			p.Add(whiskers, points)
+			pic.drawn = true
+			if len(all) > 1 {
+				pic.explain(series.label, &plotter.Scatter{GlyphStyle: draw.GlyphStyle{Color: color.Gray{0x55}, Shape: series.shape, Radius: 3.5}})
+			}
 		}
 	}
-	logarithmic(&p.X)
-	return pic, nil
+	p.Y.Tick.Marker = ticks
+	p.Y.Tick.Length = 0
+	p.Y.Min, p.Y.Max = -0.6, float64(len(measured))-0.4
+	return nil
+}
+
+func (r *Results) plotFinds(stores []Store) (*picture, error) {
+	p := newPlot("Latency of a find, "+sizeLabel(r.mainSize()), "time (less is better)", "")
+	pic := newPicture(p)
+	err := r.addRows(pic, p, stores, []series{
+		{"alone, p50", "find 1", unitP50, draw.CircleGlyph{}, 0.22},
+		{"alone, p99", "find 1", unitP99, draw.RingGlyph{}, 0.22},
+		{"working set, p50", "warm 1", unitP50, draw.PyramidGlyph{}, 0},
+		{"working set, p99", "warm 1", unitP99, draw.TriangleGlyph{}, 0},
+		{"while 8 commit, p50", "mixed 1", unitP50, draw.BoxGlyph{}, -0.22},
+		{"while 8 commit, p99", "mixed 1", unitP99, draw.SquareGlyph{}, -0.22},
+	}, math.Log10)
+	logarithmic(&p.X, "s")
+	return pic, err
 }
 
 func (r *Results) plotRequests(stores []Store) (*picture, error) {
-	measured := r.measuredWith(workloadRequest, stores)
-	if len(measured) == 0 {
-		return nil, nil
-	}
-	p := newPlot(fmt.Sprintf("Requests per second by 64 clients, %v", r.mainSize()), "requests/s (more is better)", "")
-	row := rows(p, measured)
-	for _, store := range measured {
-		x, _ := r.median(key{workloadRequest, r.mainSize(), store.Name, unitRequests})
-		p99, _ := r.median(key{workloadRequest, r.mainSize(), store.Name, unitP99})
-		thickness := 0.35 * vg.Centimeter
-		if store == stores[0] {
-			thickness *= 1.8
-		}
-		bar, err := plotter.NewBarChart(plotter.Values{x}, thickness)
-		if err != nil {
-			return nil, err
-		}
-		bar.Horizontal, bar.XMin = true, row[store.Name]
-		bar.Color, bar.LineStyle.Width = colourOf(stores, store), 0
-		label, err := plotter.NewLabels(plotter.XYLabels{
-			XYs:    plotter.XYs{{X: x, Y: row[store.Name]}},
-			Labels: []string{fmt.Sprintf("%s/s; p99 %s ms", count(x), millis(p99))},
-		})
-		if err != nil {
-			return nil, err
-		}
-		label.TextStyle[0].Font = sans(9)
-		label.TextStyle[0].YAlign = text.YCenter
-		label.Offset.X = 1.5 * vg.Millimeter
-		p.Add(bar, label)
-		p.X.Max = max(p.X.Max, 1.3*x) // room for the label
-	}
+	p := newPlot("Requests per second by 64 clients, "+sizeLabel(r.mainSize()), "requests/s (more is better)", "")
+	pic := newPicture(p)
+	err := r.addRows(pic, p, stores, []series{{"requests/s", "request 64", unitRequests, draw.CircleGlyph{}, 0}},
+		func(x float64) float64 { return x })
 	p.X.Min = 0
-	p.X.Tick.Marker = thousands{}
-	return &picture{plots: []*plot.Plot{p}}, nil
-}
-
-// thousands labels the default ticks with separators of thousands.
-type thousands struct{}
-
-func (thousands) Ticks(least, greatest float64) []plot.Tick {
-	ticks := plot.DefaultTicks{}.Ticks(least, greatest)
-	for i := range ticks {
-		if !ticks[i].IsMinor() {
+	p.X.Tick.Marker = plot.TickerFunc(func(least, greatest float64) []plot.Tick {
+		ticks := plot.DefaultTicks{}.Ticks(least, greatest)
+		for i := range ticks {
 			ticks[i].Label = count(ticks[i].Value)
 		}
-	}
-	return ticks
+		return ticks
+	})
+	return pic, err
 }

@@ -1,7 +1,6 @@
 package report
 
 import (
-	"bytes"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -11,62 +10,54 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"golang.org/x/perf/benchfmt"
 )
 
 var stores = []Store{
-	{Name: "ours", Settings: "as it comes"},
-	{Name: "theirs"},
-	{Name: "third", Remark: "yardstick", Dashed: true},
-	{Name: "absent"},
-	{Name: "not-chosen"},
+	{Name: "ours", Settings: "as it comes", Plotted: true},
+	{Name: "ours+load"},
+	{Name: "theirs", Plotted: true},
+	{Name: "third", Remark: "yardstick", Plotted: true, Dashed: true},
+	{Name: "absent", Plotted: true},
 }
 
-// rawResults returns results of two stores, in which ours is twice as fast as
-// theirs, and a third one of which only commits were measured.
-func rawResults(t *testing.T) *bytes.Buffer {
-	t.Helper()
-	var raw bytes.Buffer
-	w, err := NewWriter(&raw, []benchfmt.Config{Line("cpu", "abacus"), Line(NotInstalled, "absent")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	write := func(name string, values ...benchfmt.Value) {
-		t.Helper()
-		if err := w.Write(&benchfmt.Result{Name: benchfmt.Name(name), Iters: 10, Values: values}); err != nil {
-			t.Fatal(err)
+// rawResults returns results of stores of which ours is twice as fast as theirs,
+// and a third one of which only commits were measured.
+func rawResults() string {
+	var raw strings.Builder
+	raw.WriteString("cpu: abacus\ncores: 7\ndisk: drum\ngo: 1.0\n")
+	write := func(workload, size, store string, values ...any) {
+		fmt.Fprintf(&raw, "BenchmarkStore/store=%s/%s/workload=%s-2 10", store, size, workload)
+		for _, value := range values {
+			fmt.Fprint(&raw, " ", value)
 		}
+		raw.WriteByte('\n')
 	}
 	for _, repetition := range []float64{1, 100, 3} { // the median is the last
-		for _, size := range []string{"sessions=1000/bytes=300", "sessions=20000/bytes=300", "sessions=20000/bytes=4096"} {
-			for name, factor := range map[string]float64{"ours": 2, "theirs": 1, "third": 4} {
-				rest := "/" + size + "/store=" + name + "-2"
+		for _, size := range []string{"sessions=20000/bytes=4096", "sessions=1000/bytes=300", "sessions=20000/bytes=300"} {
+			for store, factor := range map[string]float64{"ours": 2, "ours+load": 1.5, "theirs": 1, "third": 4} {
 				rate := 1000 * repetition * factor
-				timed := []benchfmt.Value{
-					{Value: 1e9 / rate, Unit: "ns/op"}, {Value: 0.7e9 / rate, Unit: "p50-ns"}, {Value: 2e9 / rate, Unit: "p99-ns"},
-				}
+				timed := []any{1e9 / rate, "ns/op", 0.7e9 / rate, "p50-ns", 2e9 / rate, "p99-ns", rate}
 				for _, goroutines := range []int{1, 8, 64, 256} {
-					write(fmt.Sprintf("Commit/goroutines=%d%s", goroutines, rest), append(timed, benchfmt.Value{Value: rate, Unit: "commits/s"})...)
+					write(fmt.Sprintf("commit/goroutines=%d", goroutines), size, store, append(timed, "commits/s")...)
 				}
-				if name == "third" {
+				if store == "third" {
 					continue
 				}
-				for _, workload := range []string{"FindHit/goroutines=1", "FindWhileCommitting/goroutines=1/committers=8"} {
-					write(workload+rest, append(timed, benchfmt.Value{Value: rate, Unit: "finds/s"})...)
+				for _, workload := range []string{"find", "warm", "mixed"} {
+					write(workload+"/goroutines=1", size, store, append(timed, "finds/s")...)
 				}
-				write("Request/clients=64"+rest, append(timed, benchfmt.Value{Value: rate, Unit: "requests/s"}, benchfmt.Value{Value: 1, Unit: "failures"})...)
-				write("Space"+rest, benchfmt.Value{Value: 3 << 20, Unit: "disk-bytes"}, benchfmt.Value{Value: 0, Unit: "heap-bytes"})
+				write("request/goroutines=64", size, store, append(timed, "requests/s", 1, "failures")...)
+				write("space", size, store, 3<<20, "disk-bytes", 0, "heap-bytes")
 			}
 		}
-		write("Sweep/committers=4/sessions=50/bytes=300/store=theirs-2", benchfmt.Value{Value: 5e6 * repetition, Unit: "worst-commit-ns"})
+		write("sweep", "sessions=50/bytes=300", "theirs", 5e6*repetition, "worst-commit-ns")
 	}
-	return &raw
+	return raw.String()
 }
 
-func read(t *testing.T) *Results {
+func read(t *testing.T, raw string) *Results {
 	t.Helper()
-	results, err := Read(rawResults(t))
+	results, err := Read(strings.NewReader(raw))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,70 +65,81 @@ func read(t *testing.T) *Results {
 }
 
 func TestSummary(t *testing.T) {
-	var got bytes.Buffer
-	if err := read(t).WriteSummary(&got, stores); err != nil {
-		t.Fatal(err)
-	}
+	got := read(t, rawResults()).Summary(stores)
 	want := `Medians with 20,000 sessions of 300 bytes (the sweep: half of 50 sessions of 300 bytes); in brackets, the ratio to the value of ours.
 
-| store | commits/s, 1 goroutine | commits/s, 64 goroutines | find, µs | find p99 while 8 commit, µs | requests/s | worst commit in a sweep, ms | disk, MiB |
-|---|---:|---:|---:|---:|---:|---:|---:|
-| **ours** | 6,000 | 6,000 | 117 | 333 | 6,000 | n/a | 3.0 |
-| theirs | 3,000 (0.50×) | 3,000 (0.50×) | 233 (2.0×) | 667 (2.0×) | 3,000 (0.50×) | 15.0 | 3.0 (1.0×) |
-| third (yardstick) | 12,000 (2.0×) | 12,000 (2.0×) | n/a | n/a | n/a | n/a | n/a |
-| absent | not installed | not installed | not installed | not installed | not installed | not installed | not installed |
+| store | commits/s, 1 goroutine | commits/s, 64 goroutines | find, µs | find in a working set, µs | find p99 while 8 commit, µs | requests/s | worst commit in a sweep, ms | disk, MiB |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|
+| **ours** | 6,000 | 6,000 | 117 | 117 | 333 | 6,000 | n/a | 3.0 |
+| ours+load | 4,500 (0.75×) | 4,500 (0.75×) | 156 (1.3×) | 156 (1.3×) | 444 (1.3×) | 4,500 (0.75×) | n/a | 3.0 (1.0×) |
+| theirs | 3,000 (0.50×) | 3,000 (0.50×) | 233 (2.0×) | 233 (2.0×) | 667 (2.0×) | 3,000 (0.50×) | 15.0 | 3.0 (1.0×) |
+| third (yardstick) | 12,000 (2.0×) | 12,000 (2.0×) | n/a | n/a | n/a | n/a | n/a | n/a |
 `
-	if got.String() != want {
-		t.Errorf("the summary is\n%s\nwant\n%s", &got, want)
+	if got != want {
+		t.Errorf("the summary is\n%s\nwant\n%s", got, want)
 	}
 }
 
 func TestTables(t *testing.T) {
-	var got bytes.Buffer
-	if err := read(t).WriteTables(&got, stores); err != nil {
-		t.Fatal(err)
-	}
+	got := read(t, rawResults()).Tables(stores)
+	rest := got
 	for _, want := range []string{
 		"- cpu: abacus\n",
 		"- ours: as it comes.\n",
+		"- absent: not measured.\n",
 		"## Commits per second\n",
 		"### 1,000 sessions of 300 bytes\n",
+		"### 20,000 sessions of 300 bytes\n",
 		"### 20,000 sessions of 4,096 bytes\n",
 		"| **ours** | 6,000 | 6,000 | 6,000 | 6,000 |\n",
+		"| theirs | 3.0 (1.0×) | none |\n",
+		"## Sweep\n",
 		"### 50 sessions of 300 bytes\n",
 		"| theirs | 15.0 |\n",
-		"| theirs | 3.0 (1.0×) | none |\n",
-		"- theirs: 3 calls of Request/clients=64, with 20,000 sessions of 300 bytes\n",
+		"- theirs: 3 calls of request 64, with 20,000 sessions of 300 bytes\n",
 	} {
-		if !strings.Contains(got.String(), want) {
-			t.Errorf("the tables do not have %q:\n%s", want, &got)
+		_, after, found := strings.Cut(rest, want)
+		if !found {
+			t.Fatalf("the tables do not have %q here:\n%s", want, rest)
 		}
+		rest = after
 	}
-	if strings.Contains(got.String(), "misses") {
+	if strings.Contains(got, "misses") {
 		t.Error("the tables have a column of what was not measured")
 	}
 }
 
 func TestPlots(t *testing.T) {
 	dir := t.TempDir()
-	if err := read(t).WritePlots(dir, stores); err != nil {
+	if err := read(t, rawResults()).WritePlots(dir, stores); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string][]string{
-		"commits.svg":  {"ours", "theirs", "third (yardstick)", "goroutines that commit", "256", "10,000"},
-		"find.svg":     {"ours", "theirs", "µs (less is better)", "alone, p50"},
-		"requests.svg": {"ours", "theirs", "requests/s (more is better)", "6,000/s; p99 0.33 ms"},
-		"growth.svg":   {"ours", "theirs", "sessions of 300 bytes", "1,000", "20,000"},
+		"commits.svg":  {"ours", "theirs", "third (yardstick)", "goroutines that commit", "256", "1 M"},
+		"find.svg":     {"ours", "theirs", "time (less is better)", "alone, p50", "10 µs"},
+		"requests.svg": {"ours", "theirs", "requests/s (more is better)", "100,000"},
+		"growth.svg":   {"ours", "theirs", "sessions of 300 bytes", "1,000", "20,000", "100 µs"},
 	} {
 		texts := svgTexts(t, filepath.Join(dir, name))
-		for _, text := range want {
+		caption := "abacus, 7 cores; drum; Go 1.0. Medians; the whiskers go from the least to the greatest repetition."
+		for _, text := range append(want, caption) {
 			if !slices.Contains(texts, text) {
 				t.Errorf("%s does not have %q: %q", name, text, texts)
 			}
 		}
-		if slices.Contains(texts, "absent") {
-			t.Errorf("%s shows a store that was not measured", name)
+		for _, store := range []string{"absent", "ours+load"} {
+			if slices.Contains(texts, store) {
+				t.Errorf("%s shows %s", name, store)
+			}
 		}
+	}
+}
+
+func TestSpread(t *testing.T) {
+	results := read(t, rawResults())
+	got, ok := results.spreadOf(key{"commit 1", results.mainSize(), "theirs", unitCommits}, func(x float64) float64 { return 2 * x })
+	if want := (spread{6000, 4000, 194000}); !ok || got != want {
+		t.Errorf("the spread is %v (%v), want %v", got, ok, want)
 	}
 }
 
@@ -166,21 +168,13 @@ func svgTexts(t *testing.T, path string) (texts []string) {
 
 // TestOneResult has the least that can be shown.
 func TestOneResult(t *testing.T) {
-	raw := "BenchmarkCommit/goroutines=1/sessions=5/bytes=300/store=theirs-2 10 100 ns/op 1000 commits/s\n"
-	results, err := Read(strings.NewReader(raw))
-	if err != nil {
-		t.Fatal(err)
-	}
+	results := read(t, "BenchmarkStore/store=theirs/sessions=5/bytes=300/workload=commit/goroutines=1-2 10 100 ns/op 1000 commits/s\n")
 	dir := t.TempDir()
 	if err := results.WritePlots(dir, stores); err != nil {
 		t.Fatal(err)
 	}
-	var summary bytes.Buffer
-	if err := results.WriteSummary(&summary, stores); err != nil {
-		t.Fatal(err)
-	}
-	if want := "\n| theirs | 1,000 |\n"; !strings.Contains(summary.String(), want) {
-		t.Errorf("the summary does not have %q:\n%s", want, &summary)
+	if got, want := results.Summary(stores), "\n| theirs | 1,000 |\n"; !strings.Contains(got, want) {
+		t.Errorf("the summary does not have %q:\n%s", want, got)
 	}
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -192,22 +186,31 @@ func TestOneResult(t *testing.T) {
 }
 
 func TestReadRefusesOtherResults(t *testing.T) {
-	for _, raw := range []string{"", "BenchmarkCommit-2 1 1 ns/op\n", "BenchmarkCommit/sessions=many/store=ours-2 1 1 ns/op\n"} {
-		if _, err := Read(strings.NewReader(raw)); err == nil {
-			t.Errorf("no error of reading %q", raw)
+	for _, name := range []string{
+		"", "Commit-2", "Store/store=ours/workload=space-2", "Store/store=ours/sessions=many/bytes=300/workload=space-2",
+		"Store/sessions=5/bytes=300/workload=space-2", "Store/store=ours/sessions=5/bytes=300-2",
+	} {
+		if _, err := Read(strings.NewReader("Benchmark" + name + " 1 1 ns/op\n")); err == nil {
+			t.Errorf("no error of reading %q", name)
 		}
+	}
+	if _, err := Read(strings.NewReader("")); err == nil {
+		t.Error("no error of reading nothing")
 	}
 }
 
 func TestMachine(t *testing.T) {
-	config, err := Machine(t.TempDir(), nil)
+	got, err := Machine(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range config {
-		if len(line.Value) == 0 && line.Key != "modules" {
-			t.Errorf("%s is not known", line.Key)
+	for line := range strings.Lines(got) {
+		if key, value, _ := strings.Cut(strings.TrimSpace(line), ": "); value == "" {
+			t.Errorf("%s is not known", key)
 		}
+	}
+	if !strings.Contains(got, "github.com/chaisql/chai v0.16.1, ") || !strings.Contains(got, "\ndisk: ") {
+		t.Errorf("something is missing in\n%s", got)
 	}
 }
 

@@ -1,24 +1,25 @@
 package report
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
+	"golang.org/x/perf/benchproc"
 	"golang.org/x/text/language"
 	"golang.org/x/text/message"
 )
 
-// A Store is a row of the tables, and a colour of the plots. The first one is
-// what the others are compared with.
+// A Store is a row of the tables. The others are compared with the first one.
 type Store struct {
 	Name     string // in the results
 	Remark   string // what to say of it in brackets, if anything
 	Settings string // how it was set up
-	Dashed   bool   // whether it is one among the others, or there for comparison
+	Plotted  bool   // whether it is in the plots
+	Dashed   bool   // whether its lines are dashed
 }
 
 func (s Store) label() string {
@@ -43,91 +44,96 @@ type table struct {
 	columns []column
 }
 
+const workloadSweep = "sweep"
+
 var tables = []table{
 	{
 		"Commits per second", "Renewals of random sessions by so many goroutines. More is better.",
 		[]column{
-			{"1 goroutine", "Commit/goroutines=1", unitCommits, count},
-			{"8", "Commit/goroutines=8", unitCommits, count},
-			{"64", "Commit/goroutines=64", unitCommits, count},
-			{"256", "Commit/goroutines=256", unitCommits, count},
+			{"1 goroutine", "commit 1", unitCommits, count},
+			{"8", "commit 8", unitCommits, count},
+			{"64", "commit 64", unitCommits, count},
+			{"256", "commit 256", unitCommits, count},
 		},
 	}, {
 		"Latency of a commit", "Half of the commits, or 99 % of them, took no longer, in µs. Less is better.",
 		[]column{
-			{"1 goroutine, p50", "Commit/goroutines=1", unitP50, micros},
-			{"p99", "Commit/goroutines=1", unitP99, micros},
-			{"64 goroutines, p50", "Commit/goroutines=64", unitP50, micros},
-			{"p99", "Commit/goroutines=64", unitP99, micros},
+			{"1 goroutine, p50", "commit 1", unitP50, micros},
+			{"p99", "commit 1", unitP99, micros},
+			{"64 goroutines, p50", "commit 64", unitP50, micros},
+			{"p99", "commit 64", unitP99, micros},
 		},
 	}, {
-		"Finds per second", "Finds of random sessions, and of sessions that don't exist, by so many goroutines. More is better.",
+		"Finds per second", "Finds of random sessions, of sessions of a working set of 1,000, and of sessions that don't exist, " +
+			"by so many goroutines. More is better.",
 		[]column{
-			{"hits, 1 goroutine", "FindHit/goroutines=1", unitFinds, count},
-			{"8", "FindHit/goroutines=8", unitFinds, count},
-			{"misses, 1 goroutine", "FindMiss/goroutines=1", unitFinds, count},
-			{"8", "FindMiss/goroutines=8", unitFinds, count},
+			{"hits, 1 goroutine", "find 1", unitFinds, count},
+			{"8", "find 8", unitFinds, count},
+			{"working set, 1 goroutine", "warm 1", unitFinds, count},
+			{"8", "warm 8", unitFinds, count},
+			{"misses, 1 goroutine", "miss 1", unitFinds, count},
+			{"8", "miss 8", unitFinds, count},
 		},
 	}, {
 		"Latency of a find", "Half of the finds by one goroutine, or 99 % of them, took no longer, in µs. Less is better.",
 		[]column{
-			{"alone, p50", "FindHit/goroutines=1", unitP50, micros},
-			{"p99", "FindHit/goroutines=1", unitP99, micros},
-			{"while 8 goroutines commit, p50", workloadMixed, unitP50, micros},
-			{"p99", workloadMixed, unitP99, micros},
+			{"alone, p50", "find 1", unitP50, micros},
+			{"p99", "find 1", unitP99, micros},
+			{"working set, p50", "warm 1", unitP50, micros},
+			{"p99", "warm 1", unitP99, micros},
+			{"while 8 goroutines commit, p50", "mixed 1", unitP50, micros},
+			{"p99", "mixed 1", unitP99, micros},
 		},
 	}, {
 		"Requests", "64 clients request a page that changes their session, over HTTP on the loopback interface.",
 		[]column{
-			{"requests/s (more is better)", workloadRequest, unitRequests, count},
-			{"p50, ms (less is better)", workloadRequest, unitP50, millis},
-			{"p99, ms", workloadRequest, unitP99, millis},
+			{"requests/s (more is better)", "request 64", unitRequests, count},
+			{"p50, ms (less is better)", "request 64", unitP50, millis},
+			{"p99, ms", "request 64", unitP99, millis},
 		},
 	}, {
 		"Space", "What the sessions take on the disk and on Go's heap once they are loaded, in MiB. Less is better. " +
 			"Not on Go's heap are the memory of SQLite and of PostgreSQL, Pebble's caches, and mapped files.",
 		[]column{
-			{"disk", "Space", unitDisk, mebibytes},
-			{"heap", "Space", unitHeap, mebibytes},
+			{"disk", "space", unitDisk, mebibytes},
+			{"heap", "space", unitHeap, mebibytes},
+		},
+	}, {
+		"Sweep", "The deletion of the expired half of the sessions while four goroutines renew the others: the longest that one of them " +
+			"had to wait, in ms. Less is better.",
+		[]column{
+			{"worst commit", workloadSweep, unitWorstCommit, millis},
 		},
 	},
 }
 
-var sweepTable = table{
-	"Sweep", "The deletion of the expired half of the sessions while four goroutines renew the others: the longest that one of them " +
-		"had to wait, in ms. Less is better.",
-	[]column{
-		{"worst commit", workloadSweep, unitWorstCommit, millis},
-	},
-}
-
 var summary = []column{
-	{"commits/s, 1 goroutine", "Commit/goroutines=1", unitCommits, count},
-	{"commits/s, 64 goroutines", "Commit/goroutines=64", unitCommits, count},
-	{"find, µs", "FindHit/goroutines=1", unitP50, micros},
-	{"find p99 while 8 commit, µs", workloadMixed, unitP99, micros},
-	{"requests/s", workloadRequest, unitRequests, count},
+	{"commits/s, 1 goroutine", "commit 1", unitCommits, count},
+	{"commits/s, 64 goroutines", "commit 64", unitCommits, count},
+	{"find, µs", "find 1", unitP50, micros},
+	{"find in a working set, µs", "warm 1", unitP50, micros},
+	{"find p99 while 8 commit, µs", "mixed 1", unitP99, micros},
+	{"requests/s", "request 64", unitRequests, count},
 	{"worst commit in a sweep, ms", workloadSweep, unitWorstCommit, millis},
-	{"disk, MiB", "Space", unitDisk, mebibytes},
+	{"disk, MiB", "space", unitDisk, mebibytes},
 }
 
-// WriteSummary writes a table of what matters most, at one size.
-func (r *Results) WriteSummary(w io.Writer, stores []Store) error {
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "Medians with %v", r.mainSize())
-	if r.sweepSize != (size{}) {
-		fmt.Fprintf(&b, " (the sweep: half of %v)", r.sweepSize)
+// Summary returns a table of what matters most, at one size.
+func (r *Results) Summary(stores []Store) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Medians with %s", sizeLabel(r.mainSize()))
+	if !r.sweep.IsZero() {
+		fmt.Fprintf(&b, " (the sweep: half of %s)", sizeLabel(r.sweep))
 	}
 	fmt.Fprintf(&b, "; in brackets, the ratio to the value of %s.\n\n", stores[0].Name)
 	r.writeTable(&b, stores, summary, r.mainSize())
-	_, err := b.WriteTo(w)
-	return err
+	return b.String()
 }
 
-// WriteTables writes tables of everything, with the conditions in which it was
+// Tables returns tables of everything, with the conditions in which it was
 // measured.
-func (r *Results) WriteTables(w io.Writer, stores []Store) error {
-	var b bytes.Buffer
+func (r *Results) Tables(stores []Store) string {
+	var b strings.Builder
 	fmt.Fprintf(&b, "# Results\n\nMedians of the repetitions; in brackets, the ratio to the value of %s.\n", stores[0].Name)
 	fmt.Fprintf(&b, "\n## Conditions\n\n")
 	for _, config := range r.config {
@@ -135,73 +141,53 @@ func (r *Results) WriteTables(w io.Writer, stores []Store) error {
 	}
 	fmt.Fprintf(&b, "\n## Stores\n\n")
 	for _, store := range stores {
-		if r.measured[store.Name] {
-			fmt.Fprintf(&b, "- %s: %s.\n", store.label(), store.Settings)
+		settings := store.Settings
+		if !r.measured[store.Name] {
+			settings = "not measured"
 		}
+		fmt.Fprintf(&b, "- %s: %s.\n", store.label(), settings)
 	}
 	for _, table := range tables {
-		started := false
+		heading := fmt.Sprintf("\n## %s\n\n%s\n", table.title, table.text)
 		for _, size := range r.sizes {
-			if !r.has(table.columns, size) {
-				continue
+			if r.has(table.columns, size) {
+				fmt.Fprintf(&b, "%s\n### %s\n\n", heading, sizeLabel(size))
+				r.writeTable(&b, stores, table.columns, size)
+				heading = ""
 			}
-			if !started {
-				fmt.Fprintf(&b, "\n## %s\n\n%s\n", table.title, table.text)
-				started = true
-			}
-			fmt.Fprintf(&b, "\n### %v\n\n", size)
-			r.writeTable(&b, stores, table.columns, size)
 		}
 	}
-	if r.has(sweepTable.columns, r.sweepSize) {
-		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n### %v\n\n", sweepTable.title, sweepTable.text, r.sweepSize)
-		r.writeTable(&b, stores, sweepTable.columns, r.sweepSize)
-	}
 	r.writeFailures(&b)
-	_, err := b.WriteTo(w)
-	return err
+	return b.String()
 }
 
 // writeFailures writes how many calls failed, where some did.
-func (r *Results) writeFailures(b *bytes.Buffer) {
-	var failed []key
-	for k := range r.samples {
-		if k.unit == unitFailures {
-			failed = append(failed, k)
-		}
-	}
-	slices.SortFunc(failed, func(a, b key) int {
+func (r *Results) writeFailures(w io.Writer) {
+	heading := "\n## Failures\n\nCalls that returned an error, or a wrong result, in all repetitions together.\n\n"
+	for _, k := range slices.SortedFunc(maps.Keys(r.samples), func(a, b key) int {
 		return cmp.Or(strings.Compare(a.store, b.store), strings.Compare(a.workload, b.workload),
-			cmp.Compare(a.size.bytes, b.size.bytes), cmp.Compare(a.size.sessions, b.size.sessions))
-	})
-	if len(failed) == 0 {
-		return
-	}
-	fmt.Fprintf(b, "\n## Failures\n\nCalls that returned an error, or a wrong result, in all repetitions together.\n\n")
-	for _, k := range failed {
+			slices.Index(r.sizes, a.size)-slices.Index(r.sizes, b.size))
+	}) {
+		if k.unit != unitFailures {
+			continue
+		}
 		total := 0.0
 		for _, n := range r.samples[k] {
 			total += n
 		}
-		fmt.Fprintf(b, "- %s: %s calls of %s, with %v\n", k.store, count(total), k.workload, k.size)
+		fmt.Fprintf(w, "%s- %s: %s calls of %s, with %s\n", heading, k.store, count(total), k.workload, sizeLabel(k.size))
+		heading = ""
 	}
-}
-
-func (s size) String() string {
-	return fmt.Sprintf("%s sessions of %s bytes", count(float64(s.sessions)), count(float64(s.bytes)))
 }
 
 // value returns the median of what a column shows of a store, and whether it was
-// measured. A sweep has a size of its own.
-func (r *Results) value(store string, c column, size size) (float64, bool) {
-	if c.workload == workloadSweep {
-		size = r.sweepSize
-	}
+// measured.
+func (r *Results) value(store string, c column, size benchproc.Key) (float64, bool) {
 	return r.median(key{c.workload, size, store, c.unit})
 }
 
 // has reports whether anything of the columns was measured.
-func (r *Results) has(columns []column, size size) bool {
+func (r *Results) has(columns []column, size benchproc.Key) bool {
 	for store := range r.measured {
 		for _, column := range columns {
 			if _, ok := r.value(store, column, size); ok {
@@ -212,47 +198,44 @@ func (r *Results) has(columns []column, size size) bool {
 	return false
 }
 
-// writeTable writes a table with the columns of which something was measured.
-func (r *Results) writeTable(b *bytes.Buffer, stores []Store, columns []column, size size) {
-	columns = slices.DeleteFunc(slices.Clone(columns), func(c column) bool { return !r.has([]column{c}, size) })
-	b.WriteString("| store |")
-	for _, column := range columns {
-		fmt.Fprintf(b, " %s |", column.title)
+// writeTable writes a table with the columns and the stores of which something was
+// measured. A sweep has a size of its own, whichever that of the table is.
+func (r *Results) writeTable(w *strings.Builder, stores []Store, columns []column, size benchproc.Key) {
+	sizeOf := func(c column) benchproc.Key {
+		if c.workload == workloadSweep {
+			return r.sweep
+		}
+		return size
 	}
-	b.WriteString("\n|---|" + strings.Repeat("---:|", len(columns)) + "\n")
-
-	notInstalled := strings.Split(r.get(NotInstalled), ", ")
+	columns = slices.DeleteFunc(slices.Clone(columns), func(c column) bool { return !r.has([]column{c}, sizeOf(c)) })
+	w.WriteString("| store |")
+	for _, column := range columns {
+		fmt.Fprintf(w, " %s |", column.title)
+	}
+	w.WriteString("\n|---|" + strings.Repeat("---:|", len(columns)) + "\n")
 	for i, store := range stores {
-		label := store.label()
-		none := "n/a"
+		label, cells, found := store.label(), "", false
 		if i == 0 {
 			label = "**" + label + "**"
 		}
-		switch {
-		case slices.Contains(notInstalled, store.Name):
-			none = "not installed"
-		case !r.measured[store.Name]:
-			continue
-		}
-		fmt.Fprintf(b, "| %s |", label)
 		for _, column := range columns {
-			value, ok := r.value(store.Name, column, size)
+			value, ok := r.value(store.Name, column, sizeOf(column))
+			base, hasBase := r.value(stores[0].Name, column, sizeOf(column))
+			found = found || ok
 			switch {
 			case !ok:
-				fmt.Fprintf(b, " %s |", none)
-				continue
+				cells += " n/a |"
 			case value == 0:
-				b.WriteString(" none |")
-				continue
+				cells += " none |"
+			case i > 0 && hasBase && base > 0:
+				cells += fmt.Sprintf(" %s (%s) |", column.format(value), ratio(value/base))
+			default:
+				cells += fmt.Sprintf(" %s |", column.format(value))
 			}
-			fmt.Fprintf(b, " %s", column.format(value))
-			base, ok := r.value(stores[0].Name, column, size)
-			if i > 0 && ok && base > 0 {
-				fmt.Fprintf(b, " (%s)", ratio(value/base))
-			}
-			b.WriteString(" |")
 		}
-		b.WriteString("\n")
+		if found {
+			fmt.Fprintf(w, "| %s |%s\n", label, cells)
+		}
 	}
 }
 

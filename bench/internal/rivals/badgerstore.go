@@ -15,7 +15,6 @@ var Badgerstore = Rival{
 	Name:     "badgerstore",
 	Kind:     Durable,
 	Settings: "Badger's default options, with SyncWrites",
-	Modules:  []string{"github.com/alexedwards/scs/badgerstore", "github.com/dgraph-io/badger"},
 	Open:     openBadgerstore,
 }
 

@@ -15,7 +15,6 @@ var Boltstore = Rival{
 	Name:     "boltstore",
 	Kind:     Durable,
 	Settings: "bbolt's default options, which sync at each commit; 4 GiB mapped from the start",
-	Modules:  []string{"github.com/alexedwards/scs/boltstore", "go.etcd.io/bbolt"},
 	Sweeps:   true,
 	Open:     openBoltstore,
 }

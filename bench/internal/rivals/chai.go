@@ -17,7 +17,6 @@ var Chai = Rival{
 	Name:     "chai+mutex",
 	Kind:     Yardstick,
 	Settings: "a Chai table without a store: a mutex, and one statement for each commit and each find",
-	Modules:  []string{"github.com/chaisql/chai"},
 	Sweeps:   true,
 	Open:     openChai,
 }

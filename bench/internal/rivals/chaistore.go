@@ -2,7 +2,10 @@ package rivals
 
 import (
 	"context"
+	"errors"
 	"iter"
+	"sync/atomic"
+	"time"
 
 	"github.com/chaisql/chai"
 	"golang.org/x/sync/errgroup"
@@ -15,9 +18,46 @@ var Chaistore = Rival{
 	Name:     "chaistore",
 	Kind:     Durable,
 	Settings: "the default settings, with the table that it creates",
-	Modules:  []string{"go.elara.ws/chaistore", "github.com/chaisql/chai", "github.com/cockroachdb/pebble"},
 	Sweeps:   true,
 	Open:     openChaistore,
+}
+
+// ChaistoreIndexed is chaistore on a table that has an index on the expiry.
+var ChaistoreIndexed = Rival{
+	Name:     "chaistore+index",
+	Kind:     Durable,
+	Settings: "chaistore on a table with an index on the expiry",
+	Sweeps:   true,
+	Open: func(dir string) (Store, error) {
+		store, err := openChaistore(dir)
+		if err != nil {
+			return nil, err
+		}
+		if err := store.(chaiStore).db.Exec("CREATE INDEX idx_sessions_expiry ON sessions(expiry)"); err != nil {
+			return nil, errors.Join(err, store.Close())
+		}
+		return store, nil
+	},
+}
+
+// ChaistoreShared is chaistore beside an application that writes to a table of its
+// own in the same database, one row after the other, and takes no lock for that.
+var ChaistoreShared = Rival{
+	Name:     "chaistore+app",
+	Kind:     Durable,
+	Settings: "chaistore beside a goroutine that inserts rows into another table of the same database, one after the other",
+	Sweeps:   true,
+	Open: func(dir string) (Store, error) {
+		store, err := openChaistore(dir)
+		if err != nil {
+			return nil, err
+		}
+		shared := &sharedChaiStore{chaiStore: store.(chaiStore)}
+		if err := shared.db.Exec("CREATE TABLE visits (at TIMESTAMP NOT NULL)"); err != nil {
+			return nil, errors.Join(err, store.Close())
+		}
+		return shared, nil
+	},
 }
 
 type chaiStore struct {
@@ -55,4 +95,31 @@ func (s chaiStore) Sweep() error {
 func (s chaiStore) Close() error {
 	s.StopCleanup()
 	return s.db.Close()
+}
+
+type sharedChaiStore struct {
+	chaiStore
+	app    errgroup.Group
+	closed atomic.Bool
+}
+
+// Load starts the application once the sessions are there.
+func (s *sharedChaiStore) Load(sessions iter.Seq[Session]) error {
+	if err := s.chaiStore.Load(sessions); err != nil {
+		return err
+	}
+	s.app.Go(func() error {
+		for !s.closed.Load() {
+			if err := s.db.Exec("INSERT INTO visits (at) VALUES (?)", time.Now()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return nil
+}
+
+func (s *sharedChaiStore) Close() error {
+	s.closed.Store(true)
+	return errors.Join(s.app.Wait(), s.chaiStore.Close())
 }

@@ -16,7 +16,6 @@ var Gormstore = Rival{
 	Name:     "gormstore",
 	Kind:     Durable,
 	Settings: "GORM's SQLite driver, which uses mattn/go-sqlite3; " + sqliteSettings,
-	Modules:  []string{"github.com/alexedwards/scs/gormstore", "gorm.io/gorm", "gorm.io/driver/sqlite"},
 	Sweeps:   true,
 	Open:     openGormstore,
 }

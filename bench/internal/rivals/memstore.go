@@ -12,7 +12,6 @@ var Memstore = Rival{
 	Name:     "memstore",
 	Kind:     Volatile,
 	Settings: "a map in memory: nothing is written to the disk",
-	Modules:  []string{"github.com/alexedwards/scs/v2"},
 	Open:     openMemstore,
 }
 

@@ -16,7 +16,6 @@ var Pebble = Rival{
 	Name:     "pebble",
 	Kind:     Yardstick,
 	Settings: "Pebble without a database on it, with its default options: Set with Sync, and Get from a snapshot",
-	Modules:  []string{"github.com/cockroachdb/pebble"},
 	Open:     openPebble,
 }
 

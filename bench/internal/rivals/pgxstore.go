@@ -21,7 +21,6 @@ var Pgxstore = Rival{
 	Name:     "pgxstore",
 	Kind:     Durable,
 	Settings: "PostgreSQL on the same machine with its default settings, through a Unix socket, and up to 64 connections",
-	Modules:  []string{"github.com/alexedwards/scs/pgxstore", "github.com/jackc/pgx/v5"},
 	Sweeps:   true,
 	Engine:   postgres.Version,
 	Open:     openPgxstore,

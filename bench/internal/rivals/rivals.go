@@ -30,9 +30,8 @@ const (
 type Rival struct {
 	Name     string
 	Kind     Kind
-	Settings string   // how it is set up, in a sentence
-	Modules  []string // the modules whose versions matter
-	Sweeps   bool     // whether Sweep does something
+	Settings string // how it is set up, in a sentence
+	Sweeps   bool   // whether Sweep does something
 
 	// Engine returns the name and the version of an engine that is not a module.
 	// It is nil if there is none.
@@ -78,6 +77,11 @@ func All() []Rival {
 		Pebble,
 		Chai,
 	}
+}
+
+// Variants returns chaistore in other circumstances than it is compared in.
+func Variants() []Rival {
+	return []Rival{ChaistoreIndexed, ChaistoreShared}
 }
 
 // errNoSweep is the error of Sweep where [Rival.Sweeps] is false.

@@ -19,7 +19,6 @@ var SQLite3store = Rival{
 	Name:     "sqlite3store",
 	Kind:     Durable,
 	Settings: "mattn/go-sqlite3; " + sqliteSettings,
-	Modules:  []string{"github.com/alexedwards/scs/sqlite3store", "github.com/mattn/go-sqlite3"},
 	Sweeps:   true,
 	Engine:   sqliteVersion,
 	Open:     openSQLite3store,

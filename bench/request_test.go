@@ -1,4 +1,4 @@
-package measure
+package bench_test
 
 import (
 	"errors"
@@ -8,20 +8,19 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"sync/atomic"
-	"time"
+	"testing"
 
 	"github.com/alexedwards/scs/v2"
 )
 
-const clients = 64
-
-// request has clients on the loopback interface request a page whose handler
-// counts the visits in the session, so that each request finds a session and
-// commits it. Each is of another visitor.
-func request(l *loaded, d time.Duration) (Result, error) {
+// benchmarkRequests has 64 clients on the loopback interface request a page whose
+// handler counts the visits in the session, so that each request finds a session
+// and commits it. Each is of another visitor.
+func (s *sessions) benchmarkRequests(b *testing.B) {
+	const clients = 64
 	var failure atomic.Pointer[error]
 	manager := scs.New()
-	manager.Store = l.store
+	manager.Store = s.store
 	manager.ErrorFunc = func(w http.ResponseWriter, _ *http.Request, err error) {
 		failure.CompareAndSwap(nil, &err)
 		http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -36,8 +35,8 @@ func request(l *loaded, d time.Duration) (Result, error) {
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport}
 
-	tally := drive(clients, d, func(random *rand.Rand) error {
-		token := pick(l.sessions.tokens, random)
+	drive(b, clients, "requests/s", func(random *rand.Rand) error {
+		token := pick(s.tokens, random)
 		request, err := http.NewRequest(http.MethodGet, server.URL, nil)
 		if err != nil {
 			return err
@@ -61,5 +60,4 @@ func request(l *loaded, d time.Duration) (Result, error) {
 		}
 		return nil
 	})
-	return tally.result(d, "requests/s")
 }

@@ -1,0 +1,96 @@
+package bench_test
+
+import (
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// An operation is one call of a store. Its source of random numbers belongs to the
+// goroutine that calls it.
+type operation func(random *rand.Rand) error
+
+// newRandom returns a source of random numbers, another one for each goroutine.
+func newRandom(goroutine int) *rand.Rand {
+	return rand.New(rand.NewPCG(uint64(goroutine), uint64(time.Now().UnixNano())))
+}
+
+// drive has goroutines call op until b.N calls have ended. It reports their rate and
+// latencies, and how many calls failed, if any did. It fails if all did.
+//
+// All goroutines are busy until the end. If they shared out b.N calls instead, the
+// last calls of a store that lets some wait long would end long after the others,
+// and the rate would be too low.
+func drive(b *testing.B, goroutines int, rateUnit string, op operation) {
+	b.Helper()
+	var stopped atomic.Bool
+	var ended, failures atomic.Int64
+	var failure error // of the first call that failed
+	var group sync.WaitGroup
+	latencies := make([][]time.Duration, goroutines)
+	b.ResetTimer()
+	for g := range goroutines {
+		group.Go(func() {
+			random, before := newRandom(g), time.Now()
+			for !stopped.Load() {
+				if err := op(random); err != nil && failures.Add(1) == 1 {
+					failure = err
+				}
+				now := time.Now()
+				latencies[g] = append(latencies[g], now.Sub(before))
+				before = now
+				if ended.Add(1) == int64(b.N) {
+					b.StopTimer()
+					stopped.Store(true)
+				}
+			}
+		})
+	}
+	group.Wait()
+	all := slices.Concat(latencies...)
+	slices.Sort(all)
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), rateUnit)
+	b.ReportMetric(float64(all[len(all)/2]), "p50-ns")
+	b.ReportMetric(float64(all[len(all)*99/100]), "p99-ns")
+	if n := failures.Load(); n > 0 {
+		b.ReportMetric(float64(n), "failures")
+		b.Logf("%d of %d calls failed: %v", n, len(all), failure)
+		if int(n) == len(all) {
+			b.Fail()
+		}
+	}
+}
+
+// beside has goroutines call op until stop is called, which returns how long the
+// slowest call took, and the error of one that failed.
+func beside(goroutines int, op operation) (stop func() (slowest time.Duration, err error)) {
+	var stopped atomic.Bool
+	var group sync.WaitGroup
+	var mu sync.Mutex
+	var slowest time.Duration
+	var failure error
+	for g := range goroutines {
+		group.Go(func() {
+			random := newRandom(1000 + g)
+			for !stopped.Load() {
+				before := time.Now()
+				err := op(random)
+				took := time.Since(before)
+				mu.Lock()
+				slowest = max(slowest, took)
+				if err != nil {
+					failure = err
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	return func() (time.Duration, error) {
+		stopped.Store(true)
+		group.Wait()
+		return slowest, failure
+	}
+}

@@ -83,7 +83,7 @@ func benchmarkWorkloads(b *testing.B, rival rivals.Rival, size size) {
 	for _, goroutines := range []int{1, 8, 64, 256} {
 		run("commit", goroutines, "commits/s", s.renew)
 	}
-	b.Run("workload=request/goroutines=64", s.benchmarkRequests)
+	run("request", 64, "requests/s", s.requests(b, 64))
 }
 
 // benchmarkSweep deletes the expired half of the sessions while 4 goroutines renew

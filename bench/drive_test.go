@@ -1,6 +1,7 @@
 package bench_test
 
 import (
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -92,5 +93,37 @@ func beside(goroutines int, op operation) (stop func() (slowest time.Duration, e
 		stopped.Store(true)
 		group.Wait()
 		return slowest, failure
+	}
+}
+
+func TestDriveCountsFailures(t *testing.T) {
+	var calls, failures atomic.Int64
+	result := testing.Benchmark(func(b *testing.B) {
+		calls.Store(0)
+		failures.Store(0)
+		drive(b, 4, "calls/s", func(*rand.Rand) error {
+			time.Sleep(time.Microsecond)
+			if calls.Add(1)%10 == 0 {
+				failures.Add(1)
+				return errors.New("it is one of those days")
+			}
+			return nil
+		})
+	})
+	if got, want := result.Extra["failures"], float64(failures.Load()); got != want || want == 0 {
+		t.Errorf("%v failures are reported, want %v", got, want)
+	}
+	if got, most := calls.Load(), int64(result.N+3); got < int64(result.N) || got > most {
+		t.Errorf("there were %d calls, want %d, or %d with those under way", got, result.N, most)
+	}
+	if rate, want := result.Extra["calls/s"], float64(result.N)/result.T.Seconds(); rate != want {
+		t.Errorf("the rate is %v, want %v", rate, want)
+	}
+
+	result = testing.Benchmark(func(b *testing.B) {
+		drive(b, 1, "calls/s", func(*rand.Rand) error { return errors.New("no") })
+	})
+	if result.N > 0 {
+		t.Errorf("a benchmark whose calls all fail has a result: %v", result)
 	}
 }

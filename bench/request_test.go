@@ -13,11 +13,11 @@ import (
 	"github.com/alexedwards/scs/v2"
 )
 
-// benchmarkRequests has 64 clients on the loopback interface request a page whose
-// handler counts the visits in the session, so that each request finds a session
-// and commits it. Each is of another visitor.
-func (s *sessions) benchmarkRequests(b *testing.B) {
-	const clients = 64
+// requests starts a server on the loopback interface, and returns an operation that
+// requests a page of it, as a random visitor. Its handler counts the visits in the
+// session, so that each request finds a session and commits it. The server runs
+// until the benchmark ends.
+func (s *sessions) requests(b *testing.B, clients int) operation {
 	var failure atomic.Pointer[error]
 	manager := scs.New()
 	manager.Store = s.store
@@ -30,12 +30,12 @@ func (s *sessions) benchmarkRequests(b *testing.B) {
 		manager.Put(r.Context(), "visits", visits+1)
 		fmt.Fprintln(w, visits)
 	})))
-	defer server.Close()
+	b.Cleanup(server.Close)
 	transport := &http.Transport{MaxIdleConnsPerHost: clients}
-	defer transport.CloseIdleConnections()
+	b.Cleanup(transport.CloseIdleConnections)
 	client := &http.Client{Transport: transport}
 
-	drive(b, clients, "requests/s", func(random *rand.Rand) error {
+	return func(random *rand.Rand) error {
 		token := pick(s.tokens, random)
 		request, err := http.NewRequest(http.MethodGet, server.URL, nil)
 		if err != nil {
@@ -59,5 +59,5 @@ func (s *sessions) benchmarkRequests(b *testing.B) {
 			return errors.New("a session is missing")
 		}
 		return nil
-	})
+	}
 }

@@ -76,7 +76,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	}
 	p := plan{
 		stores: stores(), repetitions: 5, timeout: 5 * time.Minute,
-		benchmarks: "^sessions=(1000|20000|500000|200000)$", benchtime: "350ms",
+		benchmarks: "^sessions=(1000|20000|500000|200000)$", benchtime: "250ms",
 	}
 	if *quick {
 		p.repetitions, p.timeout = 2, time.Minute
@@ -174,7 +174,10 @@ func (p plan) measure(ctx context.Context, binary, path string, stderr io.Writer
 		if copyErr != nil {
 			return copyErr
 		}
-		if err != nil || !found {
+		if err == nil && !found {
+			err = errors.New("without results")
+		}
+		if err != nil {
 			left[store] = true
 			fmt.Fprintf(stderr, "%s is left out from now on (%v):\n%s", store, err, expected.ReplaceAll(out, nil))
 		}

@@ -164,7 +164,7 @@ func TestCopyResults(t *testing.T) {
 	var raw strings.Builder
 	w := benchfmt.NewWriter(&raw)
 	for out, want := range map[string]bool{
-		"goos: linux\nBenchmarkA\nBenchmarkA \t 1\t 5 ns/op\nPASS\n": true,
+		"goos: linux\nBenchmarkA\nBenchmarkA \t 1\t 5 ns/op\nPASS\n":  true,
 		"BenchmarkB\n--- SKIP: BenchmarkB\n    not installed\nPASS\n": false,
 	} {
 		if found, err := copyResults(w, []byte(out)); found != want || err != nil {

@@ -1,5 +1,5 @@
 // Package rivals has the stores that are compared: chaistore, the stores that come
-// with SCS, and two yardsticks. There is one file for each of them, which says
+// with SCS, two yardsticks, and variants of chaistore. There is one file for each of them, which says
 // how it is set up.
 package rivals
 

@@ -113,8 +113,8 @@ func TestDriveCountsFailures(t *testing.T) {
 	if got, want := result.Extra["failures"], float64(failures.Load()); got != want || want == 0 {
 		t.Errorf("%v failures are reported, want %v", got, want)
 	}
-	if got, most := calls.Load(), int64(result.N+3); got < int64(result.N) || got > most {
-		t.Errorf("there were %d calls, want %d, or %d with those under way", got, result.N, most)
+	if got := calls.Load(); got < int64(result.N) {
+		t.Errorf("there were %d calls, want %d or more", got, result.N)
 	}
 	if rate, want := result.Extra["calls/s"], float64(result.N)/result.T.Seconds(); rate != want {
 		t.Errorf("the rate is %v, want %v", rate, want)

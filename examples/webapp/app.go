@@ -5,13 +5,13 @@ import (
 	"context"
 	"crypto/rand"
 	"embed"
+	"errors"
 	"fmt"
 	"html/template"
 	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -36,11 +36,6 @@ const (
 type app struct {
 	store    *chaistore.ChaiStore
 	sessions *scs.SessionManager
-
-	// Requests that end sessions hold this lock alone, and the others share it. SCS
-	// commits a session at the end of each of its requests. If another request could
-	// end it meanwhile, the commit would bring it back.
-	ending sync.RWMutex
 }
 
 func newApp(store *chaistore.ChaiStore, secure bool) *app {
@@ -54,18 +49,19 @@ var pageTemplate = template.Must(template.ParseFS(files, "page.html"))
 
 func (a *app) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /{$}", a.withSession(a.ending.RLocker(), a.home))
-	mux.Handle("POST /signin", a.withSession(&a.ending, a.signIn)) // a new token ends the old one's session
-	mux.Handle("POST /signout", a.withSession(&a.ending, a.signOut))
-	mux.Handle("POST /signout-elsewhere", a.withSession(&a.ending, a.signOutElsewhere))
+	mux.Handle("GET /{$}", a.withSession(a.home))
+	mux.Handle("POST /signin", a.withSession(a.signIn))
+	mux.Handle("POST /signout", a.withSession(a.signOut))
+	mux.Handle("POST /signout-elsewhere", a.withSession(a.signOutElsewhere))
 	mux.Handle("GET /signedin", a.landing(page{Warning: a.noCookie()}))
 	mux.Handle("GET /signedout", a.landing(page{Notice: signedOut}))
+	mux.Handle("GET /ended", a.landing(page{Notice: ended}))
 	mux.Handle("GET /style.css", http.FileServerFS(files))
 	protection := http.NewCrossOriginProtection()
 	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		render(w, http.StatusForbidden, page{Failure: "This request came from another site, so nothing was done."})
 	}))
-	protected := protection.Handler(withErrorPages(mux))
+	protected := http.MaxBytesHandler(protection.Handler(withErrorPages(mux)), 4096)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
 		header.Set("Content-Security-Policy",
@@ -99,21 +95,39 @@ func (r refusal) WriteHeader(status int) {
 
 func (r refusal) Write(text []byte) (int, error) { return len(text), nil }
 
-// withSession has a handler serve with the session of the request, while it holds
-// the lock.
-func (a *app) withSession(lock sync.Locker, h http.HandlerFunc) http.Handler {
-	loaded := a.sessions.LoadAndSave(h)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// Clients may be slow to send a form: nobody should wait for them.
-		r.Body = http.MaxBytesReader(w, r.Body, 4096)
+// withSession has a handler serve with the session and the form of the request.
+func (a *app) withSession(h http.HandlerFunc) http.Handler {
+	loaded := a.sessions.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := r.ParseForm(); err != nil {
 			render(w, http.StatusBadRequest, page{Failure: "The form could not be read."})
 			return
 		}
-		lock.Lock()
-		defer lock.Unlock()
-		loaded.ServeHTTP(w, r)
+		h(w, r)
+	}))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		loaded.ServeHTTP(&firstAnswer{ResponseWriter: w}, r)
 	})
+}
+
+// A firstAnswer drops all answers but the first. When a handler calls WriteHeader,
+// SCS commits the session. If that fails, fail answers, but then SCS still writes the
+// handler's answer.
+type firstAnswer struct {
+	http.ResponseWriter
+	answers int
+}
+
+func (f *firstAnswer) WriteHeader(status int) {
+	if f.answers++; f.answers == 1 {
+		f.ResponseWriter.WriteHeader(status)
+	}
+}
+
+func (f *firstAnswer) Write(b []byte) (int, error) {
+	if f.answers > 1 {
+		return len(b), nil
+	}
+	return f.ResponseWriter.Write(b)
 }
 
 func (a *app) home(w http.ResponseWriter, r *http.Request) {
@@ -130,9 +144,9 @@ func (a *app) home(w http.ResponseWriter, r *http.Request) {
 	visits := a.sessions.GetInt(ctx, keyVisits) + 1
 	a.sessions.Put(ctx, keyVisits, visits)
 	a.sessions.Put(ctx, keySeen, now.Unix())
-	places, active, err := a.places(ctx, user, now)
+	places, err := a.places(ctx, user, now)
 	if err != nil {
-		fail(w, err)
+		fail(w, r, err)
 		return
 	}
 	render(w, http.StatusOK, page{
@@ -140,15 +154,18 @@ func (a *app) home(w http.ResponseWriter, r *http.Request) {
 		Notice: a.sessions.PopString(ctx, keyNotice),
 		Visits: visits,
 		Places: places,
-		Active: active,
 	})
 }
 
-const signedOut = "You are signed out."
+const (
+	signedOut = "You are signed out."
+	ended     = "You were signed out in another tab or on another device."
+)
 
-// landing shows a page, unless somebody is signed in.
+// landing shows a page, unless somebody is signed in, such as with a new token in
+// place of one that has ended.
 func (a *app) landing(p page) http.Handler {
-	return a.withSession(a.ending.RLocker(), func(w http.ResponseWriter, r *http.Request) {
+	return a.withSession(func(w http.ResponseWriter, r *http.Request) {
 		if a.sessions.Exists(r.Context(), keyUser) {
 			http.Redirect(w, r, "/", http.StatusSeeOther)
 			return
@@ -170,6 +187,7 @@ func (a *app) noCookie() string {
 
 // A place is a session of somebody who is signed in.
 type place struct {
+	token   string // in the store
 	ID      string
 	Browser string
 	Since   time.Time
@@ -178,18 +196,18 @@ type place struct {
 	Here    bool // whether it is that of this request
 }
 
-// places returns where the user is signed in, with this session first, and the
-// number of active sessions of all users.
-func (a *app) places(ctx context.Context, user string, now time.Time) (places []place, active int, err error) {
+// places returns where the user is signed in, with this session first. If it has
+// ended meanwhile, places returns [chaistore.ErrEnded].
+func (a *app) places(ctx context.Context, user string, now time.Time) ([]place, error) {
 	here := a.sessions.GetString(ctx, keyID)
-	for session, err := range a.store.Sessions(ctx) {
+	var places []place
+	for session, err := range a.store.SessionsOf(ctx, user) {
 		if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
-		active++
-		values := a.valuesOf(session, user)
-		if values == nil {
-			continue
+		_, values, err := a.sessions.Codec.Decode(session.Data)
+		if err != nil {
+			return nil, err
 		}
 		id, _ := values[keyID].(string)
 		browser, _ := values[keyBrowser].(string)
@@ -199,6 +217,7 @@ func (a *app) places(ctx context.Context, user string, now time.Time) (places []
 			seen = now.Unix() // this request is not in the store yet
 		}
 		places = append(places, place{
+			token:   session.Token,
 			ID:      id,
 			Browser: browser,
 			Since:   time.Unix(since, 0),
@@ -216,22 +235,10 @@ func (a *app) places(ctx context.Context, user string, now time.Time) (places []
 		}
 		return b.Seen.Compare(a.Seen)
 	})
-	return places, active, nil
-}
-
-// valuesOf returns what a session in the store has, or nil if it is not one of
-// the user.
-func (a *app) valuesOf(session chaistore.Session, user string) map[string]any {
-	// To decode a session takes 20 times as long as to read it. SCS's codec is gob,
-	// which leaves strings as they are.
-	if !bytes.Contains(session.Data, []byte(user)) {
-		return nil
+	if len(places) == 0 || !places[0].Here {
+		return nil, chaistore.ErrEnded
 	}
-	_, values, err := a.sessions.Codec.Decode(session.Data)
-	if err != nil || values[keyUser] != user {
-		return nil
-	}
-	return values
+	return places, nil
 }
 
 // signIn signs somebody in who gives a name. Here a real site checks a password.
@@ -245,11 +252,11 @@ func (a *app) signIn(w http.ResponseWriter, r *http.Request) {
 	// Whoever knew the token before, because they had planted it, does not know the
 	// new one.
 	if err := a.sessions.Clear(ctx); err != nil {
-		fail(w, err)
+		fail(w, r, err)
 		return
 	}
 	if err := a.sessions.RenewToken(ctx); err != nil {
-		fail(w, err)
+		fail(w, r, err)
 		return
 	}
 	a.sessions.Put(ctx, keyUser, name)
@@ -260,7 +267,7 @@ func (a *app) signIn(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, "/signedin", http.StatusSeeOther)
 }
 
-const maxNameLen = 40
+const maxNameLen = 25 // in up to 100 bytes, as the owner of a session
 
 // Persian and the languages of India write names with joiners, and many emoji have
 // one. They can't be seen.
@@ -285,11 +292,11 @@ func problemOf(name string) string {
 func (a *app) signOut(w http.ResponseWriter, r *http.Request) {
 	ctx, id := r.Context(), r.PostForm.Get("id")
 	if id != a.sessions.GetString(ctx, keyID) {
-		a.end(w, r, func(other any) bool { return other == id })
+		a.end(w, r, func(other string) bool { return other == id })
 		return
 	}
 	if err := a.sessions.Destroy(ctx); err != nil {
-		fail(w, err)
+		fail(w, r, err)
 		return
 	}
 	http.Redirect(w, r, "/signedout", http.StatusSeeOther)
@@ -297,23 +304,29 @@ func (a *app) signOut(w http.ResponseWriter, r *http.Request) {
 
 // signOutElsewhere ends all sessions of the user but this one.
 func (a *app) signOutElsewhere(w http.ResponseWriter, r *http.Request) {
-	here := a.sessions.GetString(r.Context(), keyID)
-	a.end(w, r, func(other any) bool { return other != here })
+	a.end(w, r, func(string) bool { return true })
 }
 
-// end ends the sessions of the user for whose id del is true. It reads all
-// sessions of the site, as places does: 100,000 take a tenth of a second.
-func (a *app) end(w http.ResponseWriter, r *http.Request, del func(id any) bool) {
+// end ends the user's other sessions for whose ids del is true. SCS would hash their
+// tokens again, so the store deletes them.
+func (a *app) end(w http.ResponseWriter, r *http.Request, del func(id string) bool) {
 	ctx := r.Context()
-	user := a.sessions.GetString(ctx, keyUser)
-	if user != "" {
-		n, err := a.store.DeleteFunc(ctx, func(session chaistore.Session) bool {
-			values := a.valuesOf(session, user)
-			return values != nil && del(values[keyID])
-		})
+	if user := a.sessions.GetString(ctx, keyUser); user != "" {
+		places, err := a.places(ctx, user, time.Now())
 		if err != nil {
-			fail(w, err)
+			fail(w, r, err)
 			return
+		}
+		n := 0
+		for _, other := range places[1:] {
+			if !del(other.ID) {
+				continue
+			}
+			if err := a.store.DeleteCtx(ctx, other.token); err != nil {
+				fail(w, r, err)
+				return
+			}
+			n++
 		}
 		switch n {
 		case 0:
@@ -340,7 +353,6 @@ type page struct {
 	User   string // empty if nobody is signed in
 	Visits int
 	Places []place
-	Active int
 }
 
 func render(w http.ResponseWriter, status int, p page) {
@@ -356,8 +368,13 @@ func render(w http.ResponseWriter, status int, p page) {
 	_, _ = body.WriteTo(w) // the visitor may have gone
 }
 
-// fail logs an error of the store, which names no session, and says so.
-func fail(w http.ResponseWriter, err error) {
+// fail sends a visitor whose session was ended meanwhile to the sign-in page. It logs
+// any other error, which names no session, and says that there was one.
+func fail(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, chaistore.ErrEnded) {
+		http.Redirect(w, r, "/ended", http.StatusSeeOther)
+		return
+	}
 	slog.Error("webapp", "error", err)
 	render(w, http.StatusInternalServerError, page{Failure: "Something went wrong on our side. Please try again."})
 }

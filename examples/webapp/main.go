@@ -44,7 +44,7 @@ func run(ctx context.Context, dir, addr string, secure bool) error {
 	}
 	defer db.Close()
 
-	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true})
+	store, err := newStore(db)
 	if err != nil {
 		return err
 	}
@@ -74,6 +74,15 @@ func run(ctx context.Context, dir, addr string, secure bool) error {
 	return server.Shutdown(shutdownCtx)
 }
 
+// newStore returns a store whose sessions are owned by those who are signed in.
+func newStore(db *chai.DB) (*chaistore.ChaiStore, error) {
+	return chaistore.NewWithConfig(db, chaistore.Config{
+		CreateTable:   true,
+		RememberEnded: 10 * time.Minute, // longer than any request takes
+		Owner:         chaistore.OwnerByKey(scs.GobCodec{}, keyUser),
+	})
+}
+
 // newSessionManager returns a session manager for sessions that end a week after
 // the last visit, and a month after the visitor signed in.
 func newSessionManager(store *chaistore.ChaiStore, secure bool) *scs.SessionManager {
@@ -85,6 +94,6 @@ func newSessionManager(store *chaistore.ChaiStore, secure bool) *scs.SessionMana
 	manager.Cookie.Secure = secure
 	manager.Cookie.HttpOnly = true
 	manager.Cookie.SameSite = http.SameSiteLaxMode
-	manager.ErrorFunc = func(w http.ResponseWriter, _ *http.Request, err error) { fail(w, err) }
+	manager.ErrorFunc = fail
 	return manager
 }

@@ -5,7 +5,12 @@ import (
 	"bufio"
 	"context"
 	"flag"
+	"io"
 	"log"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -205,7 +210,7 @@ func (b *browser) wantPlaces(want ...string) {
 // save writes a picture of the page.
 func (b *browser) save(path string) {
 	b.t.Helper()
-	b.do(chromedp.EmulateViewport(760, 530, chromedp.EmulateScale(2)), chromedp.Navigate(b.url))
+	b.do(chromedp.EmulateViewport(760, 450, chromedp.EmulateScale(2)), chromedp.Navigate(b.url))
 	picture, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
 	if err != nil {
 		b.t.Fatal(err)
@@ -324,26 +329,80 @@ func TestKeyboard(t *testing.T) {
 	phone.open("Sign in")
 }
 
-// TestPhone checks that a narrow screen shows everything without scrolling
-// sideways, and that fingers hit the buttons.
+// A form is one without fields. The function is called before it is sent.
+type form func()
+
+func (f form) Read([]byte) (int, error) {
+	f()
+	return 0, io.EOF
+}
+
+// TestEnded ends a session while a request of it is being served.
+func TestEnded(t *testing.T) {
+	p := newProgram(t)
+	laptop := newBrowser(t, p)
+	laptop.signIn("Ada")
+	// A proxy keeps back a form until the program asks for it, within the request, and
+	// the laptop has signed out the other browser.
+	proxy := httptest.NewServer(&httputil.ReverseProxy{
+		Transport: &http.Transport{ExpectContinueTimeout: time.Minute},
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: p.addr})
+			if r.In.URL.Path == "/signout-elsewhere" {
+				r.Out.Header.Set("Expect", "100-continue")
+				r.Out.ContentLength = -1 // unknown
+				r.Out.Body = io.NopCloser(form(func() {
+					if _, err := chromedp.RunResponse(laptop.ctx, chromedp.Click(chromedp.CSS(".places li:not(.here) button"))); err != nil {
+						t.Error(err)
+					}
+				}))
+			}
+		},
+	})
+	defer proxy.Close()
+	for name, device := range map[string]chromedp.Action[chromedp.Void]{
+		"narrow": chromedp.Emulate(device.IPhoneSE),
+		"wide":   chromedp.EmulateViewport(1440, 900),
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBrowser(t, p)
+			b.url = strings.Replace(proxy.URL, "127.0.0.1", "localhost", 1)
+			b.do(device)
+			b.signIn("Ada")
+			laptop.open("Hello, Ada")
+			b.follow(chromedp.Click(chromedp.CSS("[action='/signout-elsewhere'] button")))
+			b.wantHeading("Sign in")
+			b.wantUsable()
+			want := "You were signed out in another tab or on another device."
+			if got := evaluate[string](b, `document.querySelector("[role=status]").innerText`); got != want {
+				t.Errorf("the page says %q, want %q", got, want)
+			}
+			laptop.wantPlaces("Chrome on Linux this one")
+		})
+	}
+}
+
+// wantUsable checks that the page can be seen without scrolling sideways, and that
+// fingers hit the buttons.
+func (b *browser) wantUsable() {
+	b.t.Helper()
+	if n := evaluate[int](b, "document.documentElement.scrollWidth - innerWidth"); n > 0 {
+		b.t.Errorf("the page is %d pixels too wide", n)
+	}
+	if n := evaluate[int](b, `[...document.querySelectorAll("button, input:not([type=hidden])")].filter(e => e.offsetHeight < 44).length`); n > 0 {
+		b.t.Errorf("%d buttons or fields are less than 44 pixels high", n)
+	}
+}
+
+// TestPhone opens the pages on a narrow screen, with a long name.
 func TestPhone(t *testing.T) {
 	p := newProgram(t)
-	name := strings.Repeat("W", 40)
-	check := func(b *browser) {
-		t.Helper()
-		if n := evaluate[int](b, "document.documentElement.scrollWidth - innerWidth"); n > 0 {
-			t.Errorf("the page is %d pixels too wide", n)
-		}
-		if n := evaluate[int](b, `[...document.querySelectorAll("button, input:not([type=hidden])")].filter(e => e.offsetHeight < 44).length`); n > 0 {
-			t.Errorf("%d buttons or fields are less than 44 pixels high", n)
-		}
-	}
 	for range 2 {
 		b := newBrowser(t, p)
 		b.do(chromedp.Emulate(device.IPhoneSE))
 		b.open("Sign in")
-		check(b)
-		b.signIn(name)
-		check(b)
+		b.wantUsable()
+		b.signIn(strings.Repeat("W", 25))
+		b.wantUsable()
 	}
 }

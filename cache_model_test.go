@@ -425,3 +425,43 @@ func (c *modelClient) replaceTable() {
 		c.findWith(c.store(), i)
 	}
 }
+
+// A transaction of several statements writes out what it has before it reads, and
+// when it is rolled back, Chai lets others see that until it has undone it.
+func TestFindSeesNoRollback(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	s := newStore(t, db)
+	for i := range 300 {
+		token := fmt.Sprint("session", i) // Chai can undo a change of each once
+		commit(t, s, token, "one", inAnHour())
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					if data, found, err := s.Find(token); err != nil || !found || string(data) != "one" {
+						t.Errorf("Find = %q, %v, %v; want one", data, found, err)
+						return
+					}
+				}
+			})
+		}
+		err := db.Update(func(tx *chai.Tx) error {
+			for range 2 {
+				if err := tx.Exec("UPDATE sessions SET data = ? WHERE token = ?", []byte("two"), token); err != nil {
+					return err
+				}
+			}
+			return errors.New("roll back")
+		})
+		if err == nil {
+			t.Fatal("no error")
+		}
+		cancel()
+		wg.Wait()
+		if t.Failed() {
+			t.Fatalf("in round %d", i)
+		}
+	}
+}

@@ -2,7 +2,11 @@
 
 package engine
 
-import "errors"
+import (
+	"errors"
+	"runtime"
+	"time"
+)
 
 // snapshot is the engine's session that reads, whose type can't be named here.
 type snapshot interface {
@@ -51,8 +55,9 @@ func (db *DB) Cached(key []byte) []byte {
 }
 
 // Read calls f with a snapshot that has everything that was committed before,
-// whoever wrote it. It waits for no transaction and no fsync. Once the engine has
-// panicked in a read, each Read returns that failure at once.
+// whoever wrote it. It waits for no transaction and no fsync, only for Chai to undo
+// a transaction that is being rolled back. Once the engine has panicked in a read,
+// each Read returns that failure at once.
 func (db *DB) Read(f func(s *Snapshot) error) (err error) {
 	if failure := db.failures.reading(); failure != nil {
 		return failure
@@ -62,24 +67,48 @@ func (db *DB) Read(f func(s *Snapshot) error) (err error) {
 	defer db.failures.rescue(&err, db.failures.failAll)
 
 	db.panicIfClosed()
-	epoch, batch := db.currentEpoch(), db.cache.batch.Load()
-	session := db.handle.DB.Store.NewSnapshotSession()
-	err = f(&Snapshot{session, db.cache, epoch, batch, func(from, to []byte, each func(key, row []byte) error) error {
-		options := zero(session.Iterator)
-		options.LowerBound, options.UpperBound = from, to
-		rows, err := session.Iterator(options)
-		if err != nil {
-			return err
-		}
-		for ok := rows.First(); ok && err == nil; ok = rows.Next() {
-			var row []byte
-			if row, err = rows.Value(); err == nil {
-				err = each(rows.Key(), row)
+	for start := time.Now(); ; runtime.Gosched() {
+		epoch, batch := db.currentEpoch(), db.cache.batch.Load()
+		session := db.handle.DB.Store.NewSnapshotSession()
+		s := &Snapshot{session, db.cache, epoch, batch, func(from, to []byte, each func(key, row []byte) error) error {
+			options := zero(session.Iterator)
+			options.LowerBound, options.UpperBound = from, to
+			rows, err := session.Iterator(options)
+			if err != nil {
+				return err
 			}
+			for ok := rows.First(); ok && err == nil; ok = rows.Next() {
+				var row []byte
+				if row, err = rows.Value(); err == nil {
+					err = each(rows.Key(), row)
+				}
+			}
+			return errors.Join(err, rows.Error(), rows.Close())
+		}}
+		err = nil
+		if epoch == nil || db.cache.current(transactions(db.handle)) != epoch {
+			err = s.checkUndone()
 		}
-		return errors.Join(err, rows.Error(), rows.Close())
-	}})
-	return errors.Join(err, session.Close())
+		if errors.Is(err, errNotUndone) && time.Since(start) < db.hangLimit {
+			_ = session.Close()
+			continue
+		}
+		if err == nil {
+			err = f(s)
+		}
+		return errors.Join(err, session.Close())
+	}
+}
+
+var errNotUndone = errors.New("a transaction of the application that was rolled back has not been undone")
+
+// checkUndone returns an error if s has rows that were never committed. A
+// transaction that reads after it has written writes out what it has, and notes how
+// to undo it. When it is rolled back, Chai shows that to others first, and undoes it
+// then, in one batch with the notes (Rollback in its internal/database).
+func (s *Snapshot) checkUndone() error {
+	const notes = 48 + 3 // the encoded number of their table
+	return s.Scan([]byte{notes}, []byte{notes + 1}, func(_, _ []byte) error { return errNotUndone })
 }
 
 // currentEpoch returns the current epoch of the cache. It begins one if the last

@@ -317,7 +317,7 @@ func TestCacheKeepsItsSize(t *testing.T) {
 	if *million {
 		size, sessions = 16<<20, 1_000_000 // the default
 	}
-	testdb.Watchdog(t, 5*time.Minute)
+	testdb.Watchdog(t, 10*time.Minute)
 	db := testdb.Disk(t)
 	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CreateTable: true, CacheSize: -1})
 	if err != nil {
@@ -337,7 +337,7 @@ func TestCacheKeepsItsSize(t *testing.T) {
 			}
 		})
 	}
-	find(s, sessions)
+	find(s, sessions/10)
 	before := heapInUse()
 	if s, err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CacheSize: size}); err != nil {
 		t.Fatal(err)

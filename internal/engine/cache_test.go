@@ -132,6 +132,7 @@ func TestTransactionsEndAnEpoch(t *testing.T) {
 	})
 	t.Run("and none begins while one writes", func(t *testing.T) {
 		e := newCacheDB(t, testdb.Memory(t), 1<<20)
+		transact(t, e, cacheOtherKey, "two")
 		tx, err := e.handle.DB.Begin(true)
 		if err != nil {
 			t.Fatal(err)
@@ -141,6 +142,10 @@ func TestTransactionsEndAnEpoch(t *testing.T) {
 			t.Errorf("found %q beside a transaction", got)
 		}
 		wantCached(t, e, cacheKey, "")
+		cacheFind(t, e, cacheOtherKey)
+		if n := e.cache.check(t); n != 1 { // the one of the former epoch
+			t.Errorf("beside a transaction the cache has %d rows, want 1", n)
+		}
 		if err := tx.Commit(); err != nil {
 			t.Fatal(err)
 		}
@@ -354,6 +359,9 @@ func TestOnlyRowsThatExistAreCached(t *testing.T) {
 	e := newCacheDB(t, testdb.Memory(t), 1<<20)
 	if row := cacheFind(t, e, cacheOtherKey); row != nil {
 		t.Errorf("found %q", row)
+	}
+	if n := e.cache.check(t); n != 1 {
+		t.Errorf("after a find of a missing row the cache has %d rows, want 1", n)
 	}
 	if err := e.Write(t.Context(), 0, func(b *Batch) error { b.PutEntry(cacheOtherKey); return nil }); err != nil {
 		t.Fatal(err)

@@ -277,10 +277,21 @@ func TestReplaceLeavesWrongEntries(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wrong := 0
-	err = table.db.Read(func(s *engine.Snapshot) error {
-		ix := &l.sessions.indexes[0]
+	if all, wrong := countEntries(t, table, &l.sessions.indexes[0]); all != 10 || wrong != 4 {
+		t.Errorf("of %d entries %d are wrong, want 4 of 10", all, wrong)
+	}
+	if n := len(expiries(t, db)); n != 10 {
+		t.Errorf("there are %d sessions, want 10", n)
+	}
+}
+
+// countEntries returns how many entries an index has, and how many of them are not
+// the entry of a row.
+func countEntries(t *testing.T, table *Table, ix *index) (all, wrong int) {
+	t.Helper()
+	err := table.db.Read(func(s *engine.Snapshot) error {
 		return s.Scan(appendInt(nil, ix.namespace), appendInt(nil, ix.namespace+1), func(e, _ []byte) error {
+			all++
 			ok, err := ix.isRight(s.Get, e)
 			if !ok {
 				wrong++
@@ -288,12 +299,10 @@ func TestReplaceLeavesWrongEntries(t *testing.T) {
 			return err
 		})
 	})
-	if wrong != 4 || err != nil {
-		t.Errorf("%d entries are wrong (%v), want 4", wrong, err)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if n := len(expiries(t, db)); n != 10 {
-		t.Errorf("there are %d sessions, want 10", n)
-	}
+	return all, wrong
 }
 
 func TestStaleTableWorksAtOnce(t *testing.T) {
@@ -428,6 +437,42 @@ func TestInterruptedRepairIsFinished(t *testing.T) {
 	testdb.CheckIndexes(t, db)
 }
 
+// A session may change at any moment of the repair, also so that the entry that was
+// wrong is right again.
+func TestRepairWhileSessionChanges(t *testing.T) {
+	former, now := time.Now().Add(time.Hour), time.Now()
+	for name, change := range map[string]func(table *Table) error{
+		"renewed":      func(table *Table) error { return table.Upsert(t.Context(), "a", nil, former.Add(time.Minute)) },
+		"as it was":    func(table *Table) error { return table.Upsert(t.Context(), "a", nil, former) },
+		"deleted":      func(table *Table) error { return table.Delete(t.Context(), "a") },
+		"sweep beside": func(table *Table) error { _, err := table.DeleteExpired(t.Context(), now); return err },
+	} {
+		for moment, more := 0, true; more; moment++ {
+			db := testdb.Memory(t)
+			testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+			table := newTable(t, db)
+			upsert(t, table, "a", former)
+			inTx(t, db, true, func(tx *chai.Tx) error {
+				return tx.Exec("INSERT INTO sessions (token, data, expiry) VALUES ('a', '', ?) ON CONFLICT REPLACE", former.Add(time.Hour))
+			})
+			more = false
+			ctx := &hookContext{t.Context(), moment, func() error {
+				if !more {
+					more = true
+					if err := change(table); err != nil {
+						t.Errorf("%s: %v", name, err)
+					}
+				}
+				return nil
+			}}
+			if err := table.repairIndexes(ctx); err != nil {
+				t.Fatalf("%s at moment %d: %v", name, moment, err)
+			}
+			testdb.CheckIndexes(t, db)
+		}
+	}
+}
+
 // The application may change the indexes, and the table, while they are repaired.
 func TestRepairWhileIndexesChange(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
@@ -441,6 +486,10 @@ func TestRepairWhileIndexesChange(t *testing.T) {
 			const sessions = 3*sweepWrite + 1 // that are wrong are three times as few
 			for _, at := range []int{3*sessions + 10, 4*sessions + 10, 7*sessions + 10, 7*sessions + 200} {
 				db, table := newStaleTable(t, 3*sessions, testdb.CreateIndex)
+				before, err := table.layout()
+				if err != nil {
+					t.Fatal(err)
+				}
 				changed := false
 				ctx := &hookContext{t.Context(), at, func() error {
 					if !changed {
@@ -456,6 +505,9 @@ func TestRepairWhileIndexesChange(t *testing.T) {
 					t.Fatal(err)
 				}
 				testdb.CheckIndexes(t, db)
+				if all, _ := countEntries(t, table, &before.sessions.indexes[0]); all > 0 && name != "created" {
+					t.Errorf("an index that was dropped has %d entries", all)
+				}
 			}
 		})
 	}

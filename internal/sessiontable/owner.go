@@ -260,7 +260,14 @@ func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
 			if err != nil {
 				return err
 			}
-			if known != nil || !bytes.Equal(current, encodeRow(row)) {
+			if current == nil || known != nil {
+				continue
+			}
+			_, data, _, err := decodeRow(current)
+			if err != nil {
+				return err
+			}
+			if !bytes.Equal(data, row.Data) {
 				continue
 			}
 			if err := l.putOwner(b, row.Token, owners[i]); err != nil {

@@ -1,0 +1,161 @@
+package sessiontable
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/engine"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// firstByte is an OwnerOf.
+func firstByte(data []byte) string { return string(data[:min(1, len(data))]) }
+
+func newTableWithOwners(t *testing.T, db *chai.DB) *Table {
+	t.Helper()
+	table := New(db, Options{Name: "sessions", OwnerOf: firstByte})
+	if err := errors.Join(table.Create(t.Context()), table.CreateOwners(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	return table
+}
+
+// The entries of the index on owners are those that Chai itself makes of the rows.
+func TestIndexOfOwnersEqualsReindex(t *testing.T) {
+	db := testdb.Memory(t)
+	table := newTableWithOwners(t, db)
+	plain := New(db, Options{Name: "sessions"})
+	rng := rand.New(rand.NewPCG(1, 2))
+	for i := range 2000 {
+		token := strings.Repeat("t", rng.IntN(3)) + fmt.Sprint(rng.IntN(200))
+		data := []byte{byte(rng.IntN(4) * 85)}[:rng.IntN(2)]
+		expiry := time.Now().Add(time.Hour * time.Duration(rng.IntN(4)-1))
+		var err error
+		switch rng.IntN(20) {
+		case 0:
+			err = plain.Upsert(t.Context(), token, data, expiry)
+		case 1:
+			err = plain.Delete(t.Context(), token)
+		case 2, 3, 4, 5:
+			err = table.Delete(t.Context(), token)
+		default:
+			err = table.Upsert(t.Context(), token, data, expiry)
+		}
+		if i%500 == 499 {
+			_, err = table.DeleteExpired(t.Context(), time.Now())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := entriesOfOwners(t, table)
+	err := engine.Update(t.Context(), db, func(tx *chai.Tx) error { return tx.Exec("REINDEX sessions_owners") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := entriesOfOwners(t, table)
+	if len(want) < 100 || !maps.EqualFunc(got, want, bytes.Equal) {
+		t.Errorf("the index has %d entries, and %d after REINDEX, which are not the same", len(got), len(want))
+	}
+}
+
+// entriesOfOwners returns the rows of the index on owners by their keys.
+func entriesOfOwners(t *testing.T, table *Table) map[string][]byte {
+	t.Helper()
+	entries := make(map[string][]byte)
+	err := table.read(t.Context(), func(s *engine.Snapshot, l *layout) (bool, error) {
+		namespace := l.owners.indexes[0].namespace
+		return true, s.Scan(appendInt(nil, namespace), appendInt(nil, namespace+1), func(key, row []byte) error {
+			entries[string(key)] = bytes.Clone(row)
+			return nil
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return entries
+}
+
+// What has changed since the tables were compared is left as it is.
+func TestCorrectOwnersLooksAgain(t *testing.T) {
+	db := testdb.Memory(t)
+	table := newTableWithOwners(t, db)
+	plain := New(db, Options{Name: "sessions"})
+	expiry := time.Now().Add(time.Hour)
+	upsert := func(table *Table, token, data string) {
+		t.Helper()
+		if err := table.Upsert(t.Context(), token, []byte(data), expiry); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, token := range []string{"changed", "owned", "deleted", "same"} {
+		upsert(plain, token, "a")
+	}
+	upsert(table, "back", "a")
+	upsert(table, "gone", "a")
+	if err := plain.Delete(t.Context(), "back", "gone"); err != nil {
+		t.Fatal(err)
+	}
+	var m ownerMismatch
+	err := table.read(t.Context(), func(s *engine.Snapshot, l *layout) (_ bool, err error) {
+		m, err = l.compareOwners(t.Context(), s, "")
+		return true, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(m.without) != 4 || !slices.Equal(m.gone, []string{"back", "gone"}) || m.next != "" {
+		t.Fatalf("the mismatch is %+v", m)
+	}
+	upsert(plain, "changed", "b")
+	upsert(table, "owned", "b")
+	if err := plain.Delete(t.Context(), "deleted"); err != nil {
+		t.Fatal(err)
+	}
+	upsert(plain, "back", "a")
+	if err := table.correctOwners(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]string)
+	result, err := db.Query("SELECT token, owner FROM sessions_owners")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer result.Close()
+	err = result.Iterate(func(row *chai.Row) error {
+		var token, owner string
+		err := row.Scan(&token, &owner)
+		got[token] = owner
+		return err
+	})
+	if want := map[string]string{"same": "a", "owned": "b", "back": "a"}; err != nil || !maps.Equal(got, want) {
+		t.Errorf("the owners are %v (%v), want %v", got, err, want)
+	}
+}
+
+// Older tables allow NULL. Their rows have owners, too.
+func TestOwnersOfNullData(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, "CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP)")
+	if err := db.Exec("INSERT INTO sessions (token, expiry) VALUES ('a', ?)", time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	newTableWithOwners(t, db)
+	row, err := db.QueryRow("SELECT COUNT(*) FROM sessions_owners")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := row.Scan(&n); err != nil || n != 1 {
+		t.Errorf("there are %d owners (%v), want 1", n, err)
+	}
+}

@@ -56,6 +56,8 @@ func runChild() {
 	switch dir := os.Getenv(childDirEnv); os.Getenv(childEnv) {
 	case "crash":
 		crashChild(dir)
+	case "crash with owners":
+		ownersCrashChild(dir)
 	case "full disk":
 		fullDiskChild(dir)
 	}

@@ -43,7 +43,11 @@ func tokensOf(t testing.TB, s *chaistore.ChaiStore, owner string) []string {
 	var tokens []string
 	for session, err := range s.SessionsOf(t.Context(), owner) {
 		if err != nil {
-			t.Fatal(err)
+			t.Error(err)
+			break
+		}
+		if got := ownerInData(session.Data); got != owner && got != "" {
+			t.Errorf("a session of %q is one of %q", got, owner)
 		}
 		tokens = append(tokens, session.Token)
 	}

@@ -1,0 +1,207 @@
+package chaistore_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// ended is the owner of a session that is not there.
+const ended = "-"
+
+// ownersCrashChild enters the owners that are missing, and then commits, deletes and
+// sweeps until it is killed. Before each change it says so, and again when it has
+// been acknowledged.
+func ownersCrashChild(dir string) {
+	db, err := chai.Open(dir)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("opened - -")
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{
+		CleanupInterval: time.Millisecond, Logger: slog.New(slog.DiscardHandler), Owner: ownerInData,
+	})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("ready - -")
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(rand.Uint64(), 0))
+			for i := 0; ; i++ {
+				token, owner := fmt.Sprint(g, "-", rng.IntN(20)), fmt.Sprint("user", g, "-", rng.IntN(3))
+				data := fmt.Appendf(nil, "%s|%d", owner, i)
+				var call func() error
+				what := "change"
+				switch rng.IntN(8) {
+				case 0:
+					owner, call = ended, func() error { return s.Delete(token) }
+				case 1: // like a deletion, which the sweep completes
+					owner, call = ended, func() error { return s.Commit(token, data, anHourAgo()) }
+				case 2:
+					what, token = "end", "-"
+					call = func() error {
+						_, err := s.DeleteOf(context.Background(), owner)
+						return err
+					}
+				default:
+					call = func() error { return s.Commit(token, data, inAnHour()) }
+				}
+				fmt.Println("begin-"+what, token, owner)
+				if err := call(); err != nil {
+					panic(err)
+				}
+				fmt.Println("done-"+what, token, owner)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// A process is killed at a random moment, also while it enters the owners of
+// sessions that had none. The owners agree with the sessions, and what it was told
+// of them is true.
+func TestCrashWithOwners(t *testing.T) {
+	for name, setup := range map[string][]string{
+		"plain":   {testdb.CreateTable},
+		"indexed": {testdb.CreateTable, testdb.CreateIndex},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testdb.Watchdog(t, time.Duration(1+*crashRounds/4)*time.Minute)
+			dir := t.TempDir()
+			possible := make(map[string][]string) // owners of each session
+			acknowledged, interrupted := 0, 0
+			for round := range *crashRounds {
+				changeWithoutOwners(t, dir, setup, round)
+				cmd, out := startChild(t, "crash with owners", dir)
+				lines := bufio.NewScanner(out)
+				kill := func(within time.Duration) {
+					time.AfterFunc(rand.N(within), func() { cmd.Process.Kill() })
+				}
+				ready := false
+				for lines.Scan() {
+					var what, token, owner string
+					if _, err := fmt.Sscan(lines.Text(), &what, &token, &owner); err != nil {
+						t.Fatalf("the process printed %q: %v", lines.Text(), err)
+					}
+					switch what {
+					case "opened":
+						if round%2 == 0 { // while it enters owners
+							kill(15 * time.Millisecond)
+						}
+					case "ready":
+						if ready = true; round%2 == 1 {
+							kill(300 * time.Millisecond)
+						}
+					case "begin-change":
+						if possible[token] == nil {
+							possible[token] = []string{ended}
+						}
+						possible[token] = append(possible[token], owner)
+					case "done-change":
+						possible[token] = []string{owner}
+						acknowledged++
+					case "begin-end", "done-end":
+						for token, owners := range possible {
+							if !slices.Contains(owners, owner) {
+								continue
+							}
+							possible[token] = append(owners, ended)
+							if what == "done-end" {
+								possible[token] = slices.DeleteFunc(possible[token], func(of string) bool { return of == owner })
+							}
+						}
+					}
+				}
+				if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+					t.Fatalf("the process ended with %v", err)
+				}
+				if !ready {
+					interrupted++
+				}
+				checkOwnersAfterCrash(t, dir, ready, possible)
+				if t.Failed() {
+					t.Fatalf("in round %d (ready: %v)", round, ready)
+				}
+			}
+			t.Logf("%d processes were killed, %d of them before all owners were entered, after %d acknowledged changes", *crashRounds, interrupted, acknowledged)
+			if acknowledged < *crashRounds {
+				t.Errorf("there were only %d acknowledged changes", acknowledged)
+			}
+		})
+	}
+}
+
+// changeWithoutOwners makes the next process enter and remove owners.
+func changeWithoutOwners(t *testing.T, dir string, setup []string, round int) {
+	t.Helper()
+	db, err := chai.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if round == 0 {
+		testdb.Exec(t, db, setup...)
+	} else if round%4 == 0 {
+		testdb.Exec(t, db, "DROP TABLE sessions_owners")
+	}
+	s := newStore(t, db)
+	inParallel(64, 1000, func(rng *rand.Rand, i int) {
+		token := fmt.Sprintf("plain%04d", i)
+		if rng.IntN(2) == 0 {
+			commit(t, s, token, fmt.Sprintf("plain%d|", i%10), inAnHour())
+		} else if err := s.Delete(token); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// checkOwnersAfterCrash checks that each session is one of those that it may be, and
+// makes that all that it may be.
+func checkOwnersAfterCrash(t *testing.T, dir string, ready bool, possible map[string][]string) {
+	t.Helper()
+	db, err := chai.Open(dir)
+	if err != nil {
+		t.Fatalf("open the database after a crash: %v", err)
+	}
+	defer db.Close()
+	if ready {
+		wantOwners(t, db)
+	}
+	s := newOwnerStore(t, db)
+	wantOwners(t, db)
+	for token, owners := range possible {
+		data, found, err := s.Find(token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		owner := ended
+		if found {
+			owner = ownerInData(data)
+			if !slices.Contains(tokensOf(t, s, owner), token) {
+				t.Errorf("SessionsOf(%s) does not have the session %s", owner, token)
+			}
+		}
+		if !slices.Contains(owners, owner) {
+			t.Errorf("the session %s is one of %s, and could be one of %v", token, owner, owners)
+		}
+		possible[token] = []string{owner}
+	}
+	if _, err := s.DeleteExpired(context.Background()); err != nil {
+		t.Errorf("DeleteExpired after a crash: %v", err)
+	}
+	wantOwners(t, db)
+}

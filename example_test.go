@@ -3,9 +3,12 @@ package chaistore_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"expvar"
 	"fmt"
 	"log"
+	"net/http"
+	"net/http/httptest"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -65,8 +68,89 @@ func Example() {
 	// Output: alice
 }
 
-// After a password change, all sessions of the user end. This works with
-// HashTokenInStore, too.
+// A page shows where its user is signed in, and a button signs the user out there. No
+// other user's sessions are read for it.
+func ExampleChaiStore_SessionsOf() {
+	db, err := chai.Open(":memory:")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+	sessionManager := scs.New()
+	store, err := chaistore.NewWithConfig(db, chaistore.Config{
+		CreateTable: true,
+		Owner:       chaistore.OwnerByKey(sessionManager.Codec, "user"),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer store.StopCleanup()
+	sessionManager.Store = store
+	for _, user := range []string{"alice", "bob", "alice"} {
+		signIn(sessionManager, user)
+	}
+
+	for session, err := range store.SessionsOf(context.Background(), "alice") {
+		if err != nil {
+			log.Fatal(err)
+		}
+		_, values, err := sessionManager.Codec.Decode(session.Data)
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println("a session of", values["user"])
+	}
+	n, err := store.DeleteOf(context.Background(), "alice")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(n, "sessions ended")
+	// Output:
+	// a session of alice
+	// a session of alice
+	// 2 sessions ended
+}
+
+// A visitor whose session is ended while a request of it is being served is sent to
+// the sign-in page.
+func ExampleErrEnded() {
+	db, err := chai.Open(":memory:")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true, RememberEnded: 10 * time.Minute})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer store.StopCleanup()
+	sessionManager := scs.New()
+	sessionManager.Store = store
+	sessionManager.ErrorFunc = func(w http.ResponseWriter, r *http.Request, err error) {
+		if errors.Is(err, chaistore.ErrEnded) {
+			http.Redirect(w, r, "/sign-in", http.StatusSeeOther)
+			return
+		}
+		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+	}
+	token := signIn(sessionManager, "alice")
+	site := sessionManager.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		sessionManager.Put(r.Context(), "page", r.URL.Path)
+		if err := store.Delete(token); err != nil { // as another request would
+			log.Fatal(err)
+		}
+	}))
+
+	request := httptest.NewRequest("GET", "/", nil)
+	request.AddCookie(&http.Cookie{Name: sessionManager.Cookie.Name, Value: token})
+	response := httptest.NewRecorder()
+	site.ServeHTTP(response, request)
+	fmt.Println(response.Code, response.Header().Get("Location"))
+	// Output: 303 /sign-in
+}
+
+// DeleteFunc ends the sessions that a function chooses, such as those of a user if
+// the store knows no owners. This works with HashTokenInStore, too.
 func ExampleChaiStore_DeleteFunc() {
 	db, store := openStore()
 	defer db.Close()

@@ -123,3 +123,16 @@ func TestFailedDeleteRemembersNothing(t *testing.T) {
 		t.Errorf("Upsert after a deletion: %v, want %v", err, ErrEnded)
 	}
 }
+
+// Tables of one name remember together, others by themselves: what one remembers for
+// long keeps nothing of another in memory.
+func TestTablesRememberByName(t *testing.T) {
+	db := testdb.Memory(t)
+	table := func(name string) *Table { return New(db, Options{Name: name, RememberEnded: time.Hour}) }
+	if table("a").ended != table("a").ended {
+		t.Error("two stores on a table don't remember together")
+	}
+	if table("a").ended == table("b").ended {
+		t.Error("two tables remember together")
+	}
+}

@@ -256,11 +256,7 @@ func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
 			if err != nil {
 				return err
 			}
-			known, err := b.Get(appendKey(nil, l.owners.namespace, row.Token))
-			if err != nil {
-				return err
-			}
-			if current == nil || known != nil {
+			if current == nil {
 				continue
 			}
 			_, data, _, err := decodeRow(current)

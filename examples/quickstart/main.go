@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"github.com/alexedwards/scs/v2"
 	"github.com/chaisql/chai"
@@ -20,26 +19,14 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := serve(ctx); err != nil {
-		log.Fatal(err)
-	}
-}
-
-// serve runs until ctx ends. Then it finishes the requests under way, stops the
-// cleanup, and closes the database, in this order.
-func serve(ctx context.Context) error {
 	db, err := chai.Open("chai_db")
 	if err != nil {
-		return fmt.Errorf("open the database in chai_db (is another process using it?): %w", err)
+		log.Fatalf("open the database in chai_db (is another process using it?): %v", err)
 	}
-	defer db.Close()
 	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true})
 	if err != nil {
-		return err
+		log.Fatal(err)
 	}
-	defer store.StopCleanup()
 	sessionManager := scs.New()
 	sessionManager.Store = store
 
@@ -49,17 +36,22 @@ func serve(ctx context.Context) error {
 		sessionManager.Put(r.Context(), "visits", visits)
 		fmt.Fprintf(w, "Visit %d. Restart the server and reload: it still counts.\n", visits)
 	})
-
 	listener, err := net.Listen("tcp", "localhost:"+cmp.Or(os.Getenv("PORT"), "4000"))
 	if err != nil {
-		return err
+		log.Fatal(err)
 	}
 	fmt.Printf("listening on http://localhost:%d\n", listener.Addr().(*net.TCPAddr).Port)
-	server := &http.Server{Handler: sessionManager.LoadAndSave(mux), ReadTimeout: 10 * time.Second}
-	stopped := make(chan error, 1)
-	context.AfterFunc(ctx, func() { stopped <- server.Shutdown(context.Background()) })
-	if err := server.Serve(listener); err != http.ErrServerClosed {
-		return err
-	}
-	return <-stopped
+	server := &http.Server{Handler: sessionManager.LoadAndSave(mux)}
+	go func() {
+		if err := server.Serve(listener); err != http.ErrServerClosed {
+			log.Fatal(err)
+		}
+	}()
+
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
+	<-interrupted
+	server.Shutdown(context.Background()) // finishes the requests under way
+	store.StopCleanup()
+	db.Close()
 }

@@ -1,0 +1,46 @@
+# The checks of this repository, for people and for .ci/run. CONTRIBUTING.md says what
+# they are.
+
+MODULES = . bench examples/topostgres examples/webapp/e2e
+STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.7.0
+GOVULNCHECK = go run golang.org/x/vuln/cmd/govulncheck@v1.1.4
+
+.PHONY: all system lint vuln test e2e robustness bench
+
+all: lint test e2e robustness
+
+# What tests need beside Go, on Debian.
+system:
+	apt-get update -q
+	apt-get install -qy gcc libc6-dev postgresql chromium
+
+lint:
+	test -z "$$(gofmt -l . | tee /dev/stderr)"
+	CGO_ENABLED=0 go build ./...
+	GOOS=windows go vet ./...
+	GOOS=darwin go vet ./...
+	set -e; for module in $(MODULES); do \
+		(cd $$module && go mod tidy -diff && go vet ./... && $(STATICCHECK) ./...); \
+	done
+
+# Apart from lint, because it asks a database on the net.
+vuln:
+	set -e; for module in $(MODULES); do (cd $$module && $(GOVULNCHECK) ./...); done
+
+test:
+	go test -race -shuffle=on -timeout 600s ./...
+	cd bench && go test -timeout 600s ./...
+	cd examples/topostgres && go test -timeout 300s ./...
+
+e2e:
+	cd examples/webapp/e2e && go test -count=1 -timeout 300s ./...
+
+# Without minimizing: the engine's own goroutines make coverage vary.
+robustness:
+	go test -timeout 600s -run StaleIndex .
+	go test -run '^$$' -fuzz '^FuzzSession$$' -fuzztime 10s -fuzzminimizetime 1x .
+	go test -run '^$$' -fuzz '^FuzzOperations$$' -fuzztime 10s -fuzzminimizetime 1x .
+	go test -count=1 -timeout 600s -v -soak 20s ./internal/robustness
+
+bench:
+	cd bench && go run ./cmd/compare -quick

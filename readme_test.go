@@ -1,0 +1,131 @@
+package chaistore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+)
+
+// TestREADME checks that each Go fragment of the README is in one of the functions
+// below, or is the program of the quick start, so that it compiles.
+func TestREADME(t *testing.T) {
+	readme := readLines(t, "README.md")
+	compiled := slices.Concat(readLines(t, "readme_test.go"), readLines(t, "examples/quickstart/main.go"))
+	fragments := regexp.MustCompile("(?s)```go\n(.*?)\n```\n").FindAllStringSubmatch(strings.Join(readme, "\n"), -1)
+	if len(fragments) < 5 {
+		t.Fatalf("the README has %d Go fragments", len(fragments))
+	}
+	for _, fragment := range fragments {
+		if !strings.Contains(strings.Join(compiled, "\n"), fragment[1]) {
+			t.Errorf("this fragment of the README is nowhere compiled:\n%s", fragment[1])
+		}
+	}
+}
+
+// readLines returns the lines of a file without their indentation.
+func readLines(t *testing.T, name string) []string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(text), "\n")
+	for i, line := range lines {
+		lines[i] = strings.TrimSpace(line)
+	}
+	return lines
+}
+
+var _ = func(ctx context.Context, store *chaistore.ChaiStore) error {
+	for session, err := range store.Sessions(ctx) {
+		if err != nil {
+			return err
+		}
+		fmt.Println(session.Token, session.Expiry)
+	}
+	return nil
+}
+
+var _ = func(db *chai.DB, sessionManager *scs.SessionManager) (*chaistore.ChaiStore, error) {
+	store, err := chaistore.NewWithConfig(db, chaistore.Config{
+		CreateTable:   true,
+		Owner:         chaistore.OwnerByKey(sessionManager.Codec, "userID"),
+		RememberEnded: 10 * time.Minute,
+	})
+	return store, err
+}
+
+var _ = func(ctx context.Context, store *chaistore.ChaiStore) (int, error) {
+	n, err := store.DeleteOf(ctx, "alice") // after a change of her password
+	return n, err
+}
+
+var _ = func(sessionManager *scs.SessionManager) {
+	sessionManager.ErrorFunc = func(w http.ResponseWriter, r *http.Request, err error) {
+		if errors.Is(err, chaistore.ErrEnded) {
+			http.Redirect(w, r, "/sign-in?ended", http.StatusSeeOther)
+			return
+		}
+		slog.Error("session", "error", err)
+		http.Error(w, "Internal Server Error", http.StatusInternalServerError)
+	}
+}
+
+var _ = func(ctx context.Context, db *chai.DB) error {
+	err := chaistore.Update(ctx, db, func(tx *chai.Tx) error {
+		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
+	})
+	return err
+}
+
+var _ = func(db *chai.DB, dir string) error {
+	err := db.DB.Store.DB().Checkpoint(filepath.Join(dir, "pebble"))
+	return err
+}
+
+// A backup that is made while the store is used can be opened and has what was
+// committed.
+func TestBackup(t *testing.T) {
+	db, err := chai.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s := newStore(t, db)
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for i := 0; ctx.Err() == nil; i++ {
+			commit(t, s, fmt.Sprint("later-", i%100), "two", inAnHour())
+		}
+	}()
+	commit(t, s, "alice", "one", inAnHour())
+
+	dir := t.TempDir()
+	if err := db.DB.Store.DB().Checkpoint(filepath.Join(dir, "pebble")); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	<-stopped
+	restored, err := chai.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer restored.Close()
+	wantFound(t, newStore(t, restored), "alice", "one")
+}

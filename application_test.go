@@ -51,7 +51,7 @@ func TestApplicationWritesWithoutLock(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if n := count(t, db, "SELECT COUNT(*) FROM visits"); n != int(inserts.Load()) {
+		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM visits"); n != int(inserts.Load()) {
 			t.Errorf("there are %d visits, want %d", n, inserts.Load())
 		}
 		testdb.CheckIndexes(t, db)
@@ -219,7 +219,7 @@ func TestApplicationHasATransactionOpen(t *testing.T) {
 				if n, err := s.DeleteExpired(t.Context()); n != 1 || err != nil {
 					t.Errorf("DeleteExpired = %d, %v; want 1, nil", n, err)
 				}
-				if n := count(t, db, "SELECT COUNT(*) FROM visits"); n != 3 {
+				if n := testdb.Count(t, db, "SELECT COUNT(*) FROM visits"); n != 3 {
 					t.Errorf("there are %d visits, want 3", n)
 				}
 				testdb.CheckIndexes(t, db)
@@ -237,7 +237,7 @@ func TestUpdate(t *testing.T) {
 	}
 	wantVisits := func(want int) {
 		t.Helper()
-		if n := count(t, db, "SELECT COUNT(*) FROM visits"); n != want {
+		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM visits"); n != want {
 			t.Fatalf("there are %d visits, want %d", n, want)
 		}
 	}
@@ -332,7 +332,7 @@ func TestApplicationUsesUpdate(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := count(t, db, "SELECT COUNT(*) FROM visits"); n != goroutines*each {
+	if n := testdb.Count(t, db, "SELECT COUNT(*) FROM visits"); n != goroutines*each {
 		t.Errorf("there are %d visits, want %d", n, goroutines*each)
 	}
 	if all, err := s.All(); len(all) != goroutines || err != nil {

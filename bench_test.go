@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -61,22 +60,6 @@ func newBenchStoreWithCache(b *testing.B, open func(testing.TB) *chai.DB, cacheS
 		}
 	})
 	return db, s
-}
-
-// inParallel calls f n times from a number of goroutines, with a source of
-// random numbers of each goroutine's own and the number of the call.
-func inParallel(goroutines, n int, f func(rng *rand.Rand, i int)) {
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	for g := range goroutines {
-		wg.Go(func() {
-			rng := rand.New(rand.NewPCG(2, uint64(g)))
-			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
-				f(rng, int(i-1))
-			}
-		})
-	}
-	wg.Wait()
 }
 
 // BenchmarkCommit renews random sessions from a number of goroutines. The

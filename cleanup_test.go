@@ -108,26 +108,6 @@ func newStoreWithCleanup(t *testing.T, db *chai.DB, interval time.Duration) *cha
 	return s
 }
 
-// countRows returns how many sessions there are, expired ones included.
-func countRows(t testing.TB, db *chai.DB) int {
-	t.Helper()
-	return count(t, db, "SELECT COUNT(*) FROM sessions")
-}
-
-// count returns the result of a statement that counts.
-func count(t testing.TB, db *chai.DB, sql string, args ...any) int {
-	t.Helper()
-	row, err := db.QueryRow(sql, args...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var n int
-	if err := row.Scan(&n); err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 func TestCleanupInterval(t *testing.T) {
 	tests := map[string]struct {
 		newStore func(t *testing.T, db *chai.DB) *chaistore.ChaiStore
@@ -162,7 +142,7 @@ func TestCleanupInterval(t *testing.T) {
 				if test.want == 0 {
 					time.Sleep(100 * time.Hour)
 					synctest.Wait()
-					if n := countRows(t, db); n != 2 {
+					if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 2 {
 						t.Fatalf("%d sessions are left, want 2: something has swept", n)
 					}
 					return
@@ -170,12 +150,12 @@ func TestCleanupInterval(t *testing.T) {
 				for range 3 {
 					time.Sleep(test.want - time.Millisecond)
 					synctest.Wait()
-					if n := countRows(t, db); n != 2 {
+					if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 2 {
 						t.Fatalf("before the tick %d sessions are left, want 2", n)
 					}
 					time.Sleep(time.Millisecond)
 					synctest.Wait()
-					if n := countRows(t, db); n != 1 {
+					if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 1 {
 						t.Fatalf("after the tick %d sessions are left, want 1", n)
 					}
 					commit(t, s, "old", "one", anHourAgo())
@@ -208,7 +188,7 @@ func TestFailedSweepIsLoggedAndTriedAgain(t *testing.T) {
 		commit(t, s, "old", "one", anHourAgo())
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if n := countRows(t, db); n != 0 {
+		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 0 {
 			t.Errorf("after the table came back %d sessions are left, want 0", n)
 		}
 	})
@@ -229,7 +209,7 @@ func TestStopCleanupWhileSweepWaitsForItsTurn(t *testing.T) {
 			t.Errorf("StopCleanup took %v", waited)
 		}
 		lock.Unlock()
-		if n := countRows(t, db); n != 1 {
+		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 1 {
 			t.Errorf("%d sessions are left, want 1", n)
 		}
 	})
@@ -279,7 +259,7 @@ func TestDeleteExpiredOverSeveralRanges(t *testing.T) {
 			t.Fatalf("DeleteExpired = %d, %v; want %d, nil", n, err, expired)
 		}
 		wantAll(t, s, want)
-		if n := countRows(t, db); n != len(want) {
+		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != len(want) {
 			t.Errorf("%d sessions are left, want %d", n, len(want))
 		}
 	})

@@ -145,5 +145,5 @@ func TestConformanceWithStaleIndex(t *testing.T) {
 // on expiry has them.
 func countByIndex(t testing.TB, db *chai.DB, t0 time.Time) int {
 	t.Helper()
-	return count(t, db, "SELECT COUNT(*) FROM sessions WHERE expiry > ?", t0)
+	return testdb.Count(t, db, "SELECT COUNT(*) FROM sessions WHERE expiry > ?", t0)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -21,18 +20,6 @@ import (
 	"go.elara.ws/chaistore"
 	"go.elara.ws/chaistore/internal/testdb"
 )
-
-// newStoreWith returns a store as cfg describes it, that logs nothing and sweeps on
-// demand only.
-func newStoreWith(t testing.TB, db *chai.DB, cfg chaistore.Config) *chaistore.ChaiStore {
-	t.Helper()
-	cfg.CleanupInterval, cfg.CreateTable, cfg.Logger = -1, true, slog.New(slog.DiscardHandler)
-	s, err := chaistore.NewWithConfig(db, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
 
 func wantEnded(t *testing.T, s *chaistore.ChaiStore, token string) {
 	t.Helper()

@@ -163,7 +163,7 @@ func FuzzOperations(f *testing.F) {
 		if err != nil || !maps.EqualFunc(all, model, bytes.Equal) {
 			t.Fatalf("All = %q, %v; want %q", all, err, model)
 		}
-		if n := countRows(t, db); n != len(model)+len(expired) {
+		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != len(model)+len(expired) {
 			t.Fatalf("there are %d rows, want %d active and %d expired", n, len(model), len(expired))
 		}
 		testdb.CheckIndexes(t, db)

@@ -46,7 +46,7 @@ func TestOwnersModel(t *testing.T) {
 			if _, err := stores[0].DeleteExpired(t.Context()); err != nil {
 				t.Error(err)
 			}
-			wantOwners(t, db)
+			testdb.CheckOwners(t, db, ownerInData)
 		})
 	}
 }

@@ -1,12 +1,10 @@
 package chaistore_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"reflect"
 	"runtime"
@@ -24,17 +22,6 @@ import (
 	"go.elara.ws/chaistore"
 	"go.elara.ws/chaistore/internal/testdb"
 )
-
-// ownerInData is an Owner for data that is the owner, a bar, and something without
-// one.
-func ownerInData(data []byte) string {
-	return string(data[:max(0, bytes.LastIndexByte(data, '|'))])
-}
-
-func newOwnerStore(t testing.TB, db *chai.DB) *chaistore.ChaiStore {
-	t.Helper()
-	return newStoreWith(t, db, chaistore.Config{Owner: ownerInData})
-}
 
 // tokensOf returns the tokens of an owner's sessions, and fails the test if they are
 // not in their order.
@@ -61,71 +48,6 @@ func wantTokensOf(t testing.TB, s *chaistore.ChaiStore, owner string, want ...st
 	}
 }
 
-// wantOwners checks that the table of owners has exactly a row for each session,
-// with the right owner, both by its rows and by its index.
-func wantOwners(t testing.TB, db *chai.DB) {
-	t.Helper()
-	want, got := make(map[string]string), make(map[string]string)
-	query(t, db, "SELECT token, data FROM sessions", func(row *chai.Row) error {
-		var token string
-		var data []byte
-		err := row.Scan(&token, &data)
-		want[token] = ownerInData(data)
-		return err
-	})
-	query(t, db, "SELECT token, owner FROM sessions_owners", func(row *chai.Row) error {
-		var token, owner string
-		err := row.Scan(&token, &owner)
-		got[token] = owner
-		return err
-	})
-	if !maps.Equal(got, want) {
-		t.Errorf("the owners of %d sessions are wrong: there are %d rows", len(want), len(got))
-		for token := range want {
-			if owner, ok := got[token]; !ok || owner != want[token] {
-				t.Logf("the owner of %q is %q (%v), want %q", token, owner, ok, want[token])
-			}
-		}
-		for token := range got {
-			if _, ok := want[token]; !ok {
-				t.Logf("there is an owner of %q, which is gone", token)
-			}
-		}
-	}
-	for _, owner := range slices.Compact(slices.Sorted(maps.Values(want))) {
-		n := 0
-		query(t, db, "SELECT token FROM sessions_owners WHERE owner = ?", func(row *chai.Row) error {
-			var token string
-			err := row.Scan(&token)
-			if want[token] != owner {
-				t.Errorf("by the index, the session %q is one of %q, not of %q", token, owner, want[token])
-			}
-			n++
-			return err
-		}, owner)
-		for _, other := range want {
-			if other == owner {
-				n--
-			}
-		}
-		if n != 0 {
-			t.Errorf("the index has %d sessions of %q too many", n, owner)
-		}
-	}
-}
-
-func query(t testing.TB, db *chai.DB, sql string, each func(*chai.Row) error, args ...any) {
-	t.Helper()
-	result, err := db.Query(sql, args...)
-	if err != nil {
-		t.Fatalf("%s: %v", sql, err)
-	}
-	defer result.Close()
-	if err := result.Iterate(each); err != nil {
-		t.Fatalf("%s: %v", sql, err)
-	}
-}
-
 func TestSessionsOf(t *testing.T) {
 	forEachTable(t, func(t *testing.T, db *chai.DB) {
 		s := newOwnerStore(t, db)
@@ -143,7 +65,7 @@ func TestSessionsOf(t *testing.T) {
 		wantTokensOf(t, s, "")
 		wantTokensOf(t, s, "carol")
 		wantTokensOf(t, s, strings.Repeat("x", 5000))
-		wantOwners(t, db)
+		testdb.CheckOwners(t, db, ownerInData)
 		for session := range s.SessionsOf(t.Context(), "bob") {
 			want := chaistore.Session{Token: "a1", Data: []byte("bob|1"), Expiry: expiry.UTC().Truncate(time.Microsecond)}
 			if !reflect.DeepEqual(session, want) {
@@ -160,7 +82,7 @@ func TestSessionsOf(t *testing.T) {
 			t.Errorf("DeleteOf of nobody = %d, %v; want 0, nil", n, err)
 		}
 		wantAll(t, s, map[string]string{"a1": "bob|1", "a2": "nobody's", "a3": "|"})
-		wantOwners(t, db)
+		testdb.CheckOwners(t, db, ownerInData)
 	})
 }
 
@@ -171,7 +93,7 @@ func TestOwnerChanges(t *testing.T) {
 		last := ""
 		for _, owner := range []string{"alice", "bob", "", "alice", "alice", ""} {
 			commit(t, s, "a", owner+"|", inAnHour())
-			wantOwners(t, db)
+			testdb.CheckOwners(t, db, ownerInData)
 			for _, other := range []string{"alice", "bob"} {
 				if other == owner {
 					wantTokensOf(t, s, other, "a")
@@ -203,7 +125,7 @@ func TestOwners(t *testing.T) {
 	for i, owner := range owners {
 		wantTokensOf(t, s, owner, fmt.Sprint(i), fmt.Sprint("x", i), fmt.Sprint(strings.Repeat("x", 90), i))
 	}
-	wantOwners(t, db)
+	testdb.CheckOwners(t, db, ownerInData)
 	for i, owner := range owners {
 		if n, err := s.DeleteOf(t.Context(), owner); n != 3 || err != nil {
 			t.Errorf("DeleteOf(%q) = %d, %v; want 3, nil", owner, n, err)
@@ -213,7 +135,7 @@ func TestOwners(t *testing.T) {
 			t.Fatalf("after DeleteOf(%q), there are %d sessions (%v)", owner, len(all), err)
 		}
 	}
-	wantOwners(t, db)
+	testdb.CheckOwners(t, db, ownerInData)
 }
 
 func TestOwnerTooLong(t *testing.T) {
@@ -294,7 +216,7 @@ func TestSessionsOfBodyUsesTheStore(t *testing.T) {
 		if a, b := len(tokensOf(t, s, "alice")), len(tokensOf(t, s, "bob")); n != sessions || a != 10 || b != 10 {
 			t.Errorf("%d sessions were seen, alice has %d and bob %d; want %d, 10 and 10", n, a, b, sessions)
 		}
-		wantOwners(t, db)
+		testdb.CheckOwners(t, db, ownerInData)
 	})
 }
 
@@ -413,7 +335,7 @@ func TestDeleteOfCountsWhatItHasDeleted(t *testing.T) {
 		if n == 0 || n == 250 {
 			t.Errorf("DeleteOf has deleted %d of 250 sessions before its context ended", n)
 		}
-		wantOwners(t, db)
+		testdb.CheckOwners(t, db, ownerInData)
 	})
 }
 
@@ -479,7 +401,7 @@ func TestOwnerPanics(t *testing.T) {
 	if _, err := s.DeleteExpired(t.Context()); err != nil {
 		t.Errorf("DeleteExpired: %v", err)
 	}
-	if n := count(t, db, "SELECT COUNT(*) FROM sessions_owners WHERE owner = ''"); n != 1 {
+	if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions_owners WHERE owner = ''"); n != 1 {
 		t.Errorf("%d sessions are nobody's, want 1", n)
 	}
 	if s.Stats().WriteError != "" {
@@ -536,7 +458,7 @@ func TestSessionsChangeWithoutTheirOwners(t *testing.T) {
 				}
 			}
 			wantTokensOf(t, s, "alice", "a", "b", "c")
-			wantOwners(t, db)
+			testdb.CheckOwners(t, db, ownerInData)
 		}
 		// In each, b ends, c becomes bob's, and 0, d and z are added.
 		for name, change := range map[string]func(){
@@ -573,11 +495,11 @@ func TestSessionsChangeWithoutTheirOwners(t *testing.T) {
 				wantTokensOf(t, s, "bob", "x", "z")
 				commit(t, s, "c", "bob|", inAnHour())
 				wantTokensOf(t, s, "bob", "c", "x", "z")
-				wantOwners(t, db)
+				testdb.CheckOwners(t, db, ownerInData)
 				if n, err := s.DeleteOf(t.Context(), "alice"); n != 3 || err != nil {
 					t.Errorf("DeleteOf = %d, %v; want 3, nil", n, err)
 				}
-				wantOwners(t, db)
+				testdb.CheckOwners(t, db, ownerInData)
 			})
 		}
 	})
@@ -594,7 +516,7 @@ func TestSweepMatchesOwnersWithSessions(t *testing.T) {
 				if _, err := s.DeleteExpired(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				if n := count(t, db, "SELECT COUNT(*) FROM sessions_owners"); n != 0 {
+				if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions_owners"); n != 0 {
 					t.Fatalf("there are %d owners without sessions", n)
 				}
 				inParallel(64, 1300, func(_ *rand.Rand, i int) {
@@ -620,7 +542,7 @@ func TestSweepMatchesOwnersWithSessions(t *testing.T) {
 				if _, err := s.DeleteExpired(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				wantOwners(t, db)
+				testdb.CheckOwners(t, db, ownerInData)
 				if t.Failed() {
 					t.Fatalf("with %d between two (gone: %v)", between, gone)
 				}
@@ -673,7 +595,7 @@ func TestOwnersOfTableWithSessions(t *testing.T) {
 		newOwnerStore(t, db) // again
 		cancel()
 		wg.Wait()
-		wantOwners(t, db)
+		testdb.CheckOwners(t, db, ownerInData)
 		wantAll(t, s, want)
 		for user := range users {
 			if n := len(tokensOf(t, s, fmt.Sprint("user", user))); n != sessions/users {
@@ -703,13 +625,13 @@ func TestOwnersAreCompletedWhenInterrupted(t *testing.T) {
 		}
 		lock.Unlock()
 		synctest.Wait()
-		if n := count(t, db, "SELECT COUNT(*) FROM sessions_owners"); n == 0 || n == 500 {
+		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions_owners"); n == 0 || n == 500 {
 			t.Fatalf("%d owners of 500 have been entered", n)
 		}
 		if n := len(tokensOf(t, newOwnerStore(t, db), "alice")); n != 500 {
 			t.Errorf("alice has %d sessions, want 500", n)
 		}
-		wantOwners(t, db)
+		testdb.CheckOwners(t, db, ownerInData)
 	})
 }
 
@@ -788,11 +710,11 @@ func TestTableOfOwnersWithMoreIndexes(t *testing.T) {
 	}
 	wantTokensOf(t, s, "alice")
 	wantTokensOf(t, s, "bob", "a", "b")
-	wantOwners(t, db)
+	testdb.CheckOwners(t, db, ownerInData)
 	if n, err := s.DeleteOf(t.Context(), "bob"); n != 2 || err != nil {
 		t.Errorf("DeleteOf = %d, %v; want 2, nil", n, err)
 	}
-	wantOwners(t, db)
+	testdb.CheckOwners(t, db, ownerInData)
 }
 
 // If the table of owners is dropped, calls say so until a store makes another one.
@@ -814,7 +736,7 @@ func TestTableOfOwnersIsDropped(t *testing.T) {
 	wantTokensOf(t, s, "alice", "a")
 	commit(t, s, "b", "alice|", inAnHour())
 	wantTokensOf(t, s, "alice", "a", "b")
-	wantOwners(t, db)
+	testdb.CheckOwners(t, db, ownerInData)
 }
 
 // A store that can't be made leaves no table of owners behind.
@@ -830,7 +752,7 @@ func TestOwnersOfNoTable(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), `table "sessions"`) {
 				t.Errorf("NewWithConfig = %v, want an error about the table of sessions", err)
 			}
-			if n := count(t, db, "SELECT COUNT(*) FROM __chai_catalog WHERE name = 'sessions_owners'"); n != 0 {
+			if n := testdb.Count(t, db, "SELECT COUNT(*) FROM __chai_catalog WHERE name = 'sessions_owners'"); n != 0 {
 				t.Error("there is a table of owners")
 			}
 		})
@@ -854,7 +776,7 @@ func TestOwnersSurviveReopening(t *testing.T) {
 			wantTokensOf(t, s, "alice", want...)
 			commit(t, s, fmt.Sprint(i), "alice|", inAnHour())
 			commit(t, s, "other", "bob|", inAnHour())
-			if n := count(t, db, "SELECT COUNT(*) FROM "+name+"_owners WHERE owner = 'alice'"); n != i+1 {
+			if n := testdb.Count(t, db, "SELECT COUNT(*) FROM "+name+"_owners WHERE owner = 'alice'"); n != i+1 {
 				t.Errorf("SQL finds %d sessions of alice, want %d", n, i+1)
 			}
 			if err := db.Close(); err != nil {
@@ -899,12 +821,12 @@ func TestOwnersBySQL(t *testing.T) {
 	}
 	const sql = "SELECT token FROM sessions_owners WHERE owner = ?"
 	plan := ""
-	query(t, db, "EXPLAIN "+sql, func(row *chai.Row) error { return row.Scan(&plan) }, "user1")
+	testdb.Query(t, db, "EXPLAIN "+sql, func(row *chai.Row) error { return row.Scan(&plan) }, "user1")
 	if !strings.Contains(plan, "sessions_owners_by_owner") {
 		t.Errorf("the plan is %s", plan)
 	}
 	var tokens []string
-	query(t, db, sql, func(row *chai.Row) error {
+	testdb.Query(t, db, sql, func(row *chai.Row) error {
 		tokens = append(tokens, "")
 		return row.Scan(&tokens[len(tokens)-1])
 	}, "user1")

@@ -395,7 +395,7 @@ func TestStopCleanupInMidSweep(t *testing.T) {
 	if took := time.Since(start); took > 100*time.Millisecond {
 		t.Errorf("StopCleanup took %v in the middle of a sweep", took)
 	}
-	if n := countRows(t, db); n == 0 {
+	if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n == 0 {
 		t.Error("the sweep went on to its end")
 	}
 }

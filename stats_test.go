@@ -46,7 +46,7 @@ func TestStats(t *testing.T) {
 		wantMissing(t, s, "carol")
 		want.Finds++
 		wantStats(t, s, want)
-		if n := countRows(t, db); n != 2 { // a transaction, after which the cache is empty
+		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 2 { // a transaction, after which the cache is empty
 			t.Fatalf("there are %d sessions, want 2", n)
 		}
 		wantFound(t, s, "alice", "one")

@@ -5,7 +5,9 @@ package testdb
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -143,4 +145,84 @@ func (l *Log) String() string {
 // Logger returns a logger that logs everything from level on to l.
 func (l *Log) Logger(level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: level}))
+}
+
+// Query calls each with the rows of a statement that reads.
+func Query(t testing.TB, db *chai.DB, sql string, each func(*chai.Row) error, args ...any) {
+	t.Helper()
+	result, err := db.Query(sql, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	defer result.Close()
+	if err := result.Iterate(each); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// Count returns the result of a statement that counts.
+func Count(t testing.TB, db *chai.DB, sql string, args ...any) int {
+	t.Helper()
+	row, err := db.QueryRow(sql, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := row.Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// CheckOwners checks that the table of owners has exactly a row for each session,
+// with the right owner, both by its rows and by its index.
+func CheckOwners(t testing.TB, db *chai.DB, ownerOf func(data []byte) string) {
+	t.Helper()
+	want, got := make(map[string]string), make(map[string]string)
+	Query(t, db, "SELECT token, data FROM sessions", func(row *chai.Row) error {
+		var token string
+		var data []byte
+		err := row.Scan(&token, &data)
+		want[token] = ownerOf(data)
+		return err
+	})
+	Query(t, db, "SELECT token, owner FROM sessions_owners", func(row *chai.Row) error {
+		var token, owner string
+		err := row.Scan(&token, &owner)
+		got[token] = owner
+		return err
+	})
+	if !maps.Equal(got, want) {
+		t.Errorf("the owners of %d sessions are wrong: there are %d rows", len(want), len(got))
+		for token := range want {
+			if owner, ok := got[token]; !ok || owner != want[token] {
+				t.Logf("the owner of %q is %q (%v), want %q", token, owner, ok, want[token])
+			}
+		}
+		for token := range got {
+			if _, ok := want[token]; !ok {
+				t.Logf("there is an owner of %q, which is gone", token)
+			}
+		}
+	}
+	for _, owner := range slices.Compact(slices.Sorted(maps.Values(want))) {
+		n := 0
+		Query(t, db, "SELECT token FROM sessions_owners WHERE owner = ?", func(row *chai.Row) error {
+			var token string
+			err := row.Scan(&token)
+			if want[token] != owner {
+				t.Errorf("by the index, the session %q is one of %q, not of %q", token, owner, want[token])
+			}
+			n++
+			return err
+		}, owner)
+		for _, other := range want {
+			if other == owner {
+				n--
+			}
+		}
+		if n != 0 {
+			t.Errorf("the index has %d sessions of %q too many", n, owner)
+		}
+	}
 }

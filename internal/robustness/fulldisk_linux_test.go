@@ -1,15 +1,15 @@
-package chaistore_test
+package robustness
 
 import (
 	"syscall"
 	"testing"
 )
 
-// mountSmallDisk returns the directory of a file system of 40 MB.
+// mountSmallDisk returns the directory of a file system of 56 MB.
 func mountSmallDisk(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=40m"); err != nil {
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=56m"); err != nil {
 		t.Skipf("a small disk can't be mounted: %v", err)
 	}
 	t.Cleanup(func() {

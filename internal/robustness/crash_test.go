@@ -1,4 +1,4 @@
-package chaistore_test
+package robustness
 
 import (
 	"bufio"
@@ -195,7 +195,7 @@ func checkAfterCrash(t *testing.T, dir string, possible map[string][]int) {
 	}
 	defer db.Close()
 	testdb.CheckIndexes(t, db)
-	s := newStore(t, db)
+	s := newStore(t, db, nil)
 	all, err := s.All()
 	if err != nil {
 		t.Fatal(err)
@@ -225,7 +225,7 @@ func checkAfterCrash(t *testing.T, dir string, possible map[string][]int) {
 	if _, err := s.DeleteExpired(context.Background()); err != nil {
 		t.Errorf("DeleteExpired after a crash: %v", err)
 	}
-	if n := countRows(t, db); n != len(all) {
+	if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != len(all) {
 		t.Errorf("after a sweep there are %d sessions, want %d", n, len(all))
 	}
 	testdb.CheckIndexes(t, db)

@@ -1,6 +1,6 @@
 //go:build !linux
 
-package chaistore_test
+package robustness
 
 import "testing"
 

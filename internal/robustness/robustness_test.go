@@ -1,0 +1,51 @@
+// Package robustness has the tests that kill processes, fill disks and run for long.
+// CONTRIBUTING.md has their flags.
+package robustness
+
+import (
+	"log/slog"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+)
+
+func TestMain(m *testing.M) {
+	runChild()
+	os.Exit(m.Run())
+}
+
+// newStore returns a store on db that logs nothing and sweeps on demand only.
+func newStore(t *testing.T, db *chai.DB, owner func(data []byte) string) *chaistore.ChaiStore {
+	t.Helper()
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{
+		CleanupInterval: -1, CreateTable: true, Owner: owner, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func commit(t *testing.T, s *chaistore.ChaiStore, token, data string) {
+	t.Helper()
+	if err := s.Commit(token, []byte(data), inAnHour()); err != nil {
+		t.Errorf("Commit(%q): %v", token, err)
+	}
+}
+
+func inAnHour() time.Time  { return time.Now().Add(time.Hour) }
+func anHourAgo() time.Time { return time.Now().Add(-time.Hour) }
+
+// reachable returns the size of what is reachable on the heap.
+func reachable() int64 {
+	runtime.GC()
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return int64(stats.HeapAlloc)
+}

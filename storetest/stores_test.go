@@ -504,12 +504,7 @@ type stopsOnce struct {
 
 func newStopsOnce(t *testing.T) stopsOnce {
 	s := stopsOnce{newMemory(t), make(chan struct{})}
-	go func() {
-		select {
-		case <-s.stop:
-		case <-t.Context().Done():
-		}
-	}()
+	go func() { <-s.stop }()
 	return s
 }
 

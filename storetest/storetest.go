@@ -41,9 +41,9 @@
 //
 // # What to expect
 //
-// A run makes about 60 stores, or 100 if methods take a context. With two CPUs and
-// a store in memory, it takes about 12 seconds. Most cases wait most of the time, so
-// it takes half as long with -parallel 16.
+// A run makes 60 stores, or 101 if methods take a context. With two CPUs and a store
+// in memory, it takes about 5 seconds, and more where a commit waits for a disk. Most
+// cases wait most of the time: -parallel 16 helps.
 //
 // Three settings find more faults. A short cleanup interval, as above, lets sweeps
 // meet other calls. The flag -race finds data races, even those in which the

@@ -2,11 +2,8 @@ package rivals
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"slices"
 	"testing"
 	"time"
@@ -16,10 +13,6 @@ import (
 func TestRivals(t *testing.T) {
 	for _, rival := range slices.Concat(All(), Variants()) {
 		t.Run(rival.Name, func(t *testing.T) {
-			if rival.Name == ChaistoreShared.Name && os.Getenv(sharedEnv) == "" {
-				testShared(t)
-				return
-			}
 			store, err := rival.Open(t.TempDir())
 			if errors.Is(err, ErrNotInstalled) {
 				t.Skip(err)
@@ -34,26 +27,6 @@ func TestRivals(t *testing.T) {
 			}()
 			testStore(t, rival, store)
 		})
-	}
-}
-
-// sharedEnv is the variable of the environment with which ChaistoreShared is tested
-// in this process.
-const sharedEnv = "CHAISTORE_BENCH_SHARED"
-
-// testShared tests ChaistoreShared in a process that can be killed. A chaistore
-// that deadlocks beside an application is not a failure of the benchmarks.
-func testShared(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestRivals$/^chaistore.app$")
-	cmd.Env = append(os.Environ(), sharedEnv+"=1", "TMPDIR="+t.TempDir())
-	out, err := cmd.CombinedOutput()
-	if ctx.Err() != nil {
-		t.Skip("chaistore hangs beside the application")
-	}
-	if err != nil {
-		t.Errorf("%v\n%s", err, out)
 	}
 }
 

@@ -1,7 +1,10 @@
-// Package chaistore is a session store for [github.com/alexedwards/scs/v2] that
-// keeps the sessions in a Chai database.
+// Package chaistore stores the sessions of [github.com/alexedwards/scs/v2] in a Chai
+// database.
 //
-//	store := chaistore.New(db)
+//	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true})
+//	if err != nil {
+//		return err
+//	}
 //	defer store.StopCleanup()
 //	sessionManager := scs.New()
 //	sessionManager.Store = store
@@ -105,11 +108,10 @@ type Config struct {
 
 	// Owner returns whose session it is that has the given data, such as the ID of a
 	// user, and "" if it is nobody's. [OwnerByKey] makes one for the usual case. The
-	// store keeps the owners in a table of its own, named like that of the sessions
-	// with "_owners" behind it, which it creates, and which the application's SQL may
-	// read: its columns are token and owner. [ChaiStore.SessionsOf] and
-	// [ChaiStore.DeleteOf] use it. When Owner changes, drop that table before the store
-	// is made, which then builds it anew.
+	// store creates a second table for them, whose name is TableName with "_owners"
+	// behind it. [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] use it, and the
+	// application's SQL may read its columns, token and owner. When Owner changes, drop
+	// that table before you make the store, which then builds it anew.
 	//
 	// Owner is called once for each commit, by the goroutine that commits, and for
 	// what SessionsOf finds; it must not change the data. A panic in it is an error of

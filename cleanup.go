@@ -1,5 +1,5 @@
-// This file is the deletion of expired sessions: by the ticker of a store, and
-// by hand. How a sweep goes through the table is sessiontable's affair.
+// The deletion of expired sessions, at each tick of a store's goroutine and on
+// demand. How a sweep goes through the table is up to sessiontable.
 
 package chaistore
 
@@ -15,13 +15,12 @@ import (
 	"go.elara.ws/chaistore/internal/sessiontable"
 )
 
-// DeleteExpired deletes the sessions that have expired, and returns how many that
-// were, also if it returns an error. It is what the cleanup goroutine does at
-// each tick.
+// DeleteExpired deletes expired sessions and returns the number deleted, even on
+// error. The cleanup goroutine calls it at each tick.
 //
-// Other writes need not wait for it: it deletes few sessions at a time, and lets
-// others write in between, which is also where a context that has ended stops
-// it. A session that is committed anew meanwhile stays.
+// It doesn't block other writers: it scans without a lock and deletes a few sessions
+// at a time. A context that ends stops it in between. A session that is renewed
+// meanwhile stays.
 func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
 	deleted, err := sweep(ctx, s.table, s.logger())
 	if err != nil {
@@ -30,7 +29,7 @@ func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
 	return deleted, nil
 }
 
-// sweep deletes the sessions that have expired, and returns how many that were.
+// sweep deletes expired sessions and returns the number deleted, even on error.
 func sweep(ctx context.Context, table *sessiontable.Table, logger *slog.Logger) (deleted int, err error) {
 	start := time.Now()
 	done, err := table.DeleteExpired(ctx, start)
@@ -39,13 +38,12 @@ func sweep(ctx context.Context, table *sessiontable.Table, logger *slog.Logger) 
 	return done.Deleted, err
 }
 
-// StopCleanup ends the cleanup goroutine, in the middle of a sweep if need be,
-// and returns when it has ended, so that the database may be closed. The store
-// can still be used.
+// StopCleanup stops the cleanup goroutine, interrupts its sweep, and returns once it
+// is gone, so that the database can be closed. The store can still be used.
 //
-// StopCleanup may be called more than once, by many goroutines, and on a store
-// without a cleanup goroutine. The goroutine of a store that nobody refers to any
-// more ends without it, but not at a known time.
+// StopCleanup may be called more than once, from many goroutines, and on a store
+// without a cleanup goroutine. An unreachable store's goroutine eventually stops by
+// itself.
 func (s *ChaiStore) StopCleanup() {
 	if s.cleanup != nil {
 		s.cleanup.end()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -50,16 +49,6 @@ func readLines(t *testing.T, name string) []string {
 	return lines
 }
 
-var _ = func(ctx context.Context, store *chaistore.ChaiStore) error {
-	for session, err := range store.Sessions(ctx) {
-		if err != nil {
-			return err
-		}
-		fmt.Println(session.Token, session.Expiry)
-	}
-	return nil
-}
-
 var _ = func(db *chai.DB, sessionManager *scs.SessionManager) (*chaistore.ChaiStore, error) {
 	store, err := chaistore.NewWithConfig(db, chaistore.Config{
 		CreateTable:   true,
@@ -69,19 +58,13 @@ var _ = func(db *chai.DB, sessionManager *scs.SessionManager) (*chaistore.ChaiSt
 	return store, err
 }
 
-var _ = func(ctx context.Context, store *chaistore.ChaiStore) (int, error) {
-	n, err := store.DeleteOf(ctx, "alice") // after a change of her password
-	return n, err
-}
-
 var _ = func(sessionManager *scs.SessionManager) {
 	sessionManager.ErrorFunc = func(w http.ResponseWriter, r *http.Request, err error) {
 		if errors.Is(err, chaistore.ErrEnded) {
 			http.Redirect(w, r, "/sign-in?ended", http.StatusSeeOther)
 			return
 		}
-		slog.Error("session", "error", err)
-		http.Error(w, "Internal Server Error", http.StatusInternalServerError)
+		http.Error(w, "The session could not be kept.", http.StatusInternalServerError)
 	}
 }
 

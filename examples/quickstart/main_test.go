@@ -223,3 +223,32 @@ func TestREADMEShowsThisProgram(t *testing.T) {
 		t.Error("README.md does not show main.go as it is")
 	}
 }
+
+// The curl lines of the README print what it says.
+func TestREADMEShowsWhatCurlPrints(t *testing.T) {
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip(err)
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, console, _ := strings.Cut(string(readme), "```console\n")
+	console, _, _ = strings.Cut(console, "```")
+	p := start(t, t.TempDir())
+	defer p.stop()
+	dir := t.TempDir() // for the cookies
+	lines := strings.Split(strings.TrimSpace(console), "\n")
+	if len(lines) != 4 {
+		t.Fatalf("the README has %d lines of a terminal, want 4", len(lines))
+	}
+	for i := 0; i < len(lines); i += 2 {
+		command := strings.ReplaceAll(strings.TrimPrefix(lines[i], "$ "), "http://localhost:4000", p.url)
+		curl := exec.Command("sh", "-c", command+" --silent --show-error")
+		curl.Dir = dir
+		out, err := curl.CombinedOutput()
+		if got := strings.TrimSpace(string(out)); got != lines[i+1] || err != nil {
+			t.Errorf("%s prints %q (%v), want %q", lines[i], got, err, lines[i+1])
+		}
+	}
+}

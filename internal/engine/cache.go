@@ -15,8 +15,8 @@ import (
 //
 //   - Chai numbers its transactions. Each increments a counter of the database
 //     after it has got the write lock, if it writes, and before it changes anything.
-//     Batches of this package don't count. Whoever has the write lock reads a number
-//     that nobody with a transaction open can change, and begins an epoch with it.
+//     Batches of this package don't count. With the write lock held, no transaction
+//     that writes is open: this package reads the number, and begins an epoch.
 //   - A copy belongs to the epoch in which it was made. It is used only while that
 //     epoch is the latest, and its number the current one: no transaction has begun
 //     since, so no one but this package has changed anything. There is nothing to

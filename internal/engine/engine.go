@@ -3,10 +3,10 @@
 //
 // Chai deadlocks when two goroutines write at the same time: BeginTx in its
 // internal/database waits for the write lock while it holds the lock that Commit
-// needs. Commit locks readers out for the length of an fsync. A panic, such as
-// that of a closed database, leaves locks behind. Below that, a database has a
-// write lock, sessions that write a batch, and sessions that read a snapshot,
-// none of which need Chai's other locks.
+// needs. Commit locks readers out during its fsync. A panic, as in a closed
+// database, leaves locks behind. Beneath transactions, a database has a write lock,
+// sessions that write a batch, and sessions that read a snapshot, none of which need
+// Chai's other locks.
 //
 // # How a write is done
 //

@@ -14,7 +14,7 @@ type snapshot interface {
 	Close() error
 }
 
-// A Snapshot is the state that was committed at one moment, whoever wrote it. It
+// A Snapshot is the state that was committed at one moment, by anyone. It
 // must not be used after the function that it was given to has returned.
 type Snapshot struct {
 	session snapshot
@@ -54,8 +54,8 @@ func (db *DB) Cached(key []byte) []byte {
 	return nil
 }
 
-// Read calls f with a snapshot that has everything that was committed before,
-// whoever wrote it. It waits for no transaction and no fsync, only for Chai to undo
+// Read calls f with a snapshot that has everything that anyone has committed
+// before. It waits for no transaction and no fsync, only for Chai to undo
 // a transaction that is being rolled back. Once the engine has panicked in a read,
 // each Read returns that failure at once.
 func (db *DB) Read(f func(s *Snapshot) error) (err error) {

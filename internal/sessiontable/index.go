@@ -223,7 +223,7 @@ func (t *Table) removeEntries(ctx context.Context, ix *index) error {
 	return nil
 }
 
-// isRight reports whether an entry is that of a row.
+// isRight reports whether there is a row for an entry, which has its values.
 func (ix *index) isRight(get func(key []byte) ([]byte, error), e []byte) (bool, error) {
 	key := ix.rowKey(e)
 	if key == nil {

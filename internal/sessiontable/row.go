@@ -246,7 +246,7 @@ func appendInt(dst []byte, n int64) []byte {
 	}
 }
 
-var errBadRow = errors.New("a row is not stored as that of a session")
+var errBadRow = errors.New("a row does not have the form of a session")
 
 // decodeRow returns what an encoded row holds. The token and the data are parts of
 // it. Of a column that is NULL, which older tables allow, they are empty, and the
@@ -345,7 +345,7 @@ func decodeInt(value []byte) (n int64, ok bool) {
 	return n + int64(u), true
 }
 
-// catalogNamespace is that of Chai's table of tables.
+// catalogNamespace is the namespace of Chai's table of tables.
 const catalogNamespace = 1
 
 // decodeCatalogRow returns the namespace of a table from its row in the catalog:

@@ -84,6 +84,7 @@ func deadlockInChai(db *chai.DB) {
 // When the application has deadlocked itself in Chai, the store still finds, and
 // its writes fail in time.
 func TestApplicationDeadlocksItself(t *testing.T) {
+	t.Parallel() // it waits for others
 	testdb.Watchdog(t, time.Minute)
 	db, err := chai.Open(":memory:") // can't be closed any more
 	if err != nil {

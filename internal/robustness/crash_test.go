@@ -122,6 +122,7 @@ func crashChild(dir string) {
 // is committed is there, and what it was told is deleted is not, and so it is in
 // the indexes.
 func TestCrash(t *testing.T) {
+	t.Parallel() // it waits for others
 	for name, setup := range map[string][]string{
 		"plain":   {testdb.CreateTable},
 		"indexed": {testdb.CreateTable, testdb.CreateIndex},

@@ -69,6 +69,7 @@ func fullDiskChild(dir string) {
 // On a full disk writes fail at once, with an error that says so, and reads go
 // on. When there is space again, and the database is opened again, it works.
 func TestFullDisk(t *testing.T) {
+	t.Parallel() // it waits for others
 	testdb.Watchdog(t, 2*time.Minute)
 	disk := mountSmallDisk(t)
 	ballast := filepath.Join(disk, "ballast")

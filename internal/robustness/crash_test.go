@@ -24,7 +24,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-var crashRounds = flag.Int("crash-rounds", 20, "how often TestCrash kills a process for each kind of table")
+var crashRounds = flag.Int("crash-rounds", 5, "how often TestCrash kills a process for each kind of table")
 
 // Some tests run this test binary again, as a process to which something bad
 // happens. The environment tells such a process what to do, and in which

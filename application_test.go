@@ -133,6 +133,9 @@ func TestApplicationDeadlocksItself(t *testing.T) {
 		}
 	}
 	wantFound(t, s, "alice", "one")
+	for log.String() == "" { // it is logged after everyone has been answered
+		time.Sleep(time.Millisecond)
+	}
 	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "level=ERROR") {
 		t.Errorf("%d lines were logged, want an error:\n%s", n, &log)
 	}

@@ -40,7 +40,7 @@ robustness:
 	go test -timeout 600s -run StaleIndex .
 	go test -run '^$$' -fuzz '^FuzzSession$$' -fuzztime 10s -fuzzminimizetime 1x .
 	go test -run '^$$' -fuzz '^FuzzOperations$$' -fuzztime 10s -fuzzminimizetime 1x .
-	go test -count=1 -timeout 600s -v -crash-rounds 20 -soak 20s ./internal/robustness
+	go test ./internal/robustness -count=1 -timeout 600s -v -crash-rounds 20 -soak 20s
 
 bench:
 	cd bench && go run ./cmd/compare -quick

@@ -22,13 +22,13 @@ import (
 //     since, so no one but this package has changed anything. There is nothing to
 //     remove when an epoch ends.
 //   - A batch is announced before it is committed, with its keys, and their copies
-//     are removed. When it is committed, its rows are entered, and then its end is
-//     announced, all before its callers are answered. If it fails, or hangs, the
-//     copies stay removed.
+//     are invalid from then on. When it is committed, its rows are entered, and then
+//     its end is announced, all before its callers are answered. If it fails, or
+//     hangs, the copies stay invalid.
 //   - A reader enters a row only if no batch was announced since before its snapshot,
 //     and if the one that was announced then does not have that key. It looks with
-//     the lock that is needed to remove a copy, so a batch that is announced a moment
-//     later removes what was entered.
+//     the lock that is needed to make a copy invalid, so a batch that is announced a
+//     moment later does that to what was entered.
 //
 // Missing rows are not cached.
 type cache struct {
@@ -111,7 +111,9 @@ func (c *cache) announce(b *Batch) {
 	for key := range b.latest {
 		s := c.shard([]byte(key))
 		s.mu.Lock()
-		s.remove(key)
+		if e, ok := s.entries[key]; ok {
+			e.epoch = nil // of no epoch, it is not used, but its place is kept
+		}
 		s.mu.Unlock()
 	}
 }
@@ -120,12 +122,18 @@ func (c *cache) announce(b *Batch) {
 // and announces its end.
 func (c *cache) committed(e *epoch, b *Batch) {
 	for key, i := range b.latest {
-		if row := b.changes[i].row; len(row) > 0 && !b.changes[i].entry {
-			s := c.shard([]byte(key))
-			s.mu.Lock()
-			s.put(key, row, e, int(c.limit.Load()))
-			s.mu.Unlock()
+		change := &b.changes[i]
+		if change.entry {
+			continue
 		}
+		s := c.shard([]byte(key))
+		s.mu.Lock()
+		if change.row != nil {
+			s.put(key, change.row, e, int(c.limit.Load()))
+		} else {
+			s.remove(key)
+		}
+		s.mu.Unlock()
 	}
 	c.batch.Store(new(announcement))
 }
@@ -162,17 +170,22 @@ const entryOverhead = 150
 func (e *entry) size() int { return entryOverhead + len(e.key) + len(e.row)*9/8 }
 
 func (s *shard) put(key string, row []byte, epoch *epoch, limit int) {
-	s.remove(key)
-	e := &entry{key: key, row: row, epoch: epoch, place: len(s.clock)}
-	if e.size() > limit {
-		return
+	e, ok := s.entries[key]
+	if ok {
+		s.size -= e.size()
+	} else {
+		if s.entries == nil {
+			s.entries = make(map[string]*entry)
+		}
+		e = &entry{key: key, place: len(s.clock)}
+		s.entries[key] = e
+		s.clock = append(s.clock, e)
 	}
-	if s.entries == nil {
-		s.entries = make(map[string]*entry)
-	}
-	s.entries[key] = e
-	s.clock = append(s.clock, e)
+	e.row, e.epoch = row, epoch
 	s.size += e.size()
+	if e.size() > limit {
+		s.remove(key)
+	}
 	for s.size > limit {
 		s.hand = (s.hand + 1) % len(s.clock)
 		if e := s.clock[s.hand]; e.used {

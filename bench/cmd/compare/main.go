@@ -75,7 +75,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		return err
 	}
 	p := plan{
-		stores: stores(), repetitions: 3, timeout: 5 * time.Minute,
+		stores: stores(), repetitions: 5, timeout: 5 * time.Minute,
 		benchmarks: "^sessions=(1000|20000|500000|200000)$", benchtime: "250ms",
 	}
 	if *quick {

@@ -93,23 +93,23 @@ func (db *DB) commit(group []*request, results []error) (err error) {
 
 	db.panicIfClosed()
 	epoch := db.cache.begin(transactions(db.handle))
-	var session snapshot
+	var committed *reader
 	b := Batch{latest: make(map[string]int, len(group)), read: func(key []byte) ([]byte, error) {
 		if row := db.cache.get(epoch, key); row != nil {
 			return row, nil
 		}
 		// The engine's own batch must not be read: it writes out what it has first
 		// (applyBatch in its internal/kv), and remembers the keys until it is closed.
-		if session == nil {
-			session = db.handle.DB.Store.NewSnapshotSession()
+		if committed == nil {
+			committed = newReader(db.handle.DB.Store.NewSnapshotSession())
 		}
-		return get(session, key)
+		return committed.get(key)
 	}}
 	for i, r := range group {
 		results[i] = b.run(r.op)
 	}
-	if session != nil {
-		_ = session.Close() // frees it; nothing was written
+	if committed != nil {
+		_ = committed.close() // frees it; nothing was written
 	}
 	if len(b.changes) > 0 {
 		db.cache.announce(&b)

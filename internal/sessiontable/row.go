@@ -150,10 +150,8 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 // [MaxKeyLen].
 func (t *Table) Delete(ctx context.Context, tokens ...string) error {
 	err := t.write(ctx, len(tokens)*MaxKeyLen, func(b *engine.Batch, l *layout) error {
-		for _, token := range tokens {
-			if err := l.delete(b, token); err != nil {
-				return err
-			}
+		if err := l.delete(b, tokens); err != nil {
+			return err
 		}
 		for _, token := range tokens {
 			t.ended.add(appendKey(nil, l.sessions.namespace, token), t.RememberEnded)
@@ -166,14 +164,22 @@ func (t *Table) Delete(ctx context.Context, tokens ...string) error {
 	return err
 }
 
-// delete deletes a session, if there is one, and its owner.
-func (l *layout) delete(b *engine.Batch, token string) error {
+// delete deletes the sessions with the given tokens, as far as they exist, and
+// their owners. It deletes from one table after the other, because the engine finds
+// rows that follow each other faster.
+func (l *layout) delete(b *engine.Batch, tokens []string) error {
+	relations := []*relation{&l.sessions}
 	if l.owners != nil {
-		if err := l.owners.delete(b, appendKey(nil, l.owners.namespace, token)); err != nil {
-			return err
+		relations = append(relations, l.owners)
+	}
+	for _, r := range relations {
+		for _, token := range tokens {
+			if err := r.delete(b, appendKey(nil, r.namespace, token)); err != nil {
+				return err
+			}
 		}
 	}
-	return l.sessions.delete(b, appendKey(nil, l.sessions.namespace, token))
+	return nil
 }
 
 // The first byte of an encoded value is its type, or a small integer.

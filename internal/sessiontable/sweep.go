@@ -91,6 +91,7 @@ func (t *Table) deleteIfExpired(ctx context.Context, tokens []string, now time.T
 	}
 	var deleted int
 	err := t.write(ctx, len(tokens)*MaxKeyLen, func(b *engine.Batch, l *layout) error {
+		var expired []string
 		for _, token := range tokens {
 			encoded, err := b.Get(appendKey(nil, l.sessions.namespace, token))
 			if err != nil {
@@ -103,15 +104,12 @@ func (t *Table) deleteIfExpired(ctx context.Context, tokens []string, now time.T
 			if err != nil {
 				return err
 			}
-			if expiry.After(now) {
-				continue
+			if !expiry.After(now) {
+				expired = append(expired, token)
 			}
-			if err := l.delete(b, token); err != nil {
-				return err
-			}
-			deleted++
 		}
-		return nil
+		deleted = len(expired)
+		return l.delete(b, expired)
 	})
 	if err != nil {
 		return 0, err

@@ -9,16 +9,16 @@
 //	sessionManager := scs.New()
 //	sessionManager.Store = store
 //
-// A commit has reached the disk when it returns. Commits that come at the same time
-// share one fsync. A Chai database can be opened by one process at a time.
+// A commit is on disk when it returns. Concurrent commits share one fsync. Only one
+// process at a time can open a Chai database.
 //
 // # Sharing the database
 //
 // The application may keep its own tables in the same database. The store reads and
-// writes beneath Chai's transactions, so its reads never wait for them, and its
-// writes wait for one that writes without deadlocking it. One goroutine that writes
-// with Chai needs nothing else. Several deadlock each other in Chai, unless each of
-// them uses [Update] or holds the [WriteLock].
+// writes beneath Chai's transactions: its reads never wait for a transaction, and its
+// writes wait for a writing transaction without deadlocking it. A single goroutine
+// that writes with Chai needs no locking. Several deadlock each other in Chai, unless
+// each uses [Update] or holds the [WriteLock].
 package chaistore
 
 import (
@@ -50,117 +50,115 @@ const (
 	defaultCacheSize       = 16 << 20
 )
 
-// ErrTokenTooLong is the error of committing a session whose token has more than
-// 100 bytes. The tokens that SCS makes have 43. Chai confuses rows whose keys are
-// longer than 127 bytes.
+// ErrTokenTooLong is returned when committing a session whose token is longer than
+// 100 bytes. SCS makes tokens of 43 bytes. Chai confuses rows whose keys are longer
+// than 127 bytes.
 var ErrTokenTooLong = fmt.Errorf("token is longer than %d bytes", sessiontable.MaxKeyLen)
 
-// ErrDataTooLarge is the error of committing a session with more than 16 MiB of
-// data. Such a commit takes about half a second, in which nobody else can commit.
+// ErrDataTooLarge is returned when committing a session with more than 16 MiB of
+// data. Committing that much takes about half a second, during which nobody else can
+// commit.
 var ErrDataTooLarge = fmt.Errorf("data is larger than %d MiB", maxDataLen>>20)
 
 const maxDataLen = 16 << 20
 
-// ErrEnded is the error of committing a session that was deleted, by a store that
-// remembers it: see [Config.RememberEnded].
+// ErrEnded is returned when committing a session that the store remembers as deleted:
+// see [Config.RememberEnded].
 var ErrEnded = sessiontable.ErrEnded
 
-// ErrOwnerTooLong is the error of committing a session whose owner has more than 100
-// bytes: see [Config.Owner].
+// ErrOwnerTooLong is returned when committing a session whose owner is longer than
+// 100 bytes: see [Config.Owner].
 var ErrOwnerTooLong = sessiontable.ErrOwnerTooLong
 
-// Config says how [NewWithConfig] makes a store. The zero Config makes the store
-// that [New] makes.
+// Config configures [NewWithConfig]. The zero Config has the defaults of [New].
 type Config struct {
-	// TableName is the name of the table that holds the sessions: letters, digits
-	// and underscores, not starting with a digit, at most 100 bytes, and not a
-	// keyword of SQL. Default: "sessions".
+	// TableName is the name of the table of sessions: letters, digits and
+	// underscores, not starting with a digit, at most 100 bytes, and not an SQL
+	// keyword. Default: "sessions".
 	TableName string
 
-	// CleanupInterval is the time between two sweeps for expired sessions. If it
-	// is negative, there are none. Default: 5 minutes.
+	// CleanupInterval is the time between two sweeps for expired sessions. If it is
+	// negative, nothing is swept. Default: 5 minutes.
 	CleanupInterval time.Duration
 
 	// CreateTable makes NewWithConfig create the table if it does not exist.
 	// Default: false.
 	CreateTable bool
 
-	// CacheSize is how many bytes of memory the copies of sessions that were found or
-	// committed lately may take, the bookkeeping included. All stores on a database
-	// share one cache, which is as large as the largest that one of them asks for. A
-	// negative size asks for none. Default: 16 MiB, which hold 27,000 sessions of 300
-	// bytes.
+	// CacheSize is the number of bytes of memory for copies of sessions that were
+	// recently found or committed, bookkeeping included. All stores on a database
+	// share one cache, which has the largest size that any of them asks for. A
+	// negative size asks for no cache. Default: 16 MiB, enough for 27,000 sessions of
+	// 300 bytes.
 	CacheSize int64
 
-	// RememberEnded is for how long the store remembers that a session was deleted, by
-	// Delete, DeleteFunc or DeleteOf, and refuses to commit it again, with [ErrEnded].
-	// Without it, a session that is ended comes back if a request is being served
-	// meanwhile that has loaded it before and commits it afterwards. It should be
-	// longer than any request takes, such as 10 minutes. All stores on the table that
-	// remember share what they remember, about 60 bytes for each session, until the
-	// process ends.
+	// RememberEnded is how long the store remembers a session deleted by Delete,
+	// DeleteFunc or DeleteOf, and refuses to commit it again, with [ErrEnded].
+	// Without it, a request that loaded the session before it was deleted, and
+	// commits it afterwards, brings it back. Choose a time longer than any request
+	// takes, such as 10 minutes. The stores on a table that remember ended sessions
+	// share them, about 60 bytes each, until the process ends.
 	//
-	// A request that renews its token (RenewToken) while its session is ended goes on
-	// under the new token: to end a user's sessions for good, refuse the user, too.
-	// RenewToken deletes the session with the old token, so requests that are being
-	// served with it get ErrEnded. Default: 0, nothing is remembered.
+	// A request that renews its token (RenewToken) while its session is being ended
+	// goes on under the new token: to end a user's sessions for good, also refuse the
+	// user. RenewToken deletes the session with the old token, so other requests
+	// still served with it get ErrEnded. Default: 0, nothing is remembered.
 	RememberEnded time.Duration
 
-	// Owner returns whose session it is that has the given data, such as the ID of a
-	// user, and "" if it is nobody's. [OwnerByKey] makes one for the usual case. The
-	// store creates a second table for them, whose name is TableName with "_owners"
-	// behind it. [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] use it, and the
-	// application's SQL may read its columns, token and owner. When Owner changes, drop
-	// that table before you make the store, which then builds it anew.
+	// Owner returns the owner of the session with the given data, such as a user ID,
+	// or "" if it has none. [OwnerByKey] makes a function for the usual case. The
+	// store creates a second table for owners, named TableName followed by "_owners".
+	// [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] use it, and the application's
+	// SQL may read its columns, token and owner. When Owner changes, drop that table
+	// before making the store, which then builds it anew.
 	//
-	// Owner is called once for each commit, by the goroutine that commits, and for
-	// what SessionsOf finds; it must not change the data. A panic in it is an error of
-	// that commit. An owner has at most 100 bytes: a commit with a longer one fails
-	// with [ErrOwnerTooLong]. Default: nil, no owners.
+	// Owner is called once for each commit, in the goroutine that commits. It is also
+	// called for each session that SessionsOf or DeleteOf finds, and, by NewWithConfig
+	// and sweeps, for each that is not in the second table yet. It must not change the
+	// data. If it panics, the commit fails. A commit with an owner of more than 100
+	// bytes fails with [ErrOwnerTooLong]. Default: nil, no owners.
 	Owner func(data []byte) string
 
-	// Logger gets an error for each failed sweep and when writing hangs, and a line
-	// for each sweep at debug level. It never gets tokens or data.
-	// Default: what slog.Default returns at that time.
+	// Logger gets an error for each failed sweep and whenever writing hangs, and a
+	// line for each sweep at debug level. It never gets tokens or data. Default:
+	// slog.Default(), looked up for each line.
 	Logger *slog.Logger
 }
 
-// ChaiStore is an SCS session store on a Chai database. Its methods may be
-// called from many goroutines.
+// ChaiStore is an SCS session store on a Chai database. Its methods are safe for
+// concurrent use.
 //
-// Each method has a twin that takes a context. A call whose context has ended
-// returns the context's error and writes nothing. A write whose context ends while
-// it waits, for other writes or for the application, does the same; once it has
-// begun, it is finished. The methods without a context never give up waiting.
+// Find, Commit, Delete and All have twins that take a context. A call whose context
+// is done returns the context's error and writes nothing. A write whose context ends
+// while it waits, for other writes or for the application, does the same. Once a
+// write has begun, it is finished.
 //
-// A write that takes longer than 10 seconds returns an error, which does not tell
-// whether it will still happen: a transaction of the application may be open all
-// the while, or its goroutines may have deadlocked each other in Chai. Further
-// writes return it at once until the hang has ended. Find, All and Sessions are not
-// affected.
+// A write that takes longer than 10 seconds returns an error, and may or may not
+// still happen. The application may be holding a transaction open, or its goroutines
+// may have deadlocked each other in Chai. Further writes fail at once until the hang
+// ends. Find, All and Sessions are not affected.
 //
-// When the engine fails in a way that it can't recover from, such as a full disk
-// or a closed database, every call that needs it returns an error at once, until
-// the database is opened again, with a new store on it.
+// When the engine fails beyond recovery, calls that need it return an error at once:
+// all calls on a closed database, writes on a full disk. Reopen the database, and
+// make a new store on it.
 type ChaiStore struct {
 	table   *sessiontable.Table
 	logger  func() *slog.Logger
 	cleanup *cleanup // nil if there is no cleanup goroutine
 }
 
-// New returns a store that keeps its sessions in the table "sessions" of db, and
-// deletes the expired ones every 5 minutes until [ChaiStore.StopCleanup].
+// New returns a store that keeps sessions in the table "sessions" of db, and deletes
+// expired ones every 5 minutes until [ChaiStore.StopCleanup].
 //
-// New does not touch the database, so that the table may be created afterwards.
-// As long as it does not exist, calls of the store return an error that says so.
-// New panics if db is nil; [NewWithConfig] returns an error instead.
+// New does not touch the database, so the table may be created afterwards. Until
+// then, calls of the store return an error that says that it does not exist. New
+// panics if db is nil; [NewWithConfig] returns an error instead.
 func New(db *chai.DB) *ChaiStore {
 	return NewWithCleanupInterval(db, defaultCleanupInterval)
 }
 
-// NewWithCleanupInterval is like [New] with another time between two sweeps for
-// expired sessions. With 0, or less, there are none: [ChaiStore.DeleteExpired]
-// makes one.
+// NewWithCleanupInterval is like [New], with another time between two sweeps. If it
+// is 0 or less, only [ChaiStore.DeleteExpired] sweeps.
 func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiStore {
 	if isNil(db) {
 		panic(errNilDatabase.Error())
@@ -170,14 +168,14 @@ func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiSto
 	return s
 }
 
-// NewWithConfig returns a store as cfg describes it. It returns an error if db is
-// nil, if the table's name can't be used, and if the table does not exist or is
-// not one of sessions: its columns are token of type TEXT, data of type BLOB and
-// expiry of type TIMESTAMP, in this order, token is its primary key, and it has no
-// other constraints. Indexes on token and expiry that are not unique are allowed.
+// NewWithConfig returns a store configured by cfg. It returns an error if db is nil,
+// if the table's name can't be used, or if the table does not exist or is not a table
+// of sessions: its columns must be token TEXT, data BLOB and expiry TIMESTAMP, in
+// this order, token must be the primary key, and there must be no other constraints.
+// Non-unique indexes on token and expiry are allowed.
 //
-// To create the table is a transaction of Chai, as in [Update]: when other
-// goroutines write with Chai, create the store before they start.
+// Creating a table is a transaction of Chai, as in [Update]: if other goroutines
+// write with Chai, create the store before they start.
 func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	if isNil(db) {
 		return nil, errNilDatabase
@@ -228,18 +226,18 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 	}
 }
 
-// Update calls f with a transaction of Chai that writes, commits it if f returns
-// nil, and rolls it back if f returns an error, which Update returns, or panics. It
-// waits for other calls of Update and for the [WriteLock], and for the stores on db.
-// If ctx ends before the transaction has begun, Update returns the context's error
-// and does not call f. Afterwards ctx has no influence.
+// Update calls f with a writable transaction of Chai. It commits the transaction if f
+// returns nil, and rolls it back if f returns an error, which Update returns, or
+// panics. Update waits for other calls of Update, for the [WriteLock], and for the
+// stores on db. If ctx ends before the transaction has begun, Update returns the
+// context's error and does not call f. After that, ctx has no effect.
 //
 //	err := chaistore.Update(ctx, db, func(tx *chai.Tx) error {
 //		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
 //	})
 //
-// Writes of a store wait as long as f runs, so f must not write through one: it
-// would wait for itself, until the store's write returns an error.
+// Stores can't write while f runs, so f must not write through one: it would wait for
+// itself, until the store's write returned an error.
 func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 	if isNil(db) {
 		return errNilDatabase
@@ -247,30 +245,30 @@ func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 	return engine.Update(ctx, db, f)
 }
 
-// WriteLock returns the lock that [Update] holds, for what does not fit into a
-// function: transactions that begin and end in different places, statements that
-// run in none, or several that no store may write between. It is held from before a
-// transaction begins until it is committed or rolled back.
+// WriteLock returns the lock that [Update] holds, for work that does not fit into a
+// function: transactions that begin and end in different places, statements outside
+// any transaction, or several statements that no store may write between. Hold it
+// from before a transaction begins until it is committed or rolled back.
 //
 //	lock := chaistore.WriteLock(db)
 //	lock.Lock()
 //	defer lock.Unlock()
 //	err := db.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
 //
-// Writes of a store wait as long as the lock is held.
+// Stores can't write while the lock is held.
 func WriteLock(db *chai.DB) sync.Locker {
 	return engine.Lock(db)
 }
 
-// Find is [ChaiStore.FindCtx] with a context that does not end.
+// Find calls [ChaiStore.FindCtx] with context.Background().
 func (s *ChaiStore) Find(token string) (b []byte, exists bool, err error) {
 	return s.FindCtx(context.Background(), token)
 }
 
-// FindCtx returns the data of the session with the given token. If there is no
-// such session, or it has expired, or the token is not one that could have been
-// committed, exists is false and err is nil. The data is the caller's, and not
-// nil if exists is true.
+// FindCtx returns the data of the session with the given token. If the session does
+// not exist or has expired, or if the token could never have been committed, exists
+// is false and err is nil. The data belongs to the caller, and is not nil if exists
+// is true.
 func (s *ChaiStore) FindCtx(ctx context.Context, token string) (b []byte, exists bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, false, fmt.Errorf("chaistore: find: %w", err)
@@ -288,17 +286,17 @@ func (s *ChaiStore) FindCtx(ctx context.Context, token string) (b []byte, exists
 	return data, true, nil
 }
 
-// Commit is [ChaiStore.CommitCtx] with a context that does not end.
+// Commit calls [ChaiStore.CommitCtx] with context.Background().
 func (s *ChaiStore) Commit(token string, b []byte, expiry time.Time) error {
 	return s.CommitCtx(context.Background(), token, b, expiry)
 }
 
-// CommitCtx adds the session to the store, or overwrites its data and its expiry.
-// When it returns nil, the session is on the disk.
+// CommitCtx adds the session to the store, or overwrites its data and expiry. When it
+// returns nil, the session is on disk.
 //
-// The session is found until expiry, which is kept in microseconds, and not
-// beyond the year 9999. Nil data is kept as empty data. A token of more than 100
-// bytes is refused with [ErrTokenTooLong], data of more than 16 MiB with
+// The session is found until expiry, which is stored in microseconds and is at most
+// the end of the year 9999. Nil data is stored as empty data. A token of more than
+// 100 bytes is refused with [ErrTokenTooLong], data of more than 16 MiB with
 // [ErrDataTooLarge].
 func (s *ChaiStore) CommitCtx(ctx context.Context, token string, b []byte, expiry time.Time) error {
 	if len(token) > sessiontable.MaxKeyLen {
@@ -313,13 +311,13 @@ func (s *ChaiStore) CommitCtx(ctx context.Context, token string, b []byte, expir
 	return nil
 }
 
-// Delete is [ChaiStore.DeleteCtx] with a context that does not end.
+// Delete calls [ChaiStore.DeleteCtx] with context.Background().
 func (s *ChaiStore) Delete(token string) error {
 	return s.DeleteCtx(context.Background(), token)
 }
 
-// DeleteCtx deletes the session with the given token. If there is none, it does
-// nothing and returns nil. When it returns nil, the deletion is on the disk.
+// DeleteCtx deletes the session with the given token. If there is none, it returns
+// nil. When it returns nil, the deletion is on disk.
 func (s *ChaiStore) DeleteCtx(ctx context.Context, token string) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("chaistore: delete: %w", err)
@@ -333,15 +331,15 @@ func (s *ChaiStore) DeleteCtx(ctx context.Context, token string) error {
 	return nil
 }
 
-// All is [ChaiStore.AllCtx] with a context that does not end.
+// All calls [ChaiStore.AllCtx] with context.Background().
 func (s *ChaiStore) All() (map[string][]byte, error) {
 	return s.AllCtx(context.Background())
 }
 
-// AllCtx returns the data of all active sessions, by token. The map is not nil,
-// even if there are none, and it is the caller's. Sessions that are committed or
-// deleted meanwhile may be in it or not. To look at many sessions without having
-// them all in memory, use [ChaiStore.Sessions].
+// AllCtx returns the data of all active sessions by token. Unless there is an error,
+// the map is not nil. It belongs to the caller. Sessions that are committed or
+// deleted meanwhile may or may not be in it. To go through many sessions without
+// having all of them in memory, use [ChaiStore.Sessions].
 func (s *ChaiStore) AllCtx(ctx context.Context) (map[string][]byte, error) {
 	all := make(map[string][]byte)
 	for session, err := range s.Sessions(ctx) {
@@ -353,8 +351,8 @@ func (s *ChaiStore) AllCtx(ctx context.Context) (map[string][]byte, error) {
 	return all, nil
 }
 
-// isActive reports whether a session has not expired: a session expires at its
-// expiry. [sessiontable.Table.DeleteExpired] deletes all others.
+// isActive reports whether a session has not expired yet: it expires at its expiry.
+// [sessiontable.Table.DeleteExpired] deletes the sessions that are not active.
 func isActive(expiry, now time.Time) bool {
 	return expiry.After(now)
 }

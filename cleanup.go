@@ -1,5 +1,5 @@
-// The deletion of expired sessions, at each tick of a store's goroutine and on
-// demand. How a sweep goes through the table is up to sessiontable.
+// Deleting expired sessions, at each tick of a store's goroutine and on demand. The
+// sweep itself is in sessiontable.
 
 package chaistore
 
@@ -19,8 +19,8 @@ import (
 // error. The cleanup goroutine calls it at each tick.
 //
 // It doesn't block other writers: it scans without a lock and deletes a few sessions
-// at a time. A context that ends stops it in between. A session that is renewed
-// meanwhile stays.
+// at a time. It stops between two of these steps when ctx ends. A session that is
+// renewed meanwhile stays.
 func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
 	deleted, err := sweep(ctx, s.table, s.logger())
 	if err != nil {
@@ -38,8 +38,9 @@ func sweep(ctx context.Context, table *sessiontable.Table, logger *slog.Logger) 
 	return done.Deleted, err
 }
 
-// StopCleanup stops the cleanup goroutine, interrupts its sweep, and returns once it
-// is gone, so that the database can be closed. The store can still be used.
+// StopCleanup stops the cleanup goroutine, interrupts its sweep, and returns once the
+// goroutine has ended, so that the database can be closed. The store can still be
+// used.
 //
 // StopCleanup may be called more than once, from many goroutines, and on a store
 // without a cleanup goroutine. An unreachable store's goroutine eventually stops by
@@ -50,8 +51,8 @@ func (s *ChaiStore) StopCleanup() {
 	}
 }
 
-// A cleanup is the goroutine that deletes expired sessions. It refers to the
-// store's table, but not to the store, which could then never be collected.
+// A cleanup is the goroutine that deletes expired sessions. It refers to the store's
+// table, not to the store, which could otherwise never be collected.
 type cleanup struct {
 	table  *sessiontable.Table
 	logger func() *slog.Logger
@@ -76,12 +77,12 @@ func (s *ChaiStore) startCleanup(interval time.Duration) {
 	runtime.AddCleanup(s, (*cleanup).interrupt, s.cleanup)
 }
 
-// interrupt makes the goroutine end soon.
+// interrupt tells the goroutine to end.
 func (c *cleanup) interrupt() {
 	c.stopOnce.Do(func() { close(c.stop) })
 }
 
-// end makes the goroutine end, and waits until it has.
+// end tells the goroutine to end, and waits until it has.
 func (c *cleanup) end() {
 	c.interrupt()
 	<-c.done

@@ -1,5 +1,5 @@
-// What a store can do with sessions other than those whose tokens the caller knows:
-// look at them, and delete some.
+// Going through sessions, and deleting many of them: those that a function chooses,
+// or those of an owner.
 
 package chaistore
 
@@ -17,33 +17,33 @@ import (
 
 // A Session is a session in the store.
 type Session struct {
-	Token  string    // as it is in the store: with HashTokenInStore, a hash
-	Data   []byte    // as the session manager's Codec has encoded it
+	Token  string    // as stored: with HashTokenInStore, a hash
+	Data   []byte    // as encoded by the session manager's Codec
 	Expiry time.Time // in UTC
 }
 
-// Sessions returns a sequence of all active sessions, in the order of their
-// tokens. A session that is there throughout is in the sequence once; one that is
-// committed, deleted or expires meanwhile may be in it or not.
+// Sessions returns a sequence of all active sessions, in the order of their tokens. A
+// session that exists throughout is in the sequence once. One that is committed,
+// deleted or expires meanwhile may or may not be in it.
 //
-// The sessions are read in pages of about a megabyte. While the loop runs,
-// nothing of the database is held: its body may call any method of the store, and
-// may end the loop. If the sessions can't be read, or ctx ends, the sequence ends
-// with an error, next to a zero Session.
+// The sessions are read in pages of about a megabyte. No lock or snapshot is held
+// while the loop body runs: it may call any method of the store, and may end the
+// loop. If the sessions can't be read, or ctx ends, the last element of the sequence
+// is an error with a zero Session.
 func (s *ChaiStore) Sessions(ctx context.Context) iter.Seq2[Session, error] {
 	return active(sessions(ctx, func(from string) ([]sessiontable.Row, string, error) {
 		return s.table.Page(ctx, from)
 	}))
 }
 
-// SessionsOf returns a sequence of the active sessions of an owner, as [Config.Owner]
-// tells it, in a time that depends on how many there are. It is like
-// [ChaiStore.Sessions] otherwise. The owner "" has none.
+// SessionsOf returns a sequence of the active sessions of an owner, according to
+// [Config.Owner], in a time that depends on their number only. Otherwise it is like
+// [ChaiStore.Sessions]. The owner "" has no sessions.
 //
-// A session whose data was changed by SQL, or by a store that knows no owners, is not
-// in the sequence if the owner has changed with it: neither of the former owner, at
-// once, nor of the present one, until a store that knows owners commits it again.
-// Sessions that such a store has added are found after the next sweep.
+// If SQL, or a store without an Owner, changes the owner of a session, the session
+// leaves the former owner's sequence at once, but enters the new owner's only when a
+// store with an Owner commits it again. Sessions added that way are found after the
+// next sweep of a store with an Owner.
 func (s *ChaiStore) SessionsOf(ctx context.Context, owner string) iter.Seq2[Session, error] {
 	return active(s.sessionsOf(ctx, owner))
 }
@@ -60,7 +60,7 @@ func (s *ChaiStore) sessionsOf(ctx context.Context, owner string) iter.Seq2[Sess
 
 var errNoOwners = errors.New("the store has no Config.Owner")
 
-// active returns a sequence of the active ones of some sessions.
+// active returns the active sessions of a sequence.
 func active(sessions iter.Seq2[Session, error]) iter.Seq2[Session, error] {
 	return func(yield func(Session, error) bool) {
 		for session, err := range sessions {
@@ -71,7 +71,7 @@ func active(sessions iter.Seq2[Session, error]) iter.Seq2[Session, error] {
 	}
 }
 
-// sessions returns a sequence of sessions that are read in pages.
+// sessions returns a sequence of the sessions that page reads.
 func sessions(ctx context.Context, page func(from string) (rows []sessiontable.Row, next string, err error)) iter.Seq2[Session, error] {
 	return func(yield func(Session, error) bool) {
 		from := ""
@@ -97,24 +97,24 @@ func sessions(ctx context.Context, page func(from string) (rows []sessiontable.R
 	}
 }
 
-// DeleteFunc deletes every active session for which del returns true, and returns
-// the number deleted, even on error. It looks at all sessions; to end those of a
-// user, [ChaiStore.DeleteOf] does not. Both work with HashTokenInStore, where Destroy
-// would hash the token again and find nothing.
+// DeleteFunc deletes every active session for which del returns true, and returns the
+// number deleted, even on error. It reads all sessions; [ChaiStore.DeleteOf] reads
+// only those of an owner. Both work with HashTokenInStore, where Destroy would hash
+// the stored token again and find nothing.
 //
-// The sessions are those of [ChaiStore.Sessions], and del may do what the body of
-// a loop over them may do. They are deleted many at a time, some time after del
-// has seen them, even if they have been committed again in between. A request
-// that is being served meanwhile commits its session again, unless the store
-// remembers what was ended: see [Config.RememberEnded].
+// DeleteFunc goes through [ChaiStore.Sessions], so del may do whatever a loop body
+// may do there. The sessions are deleted many at a time, some time after del has seen
+// them, even if they were committed again in between. A request that is being served
+// meanwhile commits its session again, unless the store remembers ended sessions: see
+// [Config.RememberEnded].
 func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int, error) {
 	return s.deleteEach(ctx, s.Sessions(ctx), del)
 }
 
-// DeleteOf deletes the active sessions of an owner, those of
-// [ChaiStore.SessionsOf], and returns the number deleted, even on error. It also
-// deletes, without counting them, those that have expired but are not swept yet: a
-// request that is being served could renew one.
+// DeleteOf deletes the active sessions of an owner, as in [ChaiStore.SessionsOf], and
+// returns the number deleted, even on error. It also deletes, without counting them,
+// sessions that have expired but are not swept yet: a request that is being served
+// could renew one.
 func (s *ChaiStore) DeleteOf(ctx context.Context, owner string) (int, error) {
 	return s.deleteEach(ctx, s.sessionsOf(ctx, owner), func(Session) bool { return true })
 }
@@ -122,7 +122,7 @@ func (s *ChaiStore) DeleteOf(ctx context.Context, owner string) (int, error) {
 func (s *ChaiStore) deleteEach(ctx context.Context, sessions iter.Seq2[Session, error], del func(Session) bool) (int, error) {
 	deleted := 0
 	var tokens []string // to delete
-	counted := 0        // the active ones of them
+	counted := 0        // active sessions among them
 	flush := func() error {
 		if len(tokens) == 0 {
 			return nil
@@ -155,14 +155,14 @@ func (s *ChaiStore) deleteEach(ctx context.Context, sessions iter.Seq2[Session, 
 	return deleted, err
 }
 
-// deleteBatch is how many sessions are deleted at once, which takes about as long as
-// a commit.
+// deleteBatch is the number of sessions deleted in one batch, which takes about as
+// long as a commit.
 const deleteBatch = 100
 
-// OwnerByKey returns a function for [Config.Owner] that decodes the data of a session
-// with the codec of the session manager, and returns the value that the application
-// has put under a key: a string as it is, any other value as fmt.Sprint prints it. If
-// there is no such value, or the data can't be decoded, the session is nobody's.
+// OwnerByKey returns a function for [Config.Owner] that decodes a session with the
+// session manager's codec, and returns the value that the application has put under
+// key: a string as it is, any other value as fmt.Sprint prints it. If there is no
+// such value, or the data can't be decoded, the session has no owner.
 //
 //	Owner: chaistore.OwnerByKey(sessionManager.Codec, "userID")
 func OwnerByKey(codec scs.Codec, key string) func(data []byte) string {

@@ -1,4 +1,4 @@
-// What a store has done, for metrics and health checks.
+// Counters and the state of a store, for metrics and health checks.
 
 package chaistore
 
@@ -9,32 +9,32 @@ import (
 	"go.elara.ws/chaistore/internal/engine"
 )
 
-// Stats is what a store has done since it was made, and the state of its database.
-// Its numbers are counted one by one: while the store is used, they need not belong
-// to the same moment. It can be encoded as JSON.
+// Stats holds a store's counters since it was made, and the state of its database.
+// The fields are read one by one: while the store is used, they may not belong to the
+// same moment. Stats can be encoded as JSON.
 type Stats struct {
 	Finds     uint64 // calls of Find that looked for a session
-	CacheHits uint64 // those of them that needed no access to the database
+	CacheHits uint64 // finds that did not access the database
 	Commits   uint64 // sessions committed
-	Deletes   uint64 // sessions deleted by Delete, DeleteFunc and DeleteOf, even if they were not there
+	Deletes   uint64 // sessions deleted by Delete, DeleteFunc and DeleteOf, missing ones included
 	Swept     uint64 // expired sessions deleted by sweeps
 
-	// Fsyncs is how many times the commits, deletes and sweeps of all stores on the
-	// database have waited for the disk, together.
+	// Fsyncs is the number of fsyncs for commits, deletes and sweeps, by all stores
+	// on the database together.
 	Fsyncs uint64
 
 	LastSweep      time.Time // when the last sweep ended; the zero time if there was none
-	LastSweepError string    // why it failed, or ""
+	LastSweepError string    // why the last sweep failed, or ""
 
-	// WriteError is the error that a commit gets at present: "" if the store works,
-	// else why writing hangs, or why the database has to be opened again.
+	// WriteError is the error that a commit would return now: "" if the store works,
+	// otherwise why writing hangs, or why the database has to be reopened.
 	WriteError string
 	// WritesHang reports whether WriteError may go away by itself.
 	WritesHang bool
 }
 
-// Stats returns what the store has done. It costs as much as a few atomic loads,
-// never waits for the database, and works when the store does not.
+// Stats returns the store's counters and state. It costs as much as a few atomic
+// loads, never waits for the database, and works even if the store does not.
 func (s *ChaiStore) Stats() Stats {
 	t := s.table.Stats()
 	return Stats{

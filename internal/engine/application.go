@@ -1,4 +1,4 @@
-// The application's own turns to write, by Chai's transactions.
+// The application's own turns to write, with Chai's transactions.
 
 package engine
 
@@ -11,14 +11,14 @@ import (
 	"github.com/chaisql/chai"
 )
 
-// Lock returns the lock of those who write to db by Chai's transactions. The
-// turns of the queue wait for it, too. It must be held from before a transaction
-// begins until after it has ended.
+// Lock returns the lock to hold while writing to db with Chai's transactions. The
+// turns of the queue take it, too. Hold it from before a transaction begins until it
+// has ended.
 func Lock(db *chai.DB) sync.Locker { return &sharedBy(db).app }
 
 // An appLock is a lock that can be waited for together with a context.
 type appLock struct {
-	taken  chan struct{} // holds an element while somebody has the lock
+	taken  chan struct{} // holds an element while the lock is held
 	locked atomic.Bool   // by a caller of Lock
 }
 
@@ -35,10 +35,10 @@ func (l *appLock) Unlock() {
 	<-l.taken
 }
 
-// Update calls f with a transaction of Chai that writes, in a turn of its own. It
-// commits if f returns nil, and rolls back if f returns an error or panics. A
-// context that ends before the transaction begins makes Update return the
-// context's error, and f is not called.
+// Update calls f with a writable transaction of Chai, in a turn of its own. It
+// commits the transaction if f returns nil, and rolls it back if f returns an error
+// or panics. If ctx ends before the transaction begins, Update returns the context's
+// error and does not call f.
 func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -76,8 +76,8 @@ func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 	return nil
 }
 
-// waitForWriters returns when nobody has a transaction open that writes. To begin
-// one in its place keeps the other one from being committed.
+// waitForWriters waits until no writing transaction is open, or ctx ends. Waiting in
+// Begin instead would keep the open transaction from being committed.
 func (db *DB) waitForWriters(ctx context.Context) error {
 	free := make(chan struct{})
 	go func() {
@@ -97,15 +97,15 @@ func (db *DB) beginTx() (tx *chai.Tx, err error) {
 	defer db.failures.rescue(&err, db.failures.failAll)
 	db.panicIfClosed()
 	if tx, err = db.handle.Begin(true); err != nil {
-		// BeginTx keeps its write lock if SQL has begun a transaction that only reads.
+		// BeginTx keeps the write lock if SQL has begun a read-only transaction.
 		db.writeLock.Unlock()
 	}
 	return tx, err
 }
 
-// commitTx commits tx, or rolls it back if that fails: otherwise Chai would keep
-// its write lock (internal/database, transaction.go). If it panics, Rollback would
-// wait for a lock of the engine.
+// commitTx commits tx. If that fails, it rolls tx back: otherwise Chai would keep its
+// write lock (internal/database, transaction.go). If the commit panics, it does not:
+// Rollback would wait for a lock of the engine.
 func (db *DB) commitTx(tx *chai.Tx) (err error) {
 	defer db.failures.rescue(&err, db.failures.failWrites)
 	if err = tx.Commit(); err != nil {
@@ -114,8 +114,9 @@ func (db *DB) commitTx(tx *chai.Tx) (err error) {
 	return err
 }
 
-// rollbackTx rolls tx back. If that fails, a part of what tx has written may be
-// left, and the write lock of Chai is. It is no failure if f has ended tx itself.
+// rollbackTx rolls tx back. If that fails, Chai's write lock stays locked, and some
+// of the writes of tx may remain, so nothing can be written any more. An error
+// because f has ended tx itself is not a failure.
 func (db *DB) rollbackTx(tx *chai.Tx) {
 	var err error
 	defer db.failures.rescue(&err, db.failures.failWrites)

@@ -1,36 +1,36 @@
-// The batch: what the operations of a turn change, and its commit.
+// The batch: the changes of the operations of a turn, and their commit.
 
 package engine
 
 import "fmt"
 
-// An Op changes rows by their keys. It is run by another goroutine than the one
-// that waits for it. If it returns an error, its changes are dropped.
+// An Op changes rows by their keys. It runs in another goroutine than its caller. If
+// it returns an error, its changes are dropped.
 type Op func(b *Batch) error
 
-// A Batch is a set of changes that are committed together. It must not be used
-// after the [Op] that it was given to has returned.
+// A Batch is a set of changes that are committed together. It must not be used after
+// the [Op] that it was passed to has returned.
 type Batch struct {
 	changes []change
-	latest  map[string]int                   // the last change of each key
-	read    func(key []byte) ([]byte, error) // what was committed before
+	latest  map[string]int                   // the index of each key's last change
+	read    func(key []byte) ([]byte, error) // reads the rows from before the batch
 }
 
-// A change puts a row, or deletes it.
+// A change puts or deletes a row.
 type change struct {
 	key, row []byte // row is nil for a deletion
-	entry    bool   // of an index
+	entry    bool   // whether the row is an index entry
 }
 
-// Put adds the row with the given key, or overwrites it. Neither may be changed
-// afterwards, and the row must not be empty.
+// Put adds the row with the given key, or overwrites it. The key and the row must not
+// be changed afterwards, and the row must not be empty.
 func (b *Batch) Put(key, row []byte) { b.add(change{key: key, row: row}) }
 
-// PutEntry adds an entry of an index with the given key, which may not be changed
-// afterwards. Chai has a zero byte as the row of each, which is not cached.
+// PutEntry adds an index entry with the given key, which must not be changed
+// afterwards. The row of an entry is a zero byte, as in Chai, and is not cached.
 func (b *Batch) PutEntry(key []byte) { b.add(change{key: key, row: []byte{0}, entry: true}) }
 
-// Delete deletes the row with the given key, if there is one. The key may not be
+// Delete deletes the row with the given key, if there is one. The key must not be
 // changed afterwards.
 func (b *Batch) Delete(key []byte) { b.add(change{key: key}) }
 
@@ -39,8 +39,8 @@ func (b *Batch) add(c change) {
 	b.changes = append(b.changes, c)
 }
 
-// Get returns the row with the given key as this batch leaves it, or nil if there
-// is none. It must not be changed.
+// Get returns the row with the given key as this batch leaves it, or nil if there is
+// none. The row must not be changed.
 func (b *Batch) Get(key []byte) ([]byte, error) {
 	if i, ok := b.latest[string(key)]; ok {
 		return b.changes[i].row, nil
@@ -48,7 +48,7 @@ func (b *Batch) Get(key []byte) ([]byte, error) {
 	return b.read(key)
 }
 
-// run runs op, and undoes what it has done if it fails.
+// run runs op, and undoes its changes if it fails.
 func (b *Batch) run(op Op) error {
 	n := len(b.changes)
 	err := op(b)
@@ -84,10 +84,10 @@ func (db *DB) run(t *turn) []error {
 	return results
 }
 
-// commit runs the operations of group, notes their results, and commits what those
-// that have succeeded have changed. Then it unlocks the write lock, unless the
-// engine has panicked: as in Chai, it stays locked then, because the engine has
-// locks below it that nobody will unlock.
+// commit runs the operations of group, stores their results, and commits the changes
+// of the successful ones. Then it unlocks the write lock, unless the engine has
+// panicked: the engine's own locks then stay locked for good, and so does the write
+// lock, as in Chai.
 func (db *DB) commit(group []*request, results []error) (err error) {
 	defer db.failures.rescue(&err, db.failures.failWrites)
 
@@ -98,12 +98,13 @@ func (db *DB) commit(group []*request, results []error) (err error) {
 		if row := db.cache.get(epoch, key); row != nil {
 			return row, nil
 		}
-		// The engine's own batch must not be read: it writes out what it has first
-		// (applyBatch in its internal/kv), and remembers the keys until it is closed.
+		// The engine's own batch must not be read: it would first write out its changes
+		// (applyBatch in its internal/kv), and remember their keys until the database
+		// is closed.
 		if committed == nil {
 			committed = newReader(db.handle.DB.Store.NewSnapshotSession())
 		}
-		return committed.get(key)
+		return committed.Get(key)
 	}}
 	for i, r := range group {
 		results[i] = b.run(r.op)
@@ -121,12 +122,12 @@ func (db *DB) commit(group []*request, results []error) (err error) {
 	return err
 }
 
-// apply writes changes in one batch of the engine. Readers see the state before
-// it until it is on the disk.
+// apply writes changes in one batch of the engine. Readers see the state from before
+// the batch until it is on disk.
 func (db *DB) apply(changes []change) (err error) {
 	session := db.handle.DB.Store.NewBatchSession()
 	// The session's own Put and Delete do the same, but write out a batch of more
-	// than 10 MB in parts, which are not committed together.
+	// than 10 MB in parts, which is not atomic.
 	for _, c := range changes {
 		if c.row == nil {
 			err = session.Batch.Delete(c.key, nil)

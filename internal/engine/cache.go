@@ -10,25 +10,25 @@ import (
 	"github.com/chaisql/chai"
 )
 
-// A cache has copies of rows. An application can change rows behind its back, with
-// SQL, so it has to know when it may be wrong:
+// A cache holds copies of rows. An application can change rows behind its back, with
+// SQL, so the cache must know when a copy may be stale:
 //
-//   - Chai numbers its transactions. Each increments a counter of the database
-//     after it has got the write lock, if it writes, and before it changes anything.
-//     Batches of this package don't count. With the write lock held, no transaction
-//     that writes is open: this package reads the number, and begins an epoch.
+//   - Chai numbers its transactions. Each one increments a counter of the database
+//     before it changes anything, and, if it writes, after it has got the write lock.
+//     Batches of this package don't count. While this package holds the write lock,
+//     no writing transaction is open: it reads the number, and begins an epoch.
 //   - A copy belongs to the epoch in which it was made. It is used only while that
 //     epoch is the latest, and its number the current one: no transaction has begun
-//     since, so no one but this package has changed anything. There is nothing to
-//     remove when an epoch ends.
-//   - A batch is announced before it is committed, with its keys, and their copies
-//     are invalid from then on. When it is committed, its rows are entered, and then
-//     its end is announced, all before its callers are answered. If it fails, or
-//     hangs, the copies stay invalid.
-//   - A reader enters a row only if no batch was announced since before its snapshot,
-//     and if the one that was announced then does not have that key. It looks with
-//     the lock that is needed to make a copy invalid, so a batch that is announced a
-//     moment later does that to what was entered.
+//     since, so only this package has changed anything. Nothing needs to be removed
+//     when an epoch ends.
+//   - A batch is announced, with its keys, before it is committed. The copies of
+//     these keys are invalid from then on. After the commit, the rows of the batch
+//     are entered, and then its end is announced, all before its callers are
+//     answered. If the commit fails or hangs, the copies stay invalid.
+//   - A reader enters a row only if no batch was announced since its snapshot was
+//     opened, and if the batch announced last before that does not have the row's
+//     key. It checks this under the lock that invalidating a copy takes, so a batch
+//     announced a moment later invalidates what was entered.
 //
 // Missing rows are not cached.
 type cache struct {
@@ -39,10 +39,10 @@ type cache struct {
 	shards [32]shard
 }
 
-// An epoch is a time in which nobody begins a transaction of Chai.
+// An epoch is a time in which no transaction of Chai begins.
 type epoch struct{ number uint64 }
 
-// An announcement has the keys of the batch that is being committed, none after
+// An announcement holds the keys of the batch that is being committed, or none after
 // its end.
 type announcement struct{ keys map[string]int }
 
@@ -52,8 +52,8 @@ func newCache() *cache {
 	return c
 }
 
-// GrowCache makes the cache of db as large as so many bytes, if it is smaller. It is
-// empty at first, and holds nothing.
+// GrowCache raises the limit of the cache of db to the given number of bytes, if it
+// is lower. At first, the limit is 0.
 func (db *DB) GrowCache(bytes int64) {
 	c := db.cache
 	limit := bytes / int64(len(c.shards))
@@ -62,7 +62,7 @@ func (db *DB) GrowCache(bytes int64) {
 	}
 }
 
-// begin returns the epoch of a number. The caller must have the write lock.
+// begin returns the epoch with the given number. The caller must hold the write lock.
 func (c *cache) begin(number uint64) *epoch {
 	e := c.epoch.Load()
 	if e == nil || e.number != number {
@@ -72,7 +72,8 @@ func (c *cache) begin(number uint64) *epoch {
 	return e
 }
 
-// current returns the latest epoch if its number is still the current one.
+// current returns the latest epoch, or nil if it does not have the given number, the
+// current one.
 func (c *cache) current(number uint64) *epoch {
 	if e := c.epoch.Load(); e != nil && e.number == number {
 		return e
@@ -80,7 +81,7 @@ func (c *cache) current(number uint64) *epoch {
 	return nil
 }
 
-// get returns the copy of a row that was made in epoch e, or nil.
+// get returns the copy of a row made in epoch e, or nil.
 func (c *cache) get(e *epoch, key []byte) []byte {
 	s := c.shard(key)
 	s.mu.Lock()
@@ -93,8 +94,8 @@ func (c *cache) get(e *epoch, key []byte) []byte {
 	return entry.row
 }
 
-// fill enters a row that was read in epoch e, unless it may have changed since the
-// given announcement.
+// fill enters a row read in epoch e, unless it may have changed since the given
+// announcement.
 func (c *cache) fill(e *epoch, since *announcement, key, row []byte) {
 	s := c.shard(key)
 	s.mu.Lock()
@@ -105,20 +106,20 @@ func (c *cache) fill(e *epoch, since *announcement, key, row []byte) {
 	s.put(string(key), row, e, int(c.limit.Load()))
 }
 
-// announce announces a batch.
+// announce announces a batch, and invalidates the copies of its keys.
 func (c *cache) announce(b *Batch) {
 	c.batch.Store(&announcement{b.latest})
 	for key := range b.latest {
 		s := c.shard([]byte(key))
 		s.mu.Lock()
 		if e, ok := s.entries[key]; ok {
-			e.epoch = nil // of no epoch, it is not used, but its place is kept
+			e.epoch = nil // not used any more, but its place is kept
 		}
 		s.mu.Unlock()
 	}
 }
 
-// committed enters the rows of the batch that was announced, committed in epoch e,
+// committed enters the rows of the announced batch, which was committed in epoch e,
 // and announces its end.
 func (c *cache) committed(e *epoch, b *Batch) {
 	for key, i := range b.latest {
@@ -142,12 +143,12 @@ func (c *cache) shard(key []byte) *shard {
 	return &c.shards[maphash.Bytes(c.seed, key)%uint64(len(c.shards))]
 }
 
-// A shard is a part of the cache, with a limit of its own. What is removed first is
-// what has not been used since a hand has passed it (CLOCK).
+// A shard is a part of the cache, with a limit of its own. It first removes entries
+// that were not used since the hand last passed them (CLOCK).
 type shard struct {
 	mu      sync.Mutex
 	entries map[string]*entry
-	clock   []*entry // the same, in any order
+	clock   []*entry // the same entries, in any order
 	hand    int
 	size    int
 }
@@ -160,13 +161,13 @@ type entry struct {
 	used  bool
 }
 
-// entryOverhead is about how many bytes an entry takes besides its row and its key:
-// 64 for itself, 8 to 10 in the clock, 28 to 57 in the map, depending on how full it
-// is, and what the allocator adds to the key.
+// entryOverhead is the approximate number of bytes of an entry besides its row and
+// its key: 64 for itself, 8 to 10 in the clock, 28 to 57 in the map, depending on how
+// full the map is, and what the allocator adds to the key.
 const entryOverhead = 150
 
-// size returns about how many bytes an entry takes. The allocator adds up to a fifth
-// to a large row, and half of an eighth on average.
+// size returns the approximate number of bytes of an entry. The allocator adds up to
+// a fifth to a large row, and a sixteenth on average; size adds an eighth.
 func (e *entry) size() int { return entryOverhead + len(e.key) + len(e.row)*9/8 }
 
 func (s *shard) put(key string, row []byte, epoch *epoch, limit int) {

@@ -1,4 +1,4 @@
-// A fault of Chai's that loses rows, and its remedy.
+// A bug of Chai that loses rows, and the workaround.
 
 package engine
 
@@ -9,16 +9,16 @@ import (
 	"github.com/chaisql/chai"
 )
 
-// Chai tells Pebble how to separate the keys of two blocks in a file (Separator in
-// its internal/encoding). For two versions of the same key, which Pebble keeps apart
-// while somebody reads a snapshot, it returns the end of the key without the
-// namespace, which is greater than all keys that follow. The index of that file then
-// leads to the wrong block: rows behind it, that are there, are not found until the
-// file is merged with another one.
+// Chai tells Pebble how to separate the keys of two adjacent blocks in a file
+// (Separator in its internal/encoding). If these are two versions of the same key,
+// both of which Pebble keeps while a snapshot is open, Chai returns the end of the
+// key without the namespace. That is greater than all keys that follow, so the file's
+// index leads to the wrong block: rows behind it are not found until the file is
+// merged with another one.
 //
-// The key itself separates any two keys, and Pebble uses it where Chai's is longer, as
-// it is for most. Chai has one comparer for all databases, which is set before any of
-// them can be open.
+// A key itself separates it from any greater one, and Pebble uses it where Chai's
+// separator is longer, as for most keys. Chai has one comparer for all databases. It
+// is changed here, before any database can be open.
 func init() {
 	db, _ := reflect.TypeFor[chai.DB]().FieldByName("DB")
 	store, _ := db.Type.Elem().FieldByName("Store")

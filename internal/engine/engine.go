@@ -1,38 +1,38 @@
-// Package engine reads and writes a Chai database beneath its transactions, so
-// that nothing an application does with its own can deadlock the caller.
+// Package engine reads and writes a Chai database beneath its transactions, so that
+// the application's transactions can't deadlock the caller.
 //
 // Chai deadlocks when two goroutines write at the same time: BeginTx in its
 // internal/database waits for the write lock while it holds the lock that Commit
-// needs. Commit locks readers out during its fsync. A panic, as in a closed
-// database, leaves locks behind. Beneath transactions, a database has a write lock,
-// sessions that write a batch, and sessions that read a snapshot, none of which need
+// needs. Commit locks readers out during its fsync. A panic, such as on a closed
+// database, leaves locks held. Beneath transactions, a database has a write lock,
+// sessions that write a batch, and sessions that read a snapshot. None of them needs
 // Chai's other locks.
 //
-// # How a write is done
+// # How a write works
 //
-// A write is an [Op], a function that changes a [Batch]. Its caller puts it into
-// the queue of the database, and waits for the answer or for its context. If
-// nobody serves the queue, the caller starts a goroutine that does, in turns,
-// until the queue is empty:
+// A write is an [Op], a function that changes a [Batch]. Its caller puts it into the
+// queue of the database, and waits for the answer or for its context. If no goroutine
+// serves the queue, the caller starts one that does, in turns, until the queue is
+// empty:
 //
-//  1. It waits for the callers of [Lock] and for the write lock of the engine.
-//     The requests stay in the queue meanwhile, so their contexts can still end.
-//  2. It takes the requests that wait, up to a limit, out of the queue, runs
-//     their operations on one batch, and commits it with one fsync. An operation
-//     that fails is left out of the batch.
-//  3. It gives up the locks, and answers each request.
+//  1. It waits for the callers of [Lock] and for the engine's write lock. The
+//     requests stay in the queue meanwhile, so their contexts can still end.
+//  2. It takes the waiting requests out of the queue, up to a limit, runs their
+//     operations on one batch, and commits it with one fsync. An operation that fails
+//     is left out of the batch.
+//  3. It releases the locks, and answers each request.
 //
-// A turn that takes longer than 10 seconds hangs. Then a timer answers everyone
-// who waits with [ErrHangs], and the queue refuses further requests with it, until
-// the turn is over. Both happen under the lock of the queue, so whatever comes
-// first, nothing is answered twice and no refusal is left behind.
+// A turn that takes longer than 10 seconds hangs. Then a timer answers all waiting
+// callers with [ErrHangs], and the queue refuses further requests with it until the
+// turn ends. Both the timer and the end of the turn hold the queue's lock, so no
+// request is answered twice, and no refusal outlasts the hang.
 //
-// If the engine panics, the goroutine keeps the write lock, as Chai would, and
-// everyone gets the panic as an error from then on.
+// If the engine panics, the goroutine keeps the write lock, as Chai would, and from
+// then on every write returns the panic as an error.
 //
 // The package knows nothing of sessions. The queue is in queue.go, the batch in
-// batch.go, reading in snapshot.go, the application's own turns in
-// application.go, and what remains after a panic in failure.go.
+// batch.go, reading in snapshot.go, the cache in cache.go, the application's own
+// turns in application.go, and failures in failure.go.
 package engine
 
 import (
@@ -50,34 +50,33 @@ import (
 )
 
 // A DB is a Chai database that many goroutines can read and write. All DBs of the
-// same database share its queue, and what is known of the engine's failures.
+// same database share its queue, its cache, and the failures of its engine.
 type DB struct {
 	handle    *chai.DB
-	writeLock *sync.Mutex // of the engine: held by the one transaction that writes
+	writeLock *sync.Mutex // the engine's, held by its only writing transaction
 	logger    func() *slog.Logger
 	hangLimit time.Duration
 	*shared
 }
 
-// shared is what all DBs of one database have in common. It must not refer to the
-// database, which could then never be collected.
+// shared is the part that all DBs of one database share. It must not refer to the
+// database, which could otherwise never be collected.
 type shared struct {
 	queue    queue
 	app      appLock
 	failures failures
 	cache    *cache
 	fsyncs   atomic.Uint64
-	values   sync.Map // of other packages
+	values   sync.Map // for other packages
 }
 
-// registry has the shared part of each open database. The key is a weak pointer
-// to the engine behind the handle, because handles are copied
-// (chai.DB.WithContext) and their copies write to the same engine.
+// registry holds the shared part of each open database. The key is a weak pointer to
+// the engine behind the handle, because handles are copied (chai.DB.WithContext), and
+// the copies write to the same engine.
 var registry sync.Map
 
-// For returns db. It asks for the logger each time there is something to log. A
-// context that [chai.DB.WithContext] has attached to db does not apply to the
-// result.
+// For returns the DB of a handle. It calls logger for each line that it logs. A
+// context attached by [chai.DB.WithContext] does not apply to the result.
 func For(db *chai.DB, logger func() *slog.Logger) *DB {
 	return &DB{
 		handle:    &chai.DB{DB: db.DB},
@@ -90,9 +89,9 @@ func For(db *chai.DB, logger func() *slog.Logger) *DB {
 
 // writeLock returns the lock that a transaction of Chai holds while it writes.
 //
-// Only such a transaction has an exported reference to it, and to begin one just
-// for that could deadlock the application: BeginTx would wait for a transaction
-// that is open, with a lock held that the other one needs to commit.
+// Only such a transaction exports a reference to the lock, and beginning one just for
+// that could deadlock the application: BeginTx would wait for an open transaction,
+// while holding a lock that this one needs to commit.
 func writeLock(db *chai.DB) *sync.Mutex {
 	field := reflect.ValueOf(db.DB).Elem().FieldByName("writetxmu")
 	return (*sync.Mutex)(unsafe.Pointer(field.UnsafeAddr()))
@@ -110,15 +109,14 @@ func sharedBy(db *chai.DB) *shared {
 	return s.(*shared)
 }
 
-// Write runs op in a batch that it may share with other operations, and commits.
-// It returns when the commit has reached the disk, or has failed. The size is
-// about how many bytes op writes.
+// Write runs op in a batch that it may share with other operations, and commits the
+// batch. It returns when the commit has reached the disk or has failed. size is the
+// approximate number of bytes that op writes.
 //
-// A context that ends before op is run makes Write return the context's error, and
-// op is not run. Afterwards the context has no influence. Write returns
-// [ErrHangs] when a turn hangs; whether op has been committed is not known then.
-// Once the engine has panicked in a write, each Write returns that failure at
-// once.
+// If ctx ends before op runs, Write returns the context's error, and op does not run.
+// After that, ctx has no effect. Write returns [ErrHangs] when a turn hangs; op may
+// or may not be committed then. Once the engine has panicked in a write, each Write
+// returns that failure at once.
 func (db *DB) Write(ctx context.Context, size int, op Op) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -145,17 +143,18 @@ func (db *DB) Write(ctx context.Context, size int, op Op) error {
 	}
 }
 
-// Shared returns the value that all DBs of the same database have under a key, which
-// is the given one if there was none. It must not refer to the database.
+// Shared returns the value that all DBs of the same database share under key. If
+// there is none yet, it becomes the given value, which must not refer to the
+// database.
 func (db *DB) Shared(key, value any) any {
 	value, _ = db.values.LoadOrStore(key, value)
 	return value
 }
 
-// Fsyncs returns how many batches have been committed, each with one fsync.
+// Fsyncs returns the number of batches committed, each with one fsync.
 func (db *DB) Fsyncs() uint64 { return db.fsyncs.Load() }
 
-// WriteError returns what a write returns at present: nil if writes work,
+// WriteError returns the error that a write would return now: nil if writes work,
 // [ErrHangs], or the failure that ended them for good.
 func (db *DB) WriteError() error {
 	if db.queue.hanging() {

@@ -1,4 +1,4 @@
-// What remains of a database once the engine has panicked: errors.
+// Failures of the engine: later calls return the same error.
 
 package engine
 
@@ -7,8 +7,8 @@ import (
 	"sync/atomic"
 )
 
-// failures says why the engine can't be called any more. The zero value is that
-// of an engine that has not failed.
+// failures records why the engine can't be called any more. The zero value records no
+// failure.
 type failures struct {
 	read, write atomic.Pointer[error]
 }
@@ -19,23 +19,23 @@ func (f *failures) reading() error { return load(&f.read) }
 // writing returns why nothing can be written any more, or nil.
 func (f *failures) writing() error { return load(&f.write) }
 
-// failWrites notes why nothing can be written any more, and returns the first such
+// failWrites records why nothing can be written any more, and returns the first such
 // failure.
 func (f *failures) failWrites(err error) error {
 	f.write.CompareAndSwap(nil, &err)
 	return f.writing()
 }
 
-// failAll notes why nothing can be written or read any more, and returns the first
-// such failure.
+// failAll records why nothing can be written or read any more, and returns the first
+// failure of reading.
 func (f *failures) failAll(err error) error {
 	f.failWrites(err)
 	f.read.CompareAndSwap(nil, &err)
 	return f.reading()
 }
 
-// rescue is deferred around calls of the engine. It turns a panic into an error
-// and notes it with fail.
+// rescue is deferred around calls of the engine. It turns a panic into an error, and
+// records it with fail.
 func (f *failures) rescue(err *error, fail func(error) error) {
 	switch r := recover().(type) {
 	case nil:

@@ -1,4 +1,4 @@
-// The queue of those who want to write, and the turns in which it is served.
+// The queue of writes, and the turns in which it is served.
 
 package engine
 
@@ -10,44 +10,43 @@ import (
 	"time"
 )
 
-// HangLimit is how long a turn may take.
+// HangLimit is how long a turn may take before it hangs.
 const HangLimit = 10 * time.Second
 
-// ErrHangs is the error of writes while a turn hangs.
+// ErrHangs is returned by writes while a turn hangs.
 var ErrHangs = errors.New("writing has hung for 10 seconds: the application may hold the write lock or have a transaction open, its goroutines may have deadlocked each other in Chai, or the disk may be full")
 
-// The requests of one turn are limited, to bound how long it takes. The engine
-// writes a batch beyond its limit of 10 MB in parts, and treats one of more than
-// half of its memory table of 4 MB as a file of its own.
+// The requests of one turn are limited, to bound how long it takes. Pebble treats a
+// batch larger than half of its memory table of 4 MB as a memory table of its own.
 const (
 	maxGroup      = 256
 	maxGroupBytes = 1 << 20
 )
 
-// A request is a caller that wants to write.
+// A request is a caller waiting to write.
 type request struct {
 	op     Op
 	size   int
-	answer chan error    // gets one error, or nil
-	place  *list.Element // in the queue, nil outside of it
+	answer chan error    // gets one error or nil
+	place  *list.Element // in the queue; nil outside it
 }
 
-// A queue has the requests that wait. The zero queue is ready for use.
+// A queue holds the waiting requests. The zero queue is ready for use.
 type queue struct {
 	mu      sync.Mutex
 	waiting list.List // of *request
 	served  bool      // by a goroutine
-	hangs   bool      // the turn of that goroutine does
+	hangs   bool      // whether that goroutine's turn hangs
 }
 
 // A turn is one pass of the goroutine that serves the queue.
 type turn struct {
-	group []*request // what it has taken from the queue
+	group []*request // taken from the queue
 	over  bool
 }
 
-// enter puts r into the queue. It reports whether the caller has to see to it that
-// the queue is served.
+// enter puts r into the queue. It reports whether the caller must start a goroutine
+// that serves the queue.
 func (q *queue) enter(r *request) (serve bool, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -84,7 +83,7 @@ func (q *queue) remove(r *request) {
 	r.place = nil
 }
 
-// take moves the requests that share a turn from the queue to t.
+// take moves requests from the queue to t, up to the limits of a turn.
 func (q *queue) take(t *turn) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -99,8 +98,9 @@ func (q *queue) take(t *turn) {
 	}
 }
 
-// giveUp answers everyone who waits for t, and refuses those who come, until t
-// ends. It reports whether t had not ended yet.
+// giveUp answers the requests of t and of the queue with [ErrHangs], and makes the
+// queue refuse further ones until t ends. If t has ended already, it does nothing and
+// returns false.
 func (q *queue) giveUp(t *turn) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -119,7 +119,7 @@ func (q *queue) giveUp(t *turn) bool {
 	return true
 }
 
-// end ends t. It reports whether its requests are still to be answered.
+// end ends t. It reports whether its requests still have to be answered.
 func (q *queue) end(t *turn) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -128,8 +128,8 @@ func (q *queue) end(t *turn) bool {
 	return answer
 }
 
-// more reports whether requests wait. If none do, the queue is not served any
-// more.
+// more reports whether requests are waiting. If there are none, the queue is no
+// longer served.
 func (q *queue) more() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -137,9 +137,9 @@ func (q *queue) more() bool {
 	return q.served
 }
 
-// serve serves the queue until it is empty. It is a goroutine of its own, because
-// the engine can hang: its locks when an application has deadlocked it, and its
-// batches when they can't be written to a full disk (makeRoomForWrite in Pebble).
+// serve takes turns until the queue is empty. It runs in a goroutine of its own,
+// because the engine can hang: at its locks when an application has deadlocked it,
+// and when a batch can't be written to a full disk (makeRoomForWrite in Pebble).
 func (db *DB) serve() {
 	growStack()
 	for db.queue.more() {
@@ -157,17 +157,17 @@ func (db *DB) serve() {
 			}
 		}
 		if len(t.group) > 1 {
-			// Those who have been answered may be about to come back. Let them, or the
-			// next group would be small, and they would wait for it. It makes groups 1.8
-			// times as large with 8 to 256 goroutines, and the throughput 1.3 to 1.5
-			// times (BenchmarkCommit).
+			// The answered callers may be about to write again. Let them: otherwise the
+			// next group is small, and they wait for it. With 8 to 256 goroutines, this
+			// makes groups 1.8 times as large, and throughput 1.3 to 1.5 times as high
+			// (BenchmarkCommit).
 			runtime.Gosched()
 		}
 	}
 }
 
-// growStack lets the stack of a new goroutine grow to what the engine needs in one
-// step. In three steps, each of which copies more than the one before, it takes an
+// growStack grows the stack of a new goroutine in one step to the size that the
+// engine needs. Growing in three steps, each copying more than the last, takes an
 // eighth of the time of a commit to memory (BenchmarkCommit/1/memory).
 //
 //go:noinline

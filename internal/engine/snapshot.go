@@ -1,4 +1,4 @@
-// Reading: snapshots of what is committed.
+// Reading: snapshots of the committed state.
 
 package engine
 
@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// An iterator is Chai's, whose type can't be named here. Chai's interface lacks
-// SetBounds, but what implements it has Pebble's methods, too.
+// An iterator is Chai's iterator, whose type can't be named here. Its SetBounds is
+// Pebble's, and copies both keys.
 type iterator interface {
-	SetBounds(from, to []byte) // of which it keeps copies
+	SetBounds(from, to []byte)
 	First() bool
 	Next() bool
 	Key() []byte
@@ -22,8 +22,8 @@ type iterator interface {
 	Close() error
 }
 
-// A session is one of Chai's that reads. Neither its type nor the types of its
-// methods can be named here.
+// A session is Chai's reading session. Neither its type nor the types in its methods
+// can be named here.
 type session[O, I any] interface {
 	Iterator(*O) (I, error)
 	Close() error
@@ -33,7 +33,7 @@ type session[O, I any] interface {
 type reader struct {
 	iterator     func() (iterator, error)
 	closeSession func() error
-	rows         iterator // for get, nil before the first
+	rows         iterator // of Get, nil before its first call
 }
 
 func newReader[O, I any](s session[O, I]) *reader {
@@ -46,10 +46,12 @@ func newReader[O, I any](s session[O, I]) *reader {
 	}}
 }
 
-// get returns the row with the given key, or nil if there is none. It moves one
-// iterator instead of using the session's Get: that takes the same time for single
-// rows, and a fifth for rows that follow each other (BenchmarkGet).
-func (r *reader) get(key []byte) (row []byte, err error) {
+// Get returns the row with the given key, or nil if there is none. The row belongs to
+// the caller.
+//
+// Moving one iterator takes as long as the session's Get for single rows, and a fifth
+// of that for rows that follow each other (BenchmarkGet).
+func (r *reader) Get(key []byte) (row []byte, err error) {
 	if r.rows == nil {
 		if r.rows, err = r.iterator(); err != nil {
 			return nil, err
@@ -63,9 +65,10 @@ func (r *reader) get(key []byte) (row []byte, err error) {
 	return bytes.Clone(row), err
 }
 
-// scan calls each for the rows with keys from one up to, but not including,
-// another, in their order, until each returns an error, which scan then returns.
-func (r *reader) scan(from, to []byte, each func(key, row []byte) error) error {
+// Scan calls each for the rows with keys from one up to, but not including, another,
+// in their order, until each returns an error. Scan then returns that error. The key
+// and the row are valid only during the call.
+func (r *reader) Scan(from, to []byte, each func(key, row []byte) error) error {
 	rows, err := r.iterator()
 	if err != nil {
 		return err
@@ -88,21 +91,17 @@ func (r *reader) close() error {
 	return errors.Join(r.rows.Close(), r.closeSession())
 }
 
-// A Snapshot is the state that was committed at one moment, by anyone. It
-// must not be used after the function that it was given to has returned.
+// A Snapshot is everything committed before one moment, by anyone. It must not be
+// used after the function that it was passed to has returned.
 type Snapshot struct {
 	*reader
 	cache *cache
-	epoch *epoch        // in which it was opened, nil if it is not known to be one
-	batch *announcement // the latest when it was opened
+	epoch *epoch        // in which it was opened, or nil
+	batch *announcement // the latest before it was opened
 }
 
-// Get returns the row with the given key, or nil if there is none. The row is the
-// caller's.
-func (s *Snapshot) Get(key []byte) ([]byte, error) { return s.get(key) }
-
-// Find is Get for a row that is likely to be looked up again: it enters the cache,
-// and must not be changed.
+// Find is Get for a row that is likely to be looked up again. The row enters the
+// cache, and must not be changed.
 func (s *Snapshot) Find(key []byte) ([]byte, error) {
 	row, err := s.Get(key)
 	if row != nil && s.epoch != nil {
@@ -111,15 +110,8 @@ func (s *Snapshot) Find(key []byte) ([]byte, error) {
 	return row, err
 }
 
-// Scan calls each for the rows with keys from one up to, but not including,
-// another, in their order, until each returns an error, which Scan then returns.
-// The key and the row are valid during that call only.
-func (s *Snapshot) Scan(from, to []byte, each func(key, row []byte) error) error {
-	return s.scan(from, to, each)
-}
-
-// Cached returns the row with the given key if the cache has a copy that is known
-// to be the newest, or else nil. The row must not be changed.
+// Cached returns the copy of the row with the given key if the cache knows it to be
+// the newest, or else nil. The row must not be changed.
 func (db *DB) Cached(key []byte) []byte {
 	if e := db.cache.current(transactions(db.handle)); e != nil {
 		return db.cache.get(e, key)
@@ -127,16 +119,16 @@ func (db *DB) Cached(key []byte) []byte {
 	return nil
 }
 
-// Read calls f with a snapshot that has everything that anyone has committed
-// before. It waits for no transaction and no fsync, only for Chai to undo
-// a transaction that is being rolled back. Once the engine has panicked in a read,
-// each Read returns that failure at once.
+// Read calls f with a snapshot of everything committed before, by anyone. It waits
+// for no transaction and no fsync, only for Chai to undo a transaction that is being
+// rolled back. Once the engine has panicked in a read, each Read returns that failure
+// at once.
 func (db *DB) Read(f func(s *Snapshot) error) (err error) {
 	if failure := db.failures.reading(); failure != nil {
 		return failure
 	}
-	// After a panic the session stays open: to close it could wait for a lock that
-	// the panic has left behind.
+	// After a panic the session stays open: Close could wait for a lock that the
+	// panic has left locked.
 	defer db.failures.rescue(&err, db.failures.failAll)
 
 	db.panicIfClosed()
@@ -160,18 +152,18 @@ func (db *DB) Read(f func(s *Snapshot) error) (err error) {
 
 var errNotUndone = errors.New("a transaction of the application that was rolled back has not been undone")
 
-// checkUndone returns an error if s has rows that were never committed. A
-// transaction that reads after it has written writes out what it has, and notes how
-// to undo it. When it is rolled back, Chai shows that to others first, and undoes it
-// then, in one batch with the notes (Rollback in its internal/database).
+// checkUndone returns an error if s has rows that were never committed. A transaction
+// that reads after it wrote writes out its changes before it commits, with notes on
+// how to undo them. When it is rolled back, Chai first lets others see these changes,
+// and then undoes them and removes the notes, in one batch (Rollback in its
+// internal/database).
 func (s *Snapshot) checkUndone() error {
 	const notes = 48 + 3 // the encoded number of their table
 	return s.Scan([]byte{notes}, []byte{notes + 1}, func(_, _ []byte) error { return errNotUndone })
 }
 
-// currentEpoch returns the current epoch of the cache. It begins one if the last
-// has ended and nobody has a transaction open that writes, and returns nil if
-// somebody has.
+// currentEpoch returns the current epoch of the cache. If the last one has ended, it
+// begins a new one, or returns nil while a writing transaction is open.
 func (db *DB) currentEpoch() *epoch {
 	e := db.cache.current(transactions(db.handle))
 	if e == nil && db.writeLock.TryLock() {
@@ -182,9 +174,8 @@ func (db *DB) currentEpoch() *epoch {
 }
 
 // panicIfClosed panics if the database is closed. NewSnapshotSession and
-// NewBatchSession do that, too, but with a lock of Chai held, for which the next
-// call would wait. Pebble looks first whether it is closed, and does nothing more
-// for an empty batch.
+// NewBatchSession panic, too, but with a lock of Chai held, which the next call would
+// wait for. For an empty batch, Pebble checks that it is open, and does nothing else.
 func (db *DB) panicIfClosed() {
 	empty := db.handle.DB.Store.DB().NewBatch()
 	_ = empty.Commit(nil)
@@ -192,8 +183,8 @@ func (db *DB) panicIfClosed() {
 }
 
 // writable returns why nothing can be written any more, or nil. It is called before
-// the write lock is waited for, which a panic may have left locked: one in a write
-// here, or one in a call of the application after it has closed the database.
+// waiting for the write lock, which a panic may have left locked: in a write of this
+// package, or in a call of the application on a closed database.
 func (db *DB) writable() (err error) {
 	if failure := db.failures.writing(); failure != nil {
 		return failure
@@ -203,6 +194,6 @@ func (db *DB) writable() (err error) {
 	return nil
 }
 
-// Quiet reports whether nobody had a transaction open that writes, at a moment
-// during the call. Then the catalog describes the tables that are committed.
+// Quiet reports whether no writing transaction was open at some moment during the
+// call. If so, the catalog described the committed tables.
 func (db *DB) Quiet() bool { return db.currentEpoch() != nil }

@@ -1,4 +1,4 @@
-// What has ended: sessions that must not be committed again.
+// Ended sessions, which must not be committed again.
 
 package sessiontable
 
@@ -11,25 +11,24 @@ import (
 	"time"
 )
 
-// ErrEnded is the error of [Table.Upsert] for a session that has ended.
+// ErrEnded is returned by [Table.Upsert] for a session that has ended.
 var ErrEnded = errors.New("the session has been ended")
 
-// endedKey is the key of what all Tables of the same name in a database remember
-// together.
+// endedKey is the key of the ended sessions that all Tables of the same name in a
+// database share.
 type endedKey struct{ table string }
 
-// ended remembers the keys of rows that were deleted, each for a time. It keeps a
-// hash of 64 bits of each, so that it takes less than 64 bytes: one in 10^13 commits
-// is refused by mistake while a million are remembered. A nil *ended remembers
-// nothing.
+// ended remembers the keys of deleted rows, each for a time. It keeps a hash of 64
+// bits of each key, so a key takes less than 64 bytes. While it remembers a million
+// keys, one in 10^13 commits is refused by mistake. A nil *ended remembers nothing.
 type ended struct {
 	seed  maphash.Seed
-	start time.Time // from which times are measured, whatever the clock is set to
+	start time.Time // times are measured from it, whatever the clock is set to
 
 	mu     sync.Mutex
 	until  map[uint64]time.Duration
-	oldest []endedRow // in the order in which they were added
-	most   int        // of them, since there was last made room for fewer
+	oldest []endedRow // in the order of addition
+	most   int        // the greatest length of oldest since it last shrank
 }
 
 type endedRow struct {
@@ -67,8 +66,8 @@ func (e *ended) has(key []byte) bool {
 	return e.until[maphash.Bytes(e.seed, key)] > time.Since(e.start)
 }
 
-// forget frees what need not be remembered any more, unless something older has to
-// be. e.mu must be held.
+// forget frees keys whose time is over, except those added after one that must still
+// be remembered. e.mu must be held.
 func (e *ended) forget() {
 	now := time.Since(e.start)
 	for len(e.oldest) > 0 && e.oldest[0].until <= now {

@@ -1,5 +1,5 @@
-// The indexes of the table: their entries, kept right with each row, and made
-// right where they are not.
+// The indexes of the table: writing the entries of each row, and repairing wrong
+// ones.
 
 package sessiontable
 
@@ -11,13 +11,13 @@ import (
 	"go.elara.ws/chaistore/internal/engine"
 )
 
-// An index is a secondary index of a table. Its entries are rows of a namespace
-// of its own. Their keys are the indexed columns and the key of the row that has
-// them.
+// An index is a secondary index of a table. Its entries are rows of a namespace of
+// its own. The key of an entry consists of the indexed columns and the key of the
+// indexed row.
 type index struct {
 	namespace int64
 	columns   []indexColumn
-	width     int // how many columns the table has
+	width     int // the number of columns of the table
 }
 
 type indexColumn struct {
@@ -25,7 +25,7 @@ type indexColumn struct {
 	descending bool
 }
 
-// appendEntry appends the key of the entry for a row.
+// appendEntry appends the key of a row's entry.
 func (ix *index) appendEntry(dst, key, row []byte) ([]byte, error) {
 	values, err := split(row, ix.width)
 	if err != nil {
@@ -42,8 +42,7 @@ func (ix *index) appendEntry(dst, key, row []byte) ([]byte, error) {
 	return appendBlob(dst, key), nil
 }
 
-// rowKey returns the key of the row that an entry is for, or nil if it is not
-// stored as an entry is.
+// rowKey returns the key of an entry's row, or nil if the entry is malformed.
 func (ix *index) rowKey(entry []byte) []byte {
 	for range 1 + len(ix.columns) {
 		n := valueLen(entry)
@@ -62,7 +61,7 @@ func (ix *index) rowKey(entry []byte) []byte {
 	return key
 }
 
-// put adds a row, or overwrites it, and its entries.
+// put adds or overwrites a row, and its entries.
 func (r *relation) put(b *engine.Batch, key, row []byte) error {
 	if err := r.deleteEntries(b, key); err != nil {
 		return err
@@ -78,7 +77,7 @@ func (r *relation) put(b *engine.Batch, key, row []byte) error {
 	return nil
 }
 
-// delete deletes a row, if there is one, and its entries.
+// delete deletes a row and its entries, if there is such a row.
 func (r *relation) delete(b *engine.Batch, key []byte) error {
 	if err := r.deleteEntries(b, key); err != nil {
 		return err
@@ -87,7 +86,7 @@ func (r *relation) delete(b *engine.Batch, key []byte) error {
 	return nil
 }
 
-// deleteEntries deletes the entries of a row, if there is one.
+// deleteEntries deletes the entries of a row, if there is such a row.
 func (r *relation) deleteEntries(b *engine.Batch, key []byte) error {
 	if len(r.indexes) == 0 {
 		return nil
@@ -106,12 +105,13 @@ func (r *relation) deleteEntries(b *engine.Batch, key []byte) error {
 	return nil
 }
 
-// repairIndexes makes the indexes of the table of sessions right, once in the life of t.
+// repairIndexes repairs the indexes of the table of sessions, each once in the life
+// of t.
 //
-// Writes with ON CONFLICT REPLACE, by whatever has written to the table earlier,
-// leave an entry of the former expiry in an index on it, and none of the present
-// one (internal/stream, on_conflict.go): an application's SELECT takes a renewed
-// session for an expired one, and its UPDATE and DELETE fail.
+// An earlier write with ON CONFLICT REPLACE leaves an entry with the former expiry in
+// an index, and none with the present one (internal/stream, on_conflict.go). Then an
+// application's SELECT takes a renewed session for an expired one, and its UPDATE and
+// DELETE fail.
 func (t *Table) repairIndexes(ctx context.Context) error {
 	l, err := t.layout()
 	if err != nil {
@@ -172,7 +172,7 @@ func (t *Table) addEntries(ctx context.Context, ix *index) error {
 	return nil
 }
 
-// hasEntry reports whether ix has the entry for a row.
+// hasEntry reports whether ix has a row's entry.
 func (ix *index) hasEntry(get func(key []byte) ([]byte, error), key, row []byte) (bool, error) {
 	e, err := ix.appendEntry(nil, key, row)
 	if err != nil {
@@ -182,8 +182,8 @@ func (ix *index) hasEntry(get func(key []byte) ([]byte, error), key, row []byte)
 	return found != nil, err
 }
 
-// removeEntries removes the entries of ix that are for no row, or for a former
-// state of one.
+// removeEntries removes the entries of ix that belong to no row, or to a former state
+// of one.
 func (t *Table) removeEntries(ctx context.Context, ix *index) error {
 	from, end := appendInt(nil, ix.namespace), appendInt(nil, ix.namespace+1)
 	for more := true; more; {
@@ -223,7 +223,7 @@ func (t *Table) removeEntries(ctx context.Context, ix *index) error {
 	return nil
 }
 
-// isRight reports whether there is a row for an entry, which has its values.
+// isRight reports whether the row of an entry exists and has the values of the entry.
 func (ix *index) isRight(get func(key []byte) ([]byte, error), e []byte) (bool, error) {
 	key := ix.rowKey(e)
 	if key == nil {

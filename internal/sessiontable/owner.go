@@ -1,4 +1,4 @@
-// The owners of sessions: a second table that says whose session each is.
+// The owners of sessions: a second table with the owner of each session.
 
 package sessiontable
 
@@ -12,21 +12,21 @@ import (
 	"go.elara.ws/chaistore/internal/engine"
 )
 
-// A table of owners has a row for each session, also for those of nobody, whose
-// owner is "": the row of a session that is renewed is then in the cache, and need
-// not be looked up to see that it is right.
+// A table of owners has a row for each session. A session without an owner has one
+// with the owner "": when it is renewed, the row is found in the cache, and need not
+// be looked for in the database.
 var ownerColumns = []column{{"token", "text", true}, {"owner", "text", true}}
 
 func (t *Table) ownersName() string { return t.Name + "_owners" }
 
-// isByOwner reports whether ix is an index on the owner and then the token, so that
-// it has the sessions of each owner in the order of their tokens.
+// isByOwner reports whether ix is an index on the owner and then the token, which has
+// the sessions of each owner in the order of their tokens.
 func isByOwner(ix index) bool {
 	return len(ix.columns) == 2 && ix.columns[0] == indexColumn{1, false} && ix.columns[1] == indexColumn{0, false}
 }
 
-// CreateOwners creates the table of owners if it does not exist, and enters the
-// owners of sessions that it lacks.
+// CreateOwners creates the table of owners if it does not exist, and matches it with
+// the sessions.
 func (t *Table) CreateOwners(ctx context.Context) error {
 	if _, err := t.relation(t.Name, sessionColumns); err != nil {
 		return err
@@ -44,12 +44,13 @@ func (t *Table) CreateOwners(ctx context.Context) error {
 // HasOwners reports whether t has a table of owners.
 func (t *Table) HasOwners() bool { return t.OwnerOf != nil }
 
-// ErrOwnerTooLong is the error of [Table.Upsert] when an owner has more than
-// [MaxKeyLen] bytes.
+// ErrOwnerTooLong is returned by [Table.Upsert] for an owner of more than [MaxKeyLen]
+// bytes.
 var ErrOwnerTooLong = fmt.Errorf("the owner is longer than %d bytes", MaxKeyLen)
 
-// ownerOf returns whose session it is that has the given data. What a panic says may
-// be data of the session, unless it comes from the runtime.
+// ownerOf returns the owner of the session with the given data. The value of a panic
+// may have data of the session, so it becomes part of the error only if it comes from
+// the runtime.
 func (t *Table) ownerOf(data []byte) (owner string, err error) {
 	if !t.HasOwners() {
 		return "", nil
@@ -58,9 +59,9 @@ func (t *Table) ownerOf(data []byte) (owner string, err error) {
 		switch r := recover().(type) {
 		case nil:
 		case runtime.Error:
-			err = fmt.Errorf("the function that tells the owner panicked: %w", r)
+			err = fmt.Errorf("the owner function panicked: %w", r)
 		default:
-			err = errors.New("the function that tells the owner panicked")
+			err = errors.New("the owner function panicked")
 		}
 	}()
 	if owner = t.OwnerOf(data); len(owner) > MaxKeyLen {
@@ -69,7 +70,7 @@ func (t *Table) ownerOf(data []byte) (owner string, err error) {
 	return owner, nil
 }
 
-// putOwner notes the owner of a session, if there is a table for it.
+// putOwner stores the owner of a session, if there is a table of owners.
 func (l *layout) putOwner(b *engine.Batch, token, owner string) error {
 	if l.owners == nil {
 		return nil
@@ -111,7 +112,7 @@ func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, nex
 			if err != nil {
 				return err
 			}
-			// The row counts: it may have been changed by who knows of no owners.
+			// The session's data decides: a writer without owners may have changed it.
 			if actual, err := t.ownerOf(data); err != nil || actual != owner {
 				return nil
 			}
@@ -127,8 +128,8 @@ func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, nex
 	return rows, next, nil
 }
 
-// scanOwner calls each for the tokens of an owner's sessions that follow from, that
-// included, in their order, until it returns an error.
+// scanOwner calls each for the tokens of an owner's sessions, beginning at from, in
+// their order, until each returns an error.
 func (l *layout) scanOwner(s *engine.Snapshot, owner, from string, each func(token string) error) error {
 	var ix index
 	for _, ix = range l.owners.indexes {
@@ -155,9 +156,9 @@ func (l *layout) scanOwner(s *engine.Snapshot, owner, from string, each func(tok
 	return err
 }
 
-// MatchOwners enters the owners of sessions that the table of owners lacks, because
-// they were committed without it, and removes those of sessions that are gone. It
-// does nothing if t has no owners. It reads both tables in pages, side by side.
+// MatchOwners adds the missing owners of sessions that were committed without one,
+// and removes the owners of sessions that are gone. It reads both tables in pages,
+// side by side. If t has no owners, it does nothing.
 func (t *Table) MatchOwners(ctx context.Context) error {
 	if !t.HasOwners() {
 		return nil
@@ -179,16 +180,18 @@ func (t *Table) MatchOwners(ctx context.Context) error {
 	return nil
 }
 
-// An ownerMismatch is where sessions and owners differ in a part of the tables.
+// An ownerMismatch lists the differences between sessions and owners in a part of the
+// tables.
 type ownerMismatch struct {
 	without []Row    // sessions without an owner
-	gone    []string // owners without a session, by its token
+	gone    []string // tokens of owners without a session
 	next    string   // where to go on, "" at the end of both tables
 }
 
-// compareOwners compares sessions and owners that follow from, that included.
+// compareOwners compares sessions and owners in the order of tokens, beginning at
+// from.
 func (l *layout) compareOwners(ctx context.Context, s *engine.Snapshot, from string) (m ownerMismatch, err error) {
-	var owners []string // the next tokens that have one, in their order
+	var owners []string // the next tokens with an owner, in order
 	var last string     // where this part ends
 	err = s.Scan(appendKey(nil, l.owners.namespace, from), appendInt(nil, l.owners.namespace+1), func(_, row []byte) error {
 		values, err := split(row, len(ownerColumns))
@@ -240,15 +243,15 @@ func (l *layout) compareOwners(ctx context.Context, s *engine.Snapshot, from str
 	return m, nil
 }
 
-// correctOwners enters and removes owners, unless that has been done or the sessions
-// have changed meanwhile.
+// correctOwners adds and removes owners, except where a session has changed since the
+// tables were compared.
 func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
 	if len(m.without)+len(m.gone) == 0 {
 		return nil
 	}
 	owners := make([]string, len(m.without))
 	for i, row := range m.without {
-		owners[i], _ = t.ownerOf(row.Data) // nobody's if it can't be told
+		owners[i], _ = t.ownerOf(row.Data) // "" on error
 	}
 	return t.write(ctx, (len(m.without)+len(m.gone))*4*MaxKeyLen, func(b *engine.Batch, l *layout) error {
 		for i, row := range m.without {

@@ -1,5 +1,5 @@
-// The rows of sessions as Chai stores them: their encoding (its internal/encoding),
-// and what is done to single ones.
+// The rows of sessions as Chai stores them: their encoding (Chai's
+// internal/encoding), and operations on single rows.
 
 package sessiontable
 
@@ -22,7 +22,7 @@ type Row struct {
 	Expiry time.Time
 }
 
-// Chai keeps microseconds in 64 bits from the year 2000 on, and panics for times
+// Chai stores microseconds since the year 2000 in 64 bits, and panics for times
 // beyond (EncodeTimestamp in its internal/encoding).
 var (
 	minExpiry = time.Unix(0, 0)
@@ -35,8 +35,8 @@ const (
 	pageBytes = 1 << 20
 )
 
-// Find returns the data and the expiry of the session with the given token. The
-// data is the caller's.
+// Find returns the data and the expiry of the session with the given token. The data
+// belongs to the caller.
 func (t *Table) Find(ctx context.Context, token string) (data []byte, expiry time.Time, found bool, err error) {
 	l, err := t.layout()
 	if err != nil {
@@ -59,10 +59,9 @@ func (t *Table) Find(ctx context.Context, token string) (data []byte, expiry tim
 	return bytes.Clone(data), expiry, err == nil, err
 }
 
-// Page returns the sessions that follow from, that included, in the order of
-// their tokens, up to a limit of its own, and where the next page begins, which
-// is "" after the last one. The first page begins at "". The sessions are the
-// caller's.
+// Page returns the sessions beginning at the token from, in the order of their
+// tokens, up to the limits of a page. next is where the next page begins, or "" after
+// the last page. The first page begins at "". The sessions belong to the caller.
 func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string, err error) {
 	err = t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
 		rows, next = nil, ""
@@ -88,9 +87,9 @@ func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string,
 // errStop ends a scan that has seen enough.
 var errStop = errors.New("stop")
 
-// scan calls each for the sessions that follow from, that included, in the order
-// of their tokens, until it returns an error, or ctx ends. The encoded row and the
-// data are valid during that call only.
+// scan calls each for the sessions beginning at the token from, in the order of their
+// tokens, until each returns an error or ctx ends. The encoded row and the data are
+// valid only during the call.
 func scan(ctx context.Context, s *engine.Snapshot, l *layout, from string, each func(encoded []byte, row Row) error) error {
 	end := appendInt(nil, l.sessions.namespace+1)
 	err := s.Scan(appendKey(nil, l.sessions.namespace, from), end, func(_, encoded []byte) error {
@@ -109,21 +108,21 @@ func scan(ctx context.Context, s *engine.Snapshot, l *layout, from string, each 
 	return err
 }
 
-// after returns the least token that is greater than token.
+// after returns the least token greater than token.
 func after(token string) string { return token + "\x00" }
 
-// Upsert adds the session, or overwrites its data and its expiry. An expiry
-// before 1970 or after 9999 is moved there. The token must not be longer than
-// [MaxKeyLen]. It returns [ErrEnded] if the session was deleted, and the table
-// remembers that.
+// Upsert adds the session, or overwrites its data and expiry. An expiry before 1970
+// or after 9999 is moved to that limit. The token must not be longer than
+// [MaxKeyLen]. If the table remembers that the session was deleted, Upsert returns
+// [ErrEnded].
 func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry time.Time) error {
 	if expiry.Before(minExpiry) {
 		expiry = minExpiry
 	} else if expiry.After(maxExpiry) {
 		expiry = maxExpiry
 	}
-	// Encoded by the caller, so that other callers need not wait for it, and that
-	// the data is its own when it returns early.
+	// The caller encodes the row: other callers need not wait for that, and the
+	// operation does not use the caller's data if it runs after an early return.
 	row := encodeRow(Row{token, data, expiry})
 	owner, err := t.ownerOf(data)
 	if err != nil {
@@ -145,9 +144,9 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 	return err
 }
 
-// Delete deletes the sessions with the given tokens, as far as they exist, at
-// once, and remembers that they have ended. The tokens must not be longer than
-// [MaxKeyLen].
+// Delete deletes the sessions with the given tokens in one batch, and remembers that
+// they have ended. Missing sessions are ignored, but remembered, too. The tokens must
+// not be longer than [MaxKeyLen].
 func (t *Table) Delete(ctx context.Context, tokens ...string) error {
 	err := t.write(ctx, len(tokens)*MaxKeyLen, func(b *engine.Batch, l *layout) error {
 		if err := l.delete(b, tokens); err != nil {
@@ -164,9 +163,8 @@ func (t *Table) Delete(ctx context.Context, tokens ...string) error {
 	return err
 }
 
-// delete deletes the sessions with the given tokens, as far as they exist, and
-// their owners. It deletes from one table after the other, because the engine finds
-// rows that follow each other faster.
+// delete deletes the sessions with the given tokens and their owners. It finishes one
+// table before the next, because the engine finds rows that follow each other faster.
 func (l *layout) delete(b *engine.Batch, tokens []string) error {
 	relations := []*relation{&l.sessions}
 	if l.owners != nil {
@@ -185,7 +183,7 @@ func (l *layout) delete(b *engine.Batch, tokens []string) error {
 // The first byte of an encoded value is its type, or a small integer.
 const (
 	nullType   = 2
-	int64Type  = 12 // down to a type for each width: 13, 14, 15
+	int64Type  = 12 // 13 is int32, 14 is int16
 	int8Type   = 15
 	smallInt   = 48 // the integer 0; 16 to 79 are -32 to 31
 	uint8Type  = 80
@@ -196,18 +194,17 @@ const (
 	blobType   = 103
 )
 
-// timestampEpoch is from where Chai counts the microseconds of a timestamp.
+// timestampEpoch is the time from which Chai counts the microseconds of a timestamp.
 var timestampEpoch = time.Date(2000, time.January, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 
-// appendKey appends the key of a row: the namespace of the table and the primary
-// key.
+// appendKey appends the key of a row: the table's namespace and the primary key.
 func appendKey(dst []byte, namespace int64, token string) []byte {
 	const mostForNamespaceAndLength = 20
 	dst = slices.Grow(dst, len(token)+mostForNamespaceAndLength)
 	return appendText(appendInt(dst, namespace), token)
 }
 
-// encodeRow returns the columns of a row in the order of the table.
+// encodeRow returns the encoded columns of a row, in the order of the table.
 func encodeRow(row Row) []byte {
 	const mostForLengthsAndExpiry = 20
 	dst := make([]byte, 0, len(row.Token)+len(row.Data)+mostForLengthsAndExpiry)
@@ -240,7 +237,7 @@ func appendInt(dst []byte, n int64) []byte {
 		return binary.BigEndian.AppendUint16(append(dst, uint16Type), uint16(n))
 	case n > 0:
 		return append(dst, uint8Type, byte(n))
-	// A negative integer is stored as its distance from the least of its width.
+	// A negative integer is stored as its distance from the least one of its width.
 	case n >= math.MinInt8:
 		return append(dst, int8Type, byte(n-math.MinInt8))
 	case n >= math.MinInt16:
@@ -254,9 +251,9 @@ func appendInt(dst []byte, n int64) []byte {
 
 var errBadRow = errors.New("a row does not have the form of a session")
 
-// decodeRow returns what an encoded row holds. The token and the data are parts of
-// it. Of a column that is NULL, which older tables allow, they are empty, and the
-// expiry is the zero time.
+// decodeRow returns the columns of an encoded row. The token and the data are slices
+// of it. They are empty for a NULL column, which older tables allow, and the expiry
+// is the zero time.
 func decodeRow(encoded []byte) (token, data []byte, expiry time.Time, err error) {
 	values, err := split(encoded, 3)
 	if err != nil {
@@ -271,7 +268,7 @@ func decodeRow(encoded []byte) (token, data []byte, expiry time.Time, err error)
 	return token, data, expiry, nil
 }
 
-// split returns the first columns of an encoded row, as parts of it.
+// split returns the first n columns of an encoded row, as slices of it.
 func split(encoded []byte, n int) ([3][]byte, error) {
 	var values [3][]byte
 	for i := range n {
@@ -284,9 +281,9 @@ func split(encoded []byte, n int) ([3][]byte, error) {
 	return values, nil
 }
 
-// valueLen returns the length of the encoded value with which b begins, or 0 if
-// there is none of a type that a row of sessions, or an entry of an index, can
-// have. The type of a value that an index has in descending order is inverted.
+// valueLen returns the length of the encoded value at the start of b. It returns 0 if
+// the value is incomplete, or of a type that neither a row of sessions nor an entry
+// can have. The type of a value in descending order in an index is inverted.
 func valueLen(b []byte) int {
 	if len(b) == 0 {
 		return 0
@@ -313,7 +310,7 @@ func valueLen(b []byte) int {
 	return n
 }
 
-// decodeBytes returns the bytes of an encoded text or blob, empty for NULL.
+// decodeBytes returns the bytes of an encoded text or blob; they are empty for NULL.
 func decodeBytes(value []byte, typ byte) (b []byte, ok bool) {
 	if value[0] == nullType {
 		return []byte{}, true
@@ -325,7 +322,7 @@ func decodeBytes(value []byte, typ byte) (b []byte, ok bool) {
 	return value[1+n:], true
 }
 
-// decodeTime returns the time of an encoded timestamp, the zero time for NULL.
+// decodeTime returns the time of an encoded timestamp, or the zero time for NULL.
 func decodeTime(value []byte) (t time.Time, ok bool) {
 	if value[0] == nullType {
 		return time.Time{}, true

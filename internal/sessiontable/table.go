@@ -1,11 +1,11 @@
-// Package sessiontable is the table of sessions in a Chai database: what it must
-// look like, its rows and the entries of its indexes as the engine stores them,
-// and the sweep that deletes expired rows.
+// Package sessiontable is the table of sessions in a Chai database: its columns, its
+// rows and the entries of its indexes as the engine stores them, and the sweep that
+// deletes expired rows.
 //
-// The table is in this file, the rows are in row.go, the indexes in index.go, the
-// sweep in sweep.go. The package knows nothing of SCS, of goroutines, or of when a
-// session counts as expired, other than that its expiry is compared with a time
-// that the caller gives.
+// The table is in this file, the rows in row.go, the indexes in index.go, the owners
+// in owner.go, ended sessions in ended.go, and the sweep in sweep.go. The package
+// knows nothing of SCS or of goroutines, and does not know when a session has
+// expired: it compares expiries with a time that the caller passes.
 package sessiontable
 
 import (
@@ -25,36 +25,37 @@ import (
 	"go.elara.ws/chaistore/internal/engine"
 )
 
-// MaxKeyLen is how many bytes a token, or the name of a table, may have.
+// MaxKeyLen is the maximum length in bytes of a token, an owner, or the name of a
+// table.
 //
 // Chai's order of keys is wrong for texts of 128 bytes or more (Compare in its
-// internal/encoding reads one key with the length of the other one's length):
-// other rows are no longer found, and looking for such a key can panic. A key of
-// an index holds the token and a few bytes more; 100 leaves room for those.
+// internal/encoding uses the size of one text's length prefix for both texts): other
+// rows are no longer found, and looking for such a key can panic. An index key holds
+// the token and a few bytes more; 100 leaves room for those.
 const MaxKeyLen = 100
 
-// Options say how [New] makes a Table.
+// Options configure the Table that [New] returns.
 type Options struct {
 	Name          string        // has passed [CheckName]
-	CacheSize     int64         // of the cache of the database, at least, in bytes
-	RememberEnded time.Duration // how long [Table.Upsert] refuses what [Table.Delete] has deleted
+	CacheSize     int64         // minimum size in bytes of the database's cache
+	RememberEnded time.Duration // how long [Table.Upsert] refuses deleted sessions
 
-	// OwnerOf returns whose session it is that has the given data. If it is not nil,
-	// the table has a second one for its owners.
+	// OwnerOf returns the owner of the session with the given data. If it is not nil,
+	// there is a second table, for the owners.
 	OwnerOf func(data []byte) string
 
-	// Logger is asked for each time there is something to log.
+	// Logger is called for each line that is logged.
 	Logger func() *slog.Logger
 }
 
-// A Table is a table of sessions. Its methods may be called from many
-// goroutines, also before the table exists.
+// A Table is a table of sessions. Its methods are safe for concurrent use, even
+// before the table exists.
 type Table struct {
 	Options
 	handle *chai.DB
 	db     *engine.DB
-	known  atomic.Pointer[layout] // of the latest catalog that was looked at
-	right  sync.Map               // namespaces of indexes that were found right, or made right
+	known  atomic.Pointer[layout] // from the latest catalog seen
+	right  sync.Map               // namespaces of the indexes that are known to be right
 	ended  *ended                 // nil if nothing is remembered
 	counts counts
 }
@@ -69,12 +70,12 @@ func New(db *chai.DB, options Options) *Table {
 	return t
 }
 
-// CheckName returns an error unless name can be the name of a table: letters,
-// digits and underscores, not starting with a digit, at most [MaxKeyLen] bytes,
-// and neither reserved by Chai nor a keyword of its SQL.
+// CheckName returns an error unless name can be the name of a table: letters, digits
+// and underscores, not starting with a digit, at most [MaxKeyLen] bytes, and neither
+// reserved by Chai nor a keyword of its SQL.
 //
-// A keyword would work in back quotes until the database is opened again, which
-// then fails: Chai writes the name to its catalog without the quotes.
+// A keyword would work in back quotes until the database is reopened, which then
+// fails: Chai writes the name to its catalog without the quotes.
 func CheckName(db *chai.DB, name string) error {
 	for i, c := range []byte(name) {
 		switch {
@@ -92,21 +93,22 @@ func CheckName(db *chai.DB, name string) error {
 	case strings.HasPrefix(name, "__chai_"):
 		return fmt.Errorf("table name %q is reserved by Chai", name)
 	}
-	// Of a statement that defines something, Prepare does no more than parse it.
+	// For a CREATE TABLE statement, Prepare does nothing but parse it.
 	if _, err := db.Prepare("CREATE TABLE " + name + " (token TEXT)"); err != nil {
 		return fmt.Errorf("table name %q is a keyword of SQL", name)
 	}
 	return nil
 }
 
-// Create creates the table if it does not exist. It waits for transactions of the
-// application for no longer than a write does.
+// Create creates the table if it does not exist. It waits for the application's
+// transactions no longer than a write does.
 func (t *Table) Create(ctx context.Context) error {
 	return t.create(ctx, t.Name,
 		"CREATE TABLE IF NOT EXISTS "+t.Name+" (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)")
 }
 
-// create runs statements in one transaction if a table does not exist.
+// create runs statements in one transaction, unless the table that they create
+// exists.
 func (t *Table) create(ctx context.Context, name string, statements ...string) error {
 	if _, err := t.handle.DB.Catalog().GetTableInfo(name); err == nil {
 		return nil
@@ -127,30 +129,31 @@ func (t *Table) create(ctx context.Context, name string, statements ...string) e
 	return err
 }
 
-// counts is what a Table has done.
+// counts holds the counters of a Table.
 type counts struct {
 	finds, cacheHits, upserts, deletes, swept atomic.Uint64
 	lastSweep                                 atomic.Pointer[sweepEnd]
 }
 
-// A sweepEnd is how a sweep has ended.
+// A sweepEnd is when a sweep ended, and its error.
 type sweepEnd struct {
 	at  time.Time
 	err error
 }
 
-// Stats is what a Table has done, and the state of its database.
+// Stats holds the counters of a Table, and the state of its database.
 type Stats struct {
 	Finds, CacheHits uint64
-	Upserts, Deletes uint64 // of sessions, acknowledged
+	Upserts, Deletes uint64 // acknowledged sessions
 	Swept            uint64
 	LastSweep        time.Time // when it ended; the zero time before the first
 	LastSweepErr     error
 	Fsyncs           uint64 // of all tables in the database
-	WriteErr         error  // what a write returns at present, or nil
+	WriteErr         error  // what a write would return now
 }
 
-// Stats returns what the table has done since it was made.
+// Stats returns the counters of the table since it was made, and the state of its
+// database.
 func (t *Table) Stats() Stats {
 	stats := Stats{
 		Finds:     t.counts.finds.Load(),
@@ -167,10 +170,10 @@ func (t *Table) Stats() Stats {
 	return stats
 }
 
-// A layout is what the engine's catalog says of the table, and of the one for its
-// owners.
+// A layout is the description of the table, and of its table of owners, in the
+// engine's catalog.
 type layout struct {
-	catalog  any   // the catalog that says it; another one follows each change of a table
+	catalog  any   // the catalog itself, which is replaced when a table changes
 	err      error // why the table can't be used
 	sessions relation
 	owners   *relation // nil without OwnerOf
@@ -178,7 +181,7 @@ type layout struct {
 
 // A relation is a table as the engine stores it.
 type relation struct {
-	namespace int64 // with which the keys of its rows begin
+	namespace int64 // the beginning of the keys of its rows
 	indexes   []index
 }
 
@@ -191,7 +194,7 @@ type column struct {
 // bytes or more, so data can't be indexed.
 var sessionColumns = []column{{"token", "text", true}, {"data", "blob", false}, {"expiry", "timestamp", true}}
 
-// Check returns an error unless the table exists and is one of sessions.
+// Check returns an error unless the table exists and is a table of sessions.
 func (t *Table) Check() error {
 	_, err := t.layout()
 	return err
@@ -210,16 +213,16 @@ func (t *Table) layout() (*layout, error) {
 			}
 			l.owners, l.err = &owners, err
 		}
-		if any(t.handle.DB.Catalog()) == l.catalog { // that all of it has been read from
+		if any(t.handle.DB.Catalog()) == l.catalog { // then all of l is from one catalog
 			t.known.Store(l)
 		}
 	}
 	return l, l.err
 }
 
-// relation looks a table up in the catalog. It returns an error unless it has the
-// given columns, the primary key token, no other constraints, and no index that is
-// unique.
+// relation looks a table up in the catalog. It returns an error unless the table has
+// the given columns, the primary key token, no other constraints, and only non-unique
+// indexes on columns that can be indexed.
 func (t *Table) relation(name string, columns []column) (r relation, err error) {
 	catalog := t.handle.DB.Catalog()
 	info, err := catalog.GetTableInfo(name)
@@ -270,9 +273,9 @@ func (t *Table) relation(name string, columns []column) (r relation, err error) 
 	return r, nil
 }
 
-// read calls f with a snapshot and the layout of the table in it, and returns its
-// error. It calls f again if f has not found what it looks for because the table
-// was dropped or replaced in between.
+// read calls f with a snapshot and the layout of the table in it, and returns f's
+// error. If f has found nothing because the table was dropped or replaced in between,
+// read calls it again.
 func (t *Table) read(ctx context.Context, f func(s *engine.Snapshot, l *layout) (found bool, err error)) error {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -298,11 +301,11 @@ func (t *Table) read(ctx context.Context, f func(s *engine.Snapshot, l *layout) 
 	}
 }
 
-// replacedIn reports whether the table is another one in s than in l. Chai makes
-// known what a transaction has done to the catalog a moment after its rows.
+// replacedIn reports whether the table in s is not the one in l. Chai makes the rows
+// of a transaction visible a moment before its changes to the catalog.
 func (t *Table) replacedIn(s *engine.Snapshot, l *layout) (bool, error) {
 	if t.db.Quiet() && any(t.handle.DB.Catalog()) == l.catalog {
-		return false, nil // as nobody has such a transaction open
+		return false, nil // no transaction that could have replaced it is open
 	}
 	row, err := s.Get(appendKey(nil, catalogNamespace, t.Name))
 	if err != nil || row == nil {
@@ -312,8 +315,8 @@ func (t *Table) replacedIn(s *engine.Snapshot, l *layout) (bool, error) {
 	return namespace != l.sessions.namespace, err
 }
 
-// write runs op in the turn of a write, with the layout that the table has then.
-// The size is about how many bytes op writes to the table.
+// write runs op in a turn, with the layout that the table has then. size is the
+// approximate number of bytes that op writes to the table.
 func (t *Table) write(ctx context.Context, size int, op func(b *engine.Batch, l *layout) error) error {
 	if err := t.Check(); err != nil {
 		return err

@@ -21,8 +21,8 @@ import (
 
 const createVisits = "CREATE TABLE visits (id INTEGER PRIMARY KEY)"
 
-// One goroutine of the application that writes without the lock and eight that
-// commit all get on.
+// An application goroutine that writes without the lock and eight goroutines that
+// commit all make progress.
 func TestApplicationWritesWithoutLock(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	forEachTable(t, func(t *testing.T, db *chai.DB) {
@@ -52,15 +52,15 @@ func TestApplicationWritesWithoutLock(t *testing.T) {
 		}
 		wg.Wait()
 		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM visits"); n != int(inserts.Load()) {
-			t.Errorf("there are %d visits, want %d", n, inserts.Load())
+			t.Errorf("got %d visits, want %d", n, inserts.Load())
 		}
 		testdb.CheckIndexes(t, db)
 	})
 }
 
-// deadlockInChai makes two goroutines of the application write until they wait for
-// each other: one in a commit, for a lock that the other one holds while it waits
-// to begin. They never end.
+// deadlockInChai makes two goroutines of the application write until they deadlock:
+// one waits in a commit for a lock that the other one holds while it waits to begin.
+// They never end.
 func deadlockInChai(db *chai.DB) {
 	for range 2 {
 		go func() {
@@ -81,10 +81,10 @@ func deadlockInChai(db *chai.DB) {
 	}
 }
 
-// When the application has deadlocked itself in Chai, the store still finds, and
-// its writes fail in time.
+// When the application has deadlocked itself in Chai, finds still work, and writes
+// fail in time.
 func TestApplicationDeadlocksItself(t *testing.T) {
-	t.Parallel() // it waits for others
+	t.Parallel() // it spends its time waiting
 	testdb.Watchdog(t, time.Minute)
 	db, err := chai.Open(":memory:") // can't be closed any more
 	if err != nil {
@@ -117,7 +117,7 @@ func TestApplicationDeadlocksItself(t *testing.T) {
 	}
 	select {
 	case err := <-failed:
-		t.Fatalf("a commit failed before finds, All and the ends of contexts were answered: %v", err)
+		t.Fatalf("Commit failed before finds, All and contexts were done: %v", err)
 	default:
 	}
 	for range 4 {
@@ -125,7 +125,7 @@ func TestApplicationDeadlocksItself(t *testing.T) {
 			t.Errorf("Commit: %v", err)
 		}
 	}
-	for name, call := range writesWithContext(s) { // at once: the watchdog would not wait for ten more
+	for name, call := range writesWithContext(s) { // fails at once, or the watchdog ends the test
 		for range 10 {
 			if err := call(t.Context()); err == nil || !strings.Contains(err.Error(), "hung for 10 seconds") {
 				t.Errorf("%s: %v", name, err)
@@ -133,15 +133,15 @@ func TestApplicationDeadlocksItself(t *testing.T) {
 		}
 	}
 	wantFound(t, s, "alice", "one")
-	for log.String() == "" { // it is logged after everyone has been answered
+	for log.String() == "" { // the hang is logged after all callers have their answers
 		time.Sleep(time.Millisecond)
 	}
 	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "level=ERROR") {
-		t.Errorf("%d lines were logged, want an error:\n%s", n, &log)
+		t.Errorf("got %d log lines, want one error:\n%s", n, &log)
 	}
 }
 
-// writesWithContext are the calls of a store that write.
+// writesWithContext returns the methods of a store that write and take a context.
 func writesWithContext(s *chaistore.ChaiStore) map[string]func(ctx context.Context) error {
 	return map[string]func(ctx context.Context) error{
 		"CommitCtx":     func(ctx context.Context) error { return s.CommitCtx(ctx, "alice", []byte("two"), inAnHour()) },
@@ -150,8 +150,8 @@ func writesWithContext(s *chaistore.ChaiStore) map[string]func(ctx context.Conte
 	}
 }
 
-// While a transaction of the application is open, the store finds what is
-// committed. Its writes wait, and may give up.
+// While the application has a transaction open, the store finds committed sessions.
+// Its writes wait until their context ends.
 func TestApplicationHasATransactionOpen(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	for name, begin := range map[string]func(db *chai.DB) (exec func(string, ...any) error, end func() error, err error){
@@ -208,9 +208,9 @@ func TestApplicationHasATransactionOpen(t *testing.T) {
 				wantAll(t, s, map[string]string{"alice": "one", "bob": "one"})
 				select {
 				case err := <-done:
-					t.Errorf("a commit has not waited: %v", err)
+					t.Errorf("Commit did not wait: %v", err)
 				case err := <-updated:
-					t.Errorf("an Update has not waited: %v", err)
+					t.Errorf("Update did not wait: %v", err)
 				default:
 				}
 				if err := end(); err != nil {
@@ -224,7 +224,7 @@ func TestApplicationHasATransactionOpen(t *testing.T) {
 					t.Errorf("DeleteExpired = %d, %v; want 1, nil", n, err)
 				}
 				if n := testdb.Count(t, db, "SELECT COUNT(*) FROM visits"); n != 3 {
-					t.Errorf("there are %d visits, want 3", n)
+					t.Errorf("got %d visits, want 3", n)
 				}
 				testdb.CheckIndexes(t, db)
 			})
@@ -242,7 +242,7 @@ func TestUpdate(t *testing.T) {
 	wantVisits := func(want int) {
 		t.Helper()
 		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM visits"); n != want {
-			t.Fatalf("there are %d visits, want %d", n, want)
+			t.Fatalf("got %d visits, want %d", n, want)
 		}
 	}
 	if err := chaistore.Update(t.Context(), db, insert(1)); err != nil {
@@ -253,14 +253,14 @@ func TestUpdate(t *testing.T) {
 	failure := errors.New("failure")
 	err := chaistore.Update(t.Context(), db, func(tx *chai.Tx) error { return errors.Join(insert(2)(tx), failure) })
 	if !errors.Is(err, failure) {
-		t.Errorf("Update = %v, want the error of its function", err)
+		t.Errorf("Update = %v, want %v", err, failure)
 	}
 	wantVisits(1)
 
 	func() {
 		defer func() {
 			if r := recover(); r != failure {
-				t.Errorf("recovered %v, want what the function has panicked with", r)
+				t.Errorf("recovered %v, want %v", r, failure)
 			}
 		}()
 		_ = chaistore.Update(t.Context(), db, func(tx *chai.Tx) error {
@@ -276,12 +276,12 @@ func TestUpdate(t *testing.T) {
 	cancel()
 	notCalled := func(*chai.Tx) error { t.Error("the function was called"); return nil }
 	if err := chaistore.Update(ctx, db, notCalled); !errors.Is(err, context.Canceled) {
-		t.Errorf("Update with a done context: %v", err)
+		t.Errorf("Update with a done context = %v, want %v", err, context.Canceled)
 	}
 	if err := chaistore.Update(t.Context(), nil, notCalled); err == nil {
 		t.Error("a nil database was accepted")
 	}
-	// It waits for the lock, and for a transaction of the application.
+	// Update waits for the lock, and for a transaction of the application.
 	lock := chaistore.WriteLock(db)
 	lock.Lock()
 	wantTimeout := func() {
@@ -289,7 +289,7 @@ func TestUpdate(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
 		if err := chaistore.Update(ctx, db, notCalled); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Update while it waits: %v", err)
+			t.Errorf("Update = %v, want %v", err, context.DeadlineExceeded)
 		}
 	}
 	wantTimeout()
@@ -308,8 +308,8 @@ func TestUpdate(t *testing.T) {
 	wantVisits(2)
 }
 
-// Many goroutines of the application that use Update, and many that commit, all
-// get on.
+// Many goroutines of the application that use Update, and many that commit, all make
+// progress.
 func TestApplicationUsesUpdate(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	db := testdb.Memory(t)
@@ -337,15 +337,15 @@ func TestApplicationUsesUpdate(t *testing.T) {
 	}
 	wg.Wait()
 	if n := testdb.Count(t, db, "SELECT COUNT(*) FROM visits"); n != goroutines*each {
-		t.Errorf("there are %d visits, want %d", n, goroutines*each)
+		t.Errorf("got %d visits, want %d", n, goroutines*each)
 	}
 	if all, err := s.All(); len(all) != goroutines || err != nil {
-		t.Errorf("there are %d sessions (%v), want %d", len(all), err, goroutines)
+		t.Errorf("All = %d sessions, %v; want %d, nil", len(all), err, goroutines)
 	}
 }
 
-// Sessions far larger than what shares a batch are committed next to others, and
-// those beyond the limit are refused.
+// Sessions far larger than the limit of a shared batch are committed next to others.
+// Sessions larger than the maximum are refused.
 func TestLargeData(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	db := indexedOnDisk(t)
@@ -360,13 +360,13 @@ func TestLargeData(t *testing.T) {
 	tooLarge := data(1, 16<<20+1)
 	for _, token := range []string{"0", "new"} {
 		if err := s.Commit(token, tooLarge, inAnHour()); !errors.Is(err, chaistore.ErrDataTooLarge) {
-			t.Errorf("Commit of %d bytes: %v", len(tooLarge), err)
+			t.Errorf("Commit of %d bytes = %v, want %v", len(tooLarge), err, chaistore.ErrDataTooLarge)
 		}
 	}
 	wantMissing(t, s, "new")
 	for i, size := range sizes {
 		if got, found, err := s.Find(fmt.Sprint(i)); !found || err != nil || !bytes.Equal(got, data(i, size)) {
-			t.Errorf("Find of %d bytes returned %d, %v, %v", size, len(got), found, err)
+			t.Errorf("Find of %d bytes = %d bytes, %v, %v", size, len(got), found, err)
 		}
 	}
 	testdb.CheckIndexes(t, db)

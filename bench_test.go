@@ -19,19 +19,19 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// The benchmarks use a database on disk, with so many sessions of so many bytes.
+// The benchmarks use a database on disk with this many sessions of this many bytes.
 const (
 	benchSessions = 20_000
 	benchDataLen  = 300
 )
 
-// The tokens of the sessions that there are, and of as many others.
+// The tokens of the committed sessions, and as many other tokens.
 var (
 	benchTokens   = newBenchTokens(1)
 	missingTokens = newBenchTokens(2)
 )
 
-// newBenchTokens returns tokens as long as those of SCS.
+// newBenchTokens returns tokens as long as SCS tokens.
 func newBenchTokens(seed uint64) []string {
 	tokens := make([]string, benchSessions)
 	rng := rand.New(rand.NewPCG(seed, 0))
@@ -62,11 +62,11 @@ func newBenchStoreWithCache(b *testing.B, open func(testing.TB) *chai.DB, cacheS
 	return db, s
 }
 
-// BenchmarkCommit renews random sessions from a number of goroutines. The
-// benchmarks called alone do the same with a batch for each commit, the ones called
-// indexed in a table with an index on expiry, and the one called memory where there
-// is no disk to wait for. The one called pebble has the engine's engine store as
-// much, which is the least that a commit can take.
+// BenchmarkCommit renews random sessions from a number of goroutines: sharing
+// batches, each commit in a batch of its own (alone), in a table with an index on
+// expiry (indexed), and in a database without a disk to wait for (memory). The
+// benchmark called pebble writes as much to Pebble itself, which is the least that a
+// commit can take.
 func BenchmarkCommit(b *testing.B) {
 	for _, goroutines := range []int{1, 8, 64, 256} {
 		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {
@@ -90,8 +90,8 @@ func BenchmarkCommit(b *testing.B) {
 	b.Run("1/pebble", func(b *testing.B) {
 		db, _ := newBenchStore(b, testdb.Disk)
 		engine := db.DB.Store.DB()
-		// In the engine's encoding, a key is the number of a table, 31 here, which no
-		// table has, and a value, whose type, a text, is followed by its length.
+		// In the engine's encoding, a key is the number of a table (31, which no table
+		// has) and a value: its type (text), its length and its bytes.
 		const table, text = 79, 98
 		benchmarkCommit(b, 1, func(token string, data []byte, _ time.Time) error {
 			key := append([]byte{table, text, byte(len(token))}, token...)
@@ -123,7 +123,7 @@ func benchmarkCommit(b *testing.B, goroutines int, commit commitFunc) {
 	b.StopTimer()
 }
 
-// benchmarkGroups is benchmarkCommit that also reports how many commits share an
+// benchmarkGroups is benchmarkCommit that also reports the number of commits for each
 // fsync.
 func benchmarkGroups(b *testing.B, db *chai.DB, goroutines int, commit commitFunc) {
 	e := engine.For(db, slog.Default)
@@ -136,9 +136,9 @@ type commitFunc func(token string, data []byte, expiry time.Time) error
 
 // BenchmarkFind looks for random sessions: in a cache that has them all (warm),
 // without a cache (cold), and with a prepared statement of Chai (chai). The
-// benchmarks whose names end in 8 do it from 8 goroutines, beside-writers does it
-// beside 8 that commit, and beside-select while the application runs a SELECT
-// between two finds, which is not measured.
+// benchmarks whose names end in 8 run 8 goroutines. The ones called beside-writers
+// run beside 8 goroutines that commit. The ones called beside-select run a SELECT of
+// the application before each find, which is not measured.
 func BenchmarkFind(b *testing.B) {
 	warmDB, warm := newBenchStore(b, testdb.Disk)
 	coldDB, cold := newBenchStoreWithCache(b, testdb.Disk, -1)
@@ -189,7 +189,7 @@ func BenchmarkFind(b *testing.B) {
 		{"over-long", 1, find(warm), func(int) string { return overLong }},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
-			// The SELECTs of other benchmarks have made the cache forget everything.
+			// The SELECTs of other benchmarks have emptied the cache.
 			for i := range benchTokens {
 				if err := bench.find(bench.token(i)); err != nil {
 					b.Fatal(err)
@@ -245,9 +245,9 @@ func benchmarkFindBesideWriters(b *testing.B, s *chaistore.ChaiStore, find findF
 	b.ResetTimer()
 	times := make([]time.Duration, b.N)
 	for i := range times {
-		// Who reads without a pause is kept waiting once a commit, and can then read
-		// many times until the next one; those who come now and then are kept waiting
-		// as often as there is a commit under way.
+		// A reader that never pauses waits once for each commit, and then reads many
+		// times until the next one. A reader that comes now and then waits whenever a
+		// commit is under way.
 		time.Sleep(time.Duration(rand.IntN(int(time.Millisecond))))
 		start := time.Now()
 		if err := find(benchTokens[i*7919%benchSessions]); err != nil {
@@ -264,7 +264,7 @@ func benchmarkFindBesideWriters(b *testing.B, s *chaistore.ChaiStore, find findF
 }
 
 // BenchmarkSweep deletes the expired half of 200,000 sessions while 4 goroutines
-// commit. The benchmark called statement does it with a single statement.
+// commit. The benchmark called statement uses a single SQL statement.
 func BenchmarkSweep(b *testing.B) {
 	b.Run("plain", func(b *testing.B) {
 		benchmarkSweep(b, testdb.Disk, deleteExpired)
@@ -332,7 +332,7 @@ func benchmarkSweep(b *testing.B, open func(testing.TB) *chai.DB, sweep func(db 
 		cancel()
 		wg.Wait()
 		if n, err := s.DeleteExpired(context.Background()); n > 0 || err != nil {
-			b.Fatalf("%d sessions were left (%v)", n, err)
+			b.Fatalf("the next sweep = %d, %v; want 0, nil", n, err)
 		}
 	}
 	slices.Sort(times)

@@ -22,10 +22,10 @@ import (
 
 var modelTime = flag.Duration("model", 6*time.Second, "how long TestFindsAreNeverStale runs")
 
-// TestFindsAreNeverStale lets two stores and an application change the same
-// sessions in every way there is, and compares each find with a model: it must not
-// be older than what was acknowledged when it began, nor than what its goroutine has
-// seen, and it must not show what was never committed.
+// TestFindsAreNeverStale lets two stores and an application change the same sessions
+// in every possible way, and compares each find with a model. A find must not be
+// older than the writes acknowledged before it began, or than the earlier finds of
+// its goroutine, and it must not return anything that was never committed.
 func TestFindsAreNeverStale(t *testing.T) {
 	testdb.Watchdog(t, *modelTime+2*time.Minute)
 	caches := []struct {
@@ -43,9 +43,9 @@ func TestFindsAreNeverStale(t *testing.T) {
 					hits += s.Stats().CacheHits
 				}
 				if (hits > 0) != (cache.size >= 0) {
-					t.Errorf("%d of %d finds were answered by the cache", hits, finds)
+					t.Errorf("the cache answered %d of %d finds", hits, finds)
 				}
-				t.Logf("%d of %d finds were answered by the cache", hits, finds)
+				t.Logf("the cache answered %d of %d finds", hits, finds)
 			})
 		})
 	}
@@ -63,24 +63,25 @@ type model struct {
 	missing  atomic.Int64 // odd while there is no table
 	failed   atomic.Bool
 
-	// An application may write without the write lock while it writes nowhere else,
-	// and SQL's BEGIN is for all that it does with Chai meanwhile. Such a goroutine
-	// locks app, all others of the application lock it for reading.
+	// An application may write without the write lock if none of its other goroutines
+	// write. SQL's BEGIN covers everything that it does with Chai meanwhile. A
+	// goroutine that does either locks app. All others of the application lock it for
+	// reading.
 	app sync.RWMutex
 }
 
-// A modelSession is what the model knows of a session. Whoever changes the session
-// in the database locks it, so its versions follow each other.
+// A modelSession is the model's knowledge of a session. It is locked while the
+// session is changed in the database, so its versions follow each other.
 type modelSession struct {
 	sync.Mutex
 	token string
 
 	known   sync.Mutex
 	changes []modelChange // by version
-	acked   int           // the latest version that is known to be committed
+	acked   int           // the latest acknowledged version
 }
 
-// A modelChange is how a version has changed the session.
+// A modelChange is the change that a version makes to the session.
 type modelChange int
 
 const (
@@ -107,7 +108,7 @@ func newModel(t *testing.T, db *chai.DB, cacheSize int64) *model {
 	return m
 }
 
-// run lets everyone work for a time, and compares what is left.
+// run lets all clients work for a time, and then compares the sessions that are left.
 func (m *model) run(seed uint64, d time.Duration) {
 	ctx, cancel := context.WithTimeout(m.t.Context(), d)
 	defer cancel()
@@ -145,7 +146,7 @@ func (s *modelSession) begin(c modelChange) (version int) {
 	return len(s.changes) - 1
 }
 
-// end notes that a version has been committed, or that it never will be.
+// end records that a version was committed, or that it never will be.
 func (s *modelSession) end(version int, err error) {
 	s.known.Lock()
 	defer s.known.Unlock()
@@ -161,7 +162,7 @@ type modelClient struct {
 	*model
 	ctx  context.Context
 	rng  *rand.Rand
-	seen [modelSessions]int // at least these versions
+	seen [modelSessions]int // the versions found last
 }
 
 func (c *modelClient) store() *chaistore.ChaiStore { return c.stores[c.rng.IntN(len(c.stores))] }
@@ -199,7 +200,7 @@ func (c *modelClient) findWith(store *chaistore.ChaiStore, i int) {
 				return
 			}
 		}
-		c.fail("%s is missing, but has been there since version %d: %v", s.token, oldest, s.changes[oldest:])
+		c.fail("%s is missing, but exists since version %d: %v", s.token, oldest, s.changes[oldest:])
 		return
 	}
 	version, token := 0, ""
@@ -216,16 +217,16 @@ func (c *modelClient) findWith(store *chaistore.ChaiStore, i int) {
 	c.seen[i] = version
 }
 
-// mayFail fails the test, unless there was no table at some time since it was
-// looked whether there is one.
+// mayFail fails the test, unless the table may have been missing at some time since
+// the value missing was read.
 func (c *modelClient) mayFail(missing int64, what string, err error) {
 	if missing%2 == 0 && c.missing.Load() == missing || !strings.Contains(err.Error(), "does not exist") {
 		c.fail("%s: %v", what, err)
 	}
 }
 
-// data returns the data of a version, and its expiry. Each has an expiry of its own:
-// Chai can undo what has happened to an entry of an index only once.
+// data returns the data and the expiry of a version. Each version has another expiry,
+// because Chai can undo the changes of an index entry only once.
 func (c *modelClient) data(s *modelSession, version int) ([]byte, time.Time) {
 	padding := bytes.Repeat([]byte{'x'}, c.rng.IntN(2000))
 	return fmt.Appendf(nil, "%d %s %s", version, s.token, padding), inAnHour().Add(time.Duration(version) * time.Millisecond)
@@ -245,7 +246,7 @@ func (c *modelClient) write() {
 	data, expiry := c.data(s, version)
 	var err error
 	switch n := c.rng.IntN(10); {
-	case change == modelCommitted && n < 2: // which may give up waiting, and then nothing is written
+	case change == modelCommitted && n < 2: // if it gives up waiting, nothing is written
 		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(c.rng.IntN(int(time.Millisecond))))
 		err = c.store().CommitCtx(ctx, s.token, data, expiry)
 		cancel()
@@ -277,7 +278,7 @@ func (c *modelClient) sweep() {
 	}
 }
 
-// selectRow begins a transaction that reads, as an application does all the time.
+// selectRow begins a reading transaction, as an application does all the time.
 func (c *modelClient) selectRow() {
 	c.pause()
 	c.app.RLock()
@@ -308,9 +309,9 @@ func (c *modelClient) writeSQLWithLock() {
 	})
 }
 
-// writeSQLAlone changes a session with SQL, without the lock that it would need were
-// it not alone, or with it, with and without SQL's BEGIN. Now and then it replaces
-// the table.
+// writeSQLAlone changes a session with SQL, as the only goroutine that does so: with
+// or without the write lock, and with or without SQL's BEGIN. Now and then it
+// replaces the table.
 func (c *modelClient) writeSQLAlone() {
 	c.pause()
 	if c.rng.IntN(20) == 0 {
@@ -346,8 +347,8 @@ type execFunc func(sql string, args ...any) error
 
 var errRollBack = errors.New("roll back")
 
-// changeWithSQL changes a session in a transaction of the application, which
-// transact makes, or rolls that back.
+// changeWithSQL changes a session in a transaction of the application, which transact
+// runs, or rolls the change back.
 func (c *modelClient) changeWithSQL(transact func(change func(exec execFunc) error) error) {
 	i := c.rng.IntN(modelSessions)
 	s := &c.sessions[i]
@@ -355,8 +356,8 @@ func (c *modelClient) changeWithSQL(transact func(change func(exec execFunc) err
 	defer s.Unlock()
 	change := []modelChange{modelCommitted, modelCommitted, modelEnded, modelRolledBack}[c.rng.IntN(4)]
 	if c.indexed && change == modelRolledBack {
-		// Chai can't undo the second change of a row between two commits when a
-		// transaction has read after it wrote, which the upkeep of an index does.
+		// If a transaction reads after it wrote, as it does to maintain an index, Chai
+		// can't undo the second change of a row between two commits.
 		return
 	}
 	version := s.begin(change)
@@ -387,7 +388,8 @@ func (c *modelClient) changeWithSQL(transact func(change func(exec execFunc) err
 	c.findWith(c.store(), i)
 }
 
-// replaceTable drops the table and creates it anew, in one transaction or in more.
+// replaceTable drops the table and creates it again, in one transaction or in
+// several.
 func (c *modelClient) replaceTable() {
 	versions := make([]int, modelSessions)
 	for i := range c.sessions {
@@ -426,14 +428,14 @@ func (c *modelClient) replaceTable() {
 	}
 }
 
-// A transaction of several statements writes out what it has before it reads, and
-// when it is rolled back, Chai lets others see that until it has undone it.
+// A transaction of several statements writes out its changes before it reads. When it
+// is rolled back, Chai lets others see these changes until it has undone them.
 func TestFindSeesNoRollback(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	db := testdb.Memory(t)
 	s := newStore(t, db)
 	for i := range 300 {
-		token := fmt.Sprint("session", i) // Chai can undo a change of each once
+		token := fmt.Sprint("session", i) // Chai can undo only one change of each
 		commit(t, s, token, "one", inAnHour())
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup

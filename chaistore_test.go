@@ -163,7 +163,7 @@ func TestTokens(t *testing.T) {
 			token := strings.Repeat("x", n)
 			err := s.Commit(token, nil, inAnHour())
 			if !errors.Is(err, chaistore.ErrTokenTooLong) || strings.Contains(err.Error(), "xx") {
-				t.Errorf("Commit of a token of %d bytes: %v", n, err)
+				t.Errorf("Commit of a token of %d bytes = %v, want %v", n, err, chaistore.ErrTokenTooLong)
 			}
 			wantMissing(t, s, token)
 			if err := s.Delete(token); err != nil {
@@ -206,8 +206,8 @@ func TestData(t *testing.T) {
 	})
 }
 
-// The bytes that go in and out are copies: the caller may change what it passed
-// or got, and what it got does not change with the table.
+// Data is copied on the way in and out: the caller may change data that it passed or
+// got, and data that it got does not change with the table.
 func TestDataBelongsToTheCaller(t *testing.T) {
 	forEachTable(t, func(t *testing.T, db *chai.DB) {
 		s := newStore(t, db)
@@ -226,13 +226,13 @@ func TestDataBelongsToTheCaller(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Much enough for the engine to use its buffers again.
+		// Enough for the engine to reuse its buffers.
 		for i := range 500 {
 			commit(t, s, "alice", strings.Repeat("x", i), inAnHour())
 			wantFound(t, s, "alice", strings.Repeat("x", i))
 		}
 		if string(found) != "one" || string(all["alice"]) != "one" {
-			t.Errorf("what was found has become %q, and in All %q; want %q", found, all["alice"], "one")
+			t.Errorf("the data from Find is now %q, and from All %q; want %q", found, all["alice"], "one")
 		}
 		_ = append(found, "grown"...)
 		copy(found, "XXX")
@@ -240,7 +240,7 @@ func TestDataBelongsToTheCaller(t *testing.T) {
 	})
 }
 
-// What was found in a file must outlast the engine's cache of that file.
+// Data found in a file must outlast the engine's cache of that file.
 func TestDataOutlastsTheCache(t *testing.T) {
 	db := testdb.Disk(t)
 	s := newStore(t, db)
@@ -261,13 +261,13 @@ func TestDataOutlastsTheCache(t *testing.T) {
 	}
 	for i, got := range found {
 		if string(got) != data(i) {
-			t.Fatalf("the data of session %d has changed since it was found", i)
+			t.Fatalf("the data of session %d changed after it was found", i)
 		}
 	}
 }
 
-// A renewed session must not be taken for an expired one, which is what an index
-// makes of it that still has the former expiry.
+// A renewed session must not be taken for an expired one, as in an index that still
+// has the former expiry.
 func TestRenewedSessionOutlivesItsFormerExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		forEach := map[string][]string{
@@ -297,8 +297,8 @@ func TestRenewedSessionOutlivesItsFormerExpiry(t *testing.T) {
 	})
 }
 
-// An older program has renewed sessions with ON CONFLICT REPLACE, which leaves
-// the index on expiry wrong.
+// An older program has renewed sessions with ON CONFLICT REPLACE, which leaves wrong
+// entries in the index on expiry.
 func TestTableWithStaleIndex(t *testing.T) {
 	for name, use := range map[string]func(t *testing.T, s *chaistore.ChaiStore){
 		"commit": func(t *testing.T, s *chaistore.ChaiStore) {
@@ -354,7 +354,7 @@ func TestTableWithStaleIndex(t *testing.T) {
 				t.Fatal(err)
 			}
 			if all, err := s.All(); err != nil || len(all) != indexed {
-				t.Errorf("the index has %d sessions, All has %d (%v)", indexed, len(all), err)
+				t.Errorf("All = %d sessions, %v; want %d as in the index, nil", len(all), err, indexed)
 			}
 		})
 	}
@@ -374,7 +374,7 @@ func TestMissingTable(t *testing.T) {
 		t.Helper()
 		for name, call := range calls {
 			if err := call(); err == nil || !strings.Contains(err.Error(), `table "sessions" does not exist`) {
-				t.Errorf("%s without a table: %v", name, err)
+				t.Errorf("%s without a table = %v", name, err)
 			}
 		}
 	}
@@ -390,7 +390,7 @@ func TestMissingTable(t *testing.T) {
 	testdb.Exec(t, db, "CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB, expiry TEXT)")
 	for name, call := range calls {
 		if err := call(); err == nil || !strings.Contains(err.Error(), "of type text, not timestamp") {
-			t.Errorf("%s on a table that is none of sessions: %v", name, err)
+			t.Errorf("%s on a table that is not one of sessions: %v", name, err)
 		}
 	}
 }
@@ -441,8 +441,8 @@ func TestNewWithConfigRefuses(t *testing.T) {
 	}
 }
 
-// What is no table of sessions is refused by NewWithConfig and by each call of a
-// store that New has made, also if the table becomes that while it is in use.
+// A table that is not a table of sessions is refused by NewWithConfig, and by each
+// call of a store from New, even if it is changed while in use.
 func TestTablesThatAreRefused(t *testing.T) {
 	const (
 		key        = `the primary key of table "sessions" is not its column "token", ascending`
@@ -505,7 +505,7 @@ func TestTablesThatAreRefused(t *testing.T) {
 				},
 			} {
 				if err := call(); err == nil || !strings.HasSuffix(err.Error(), test.want) {
-					t.Errorf("%s: %v, want %q", name, err, test.want)
+					t.Errorf("%s = %v, want %q", name, err, test.want)
 				}
 			}
 			testdb.Exec(t, db, "DROP TABLE IF EXISTS sessions", testdb.CreateTable)
@@ -515,8 +515,8 @@ func TestTablesThatAreRefused(t *testing.T) {
 	}
 }
 
-// Of a table whose name is a keyword Chai can't read its own catalog when the
-// database is opened again.
+// Chai can't read its own catalog when the database is reopened if a table's name is
+// a keyword.
 func TestTableNameIsKeywordOrWorks(t *testing.T) {
 	names := []string{
 		"order", "ORDER", "table", "select", "index", "key", "values", "group", "limit", "null", "true", "text", "conflict",
@@ -558,7 +558,7 @@ func TestTableNameIsKeywordOrWorks(t *testing.T) {
 		}
 	}
 	if refused != 13 {
-		t.Errorf("%d names were refused, want the 13 keywords", refused)
+		t.Errorf("got %d refused names, want the 13 keywords", refused)
 	}
 }
 
@@ -600,7 +600,7 @@ func TestDoneContext(t *testing.T) {
 		"DeleteExpired": func() error { _, err := s.DeleteExpired(ctx); return err },
 	} {
 		if err := call(); !errors.Is(err, context.Canceled) {
-			t.Errorf("%s with a done context: %v", name, err)
+			t.Errorf("%s with a done context = %v, want %v", name, err, context.Canceled)
 		}
 	}
 	wantFound(t, s, "alice", "one")
@@ -625,14 +625,14 @@ func TestContextEndsWhileAnotherWrites(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			start := time.Now()
 			if err := call(ctx); !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("%s while another writes: %v", name, err)
+				t.Errorf("%s while another writes = %v, want %v", name, err, context.DeadlineExceeded)
 			}
 			if waited := time.Since(start); waited != time.Second {
 				t.Errorf("%s gave up after %v, want 1s", name, waited)
 			}
 			cancel()
 		}
-		wantFound(t, s, "alice", "one") // reading needs no turn
+		wantFound(t, s, "alice", "one") // a find takes no turn
 		lock.Unlock()
 		wantFound(t, s, "alice", "one")
 		commit(t, s, "alice", "three", inAnHour())
@@ -692,8 +692,8 @@ func TestSurvivesReopening(t *testing.T) {
 
 func TestCallsAfterCloseFail(t *testing.T) {
 	testdb.Watchdog(t, 30*time.Second)
-	// What comes first after closing may leave the engine's locks held for all
-	// that follows.
+	// The first call after Close may leave the engine's locks held for all later
+	// calls.
 	first := []string{"Find", "Commit", "Delete", "All", "DeleteExpired"}
 	application := map[string]func(db *chai.DB){
 		"no call":     func(*chai.DB) {},
@@ -736,7 +736,7 @@ func TestCallsAfterCloseFail(t *testing.T) {
 						}
 					}
 				}
-				// Another store on the same database knows of the failure.
+				// Another store on the same database returns the failure, too.
 				if _, _, err := chaistore.NewWithCleanupInterval(db, 0).Find("alice"); err == nil {
 					t.Error("Find with another store on the closed database: no error")
 				}
@@ -745,7 +745,7 @@ func TestCallsAfterCloseFail(t *testing.T) {
 	}
 }
 
-// The database is closed while it is used, which no call may survive with a hang.
+// No call hangs when the database is closed while it is in use.
 func TestCloseWhileInUse(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	for range 50 {
@@ -769,13 +769,13 @@ func TestCloseWhileInUse(t *testing.T) {
 			})
 		}
 		time.Sleep(time.Duration(rand.IntN(2000)) * time.Microsecond)
-		db.Close() // may report readers that were in the middle of it
+		db.Close() // may return an error for open readers
 		wg.Wait()
 	}
 }
 
-// Neither the store nor the engine remembers renewals.
-func TestRenewalsLeaveNoMemory(t *testing.T) {
+// Neither the store nor the engine keeps memory for renewals.
+func TestRenewalsLeakNoMemory(t *testing.T) {
 	testdb.Watchdog(t, 4*time.Minute)
 	const sessions, limit = 5000, 1 << 20
 	for name, open := range map[string]func(testing.TB) *chai.DB{"plain": testdb.Disk, "indexed": indexedOnDisk} {
@@ -790,9 +790,9 @@ func TestRenewalsLeaveNoMemory(t *testing.T) {
 			before := heapInUse()
 			renew(200_000)
 			grown := heapInUse() - before
-			t.Logf("200,000 renewals of %d sessions have left %d bytes on the heap", sessions, grown)
+			t.Logf("200,000 renewals of %d sessions left %d bytes on the heap", sessions, grown)
 			if grown > limit {
-				t.Errorf("that is more than %d", limit)
+				t.Errorf("the heap has grown by %d bytes, want at most %d", grown, limit)
 			}
 		})
 	}
@@ -816,7 +816,7 @@ func TestMixedCallsOnTwoStores(t *testing.T) {
 		for g := range 64 {
 			wg.Go(func() {
 				s := stores[g%2]
-				// Each goroutine knows what its own sessions must be.
+				// Each goroutine has a model of its own sessions.
 				model := make(map[string]string)
 				rng := rand.New(rand.NewPCG(1, uint64(g)))
 				for i := range 40 {
@@ -845,7 +845,7 @@ func TestMixedCallsOnTwoStores(t *testing.T) {
 						}
 						for token, want := range model {
 							if got := string(all[token]); got != want {
-								t.Errorf("All has %q for %s, want %q", got, token, want)
+								t.Errorf("All: %s = %q, want %q", token, got, want)
 							}
 						}
 					}
@@ -889,7 +889,7 @@ func TestWithSessionManager(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got := manager.GetString(ctx, "name"); got != "alice" {
-				t.Errorf("the session has the name %q, want alice", got)
+				t.Errorf("got the name %q, want alice", got)
 			}
 			if err := manager.RenewToken(ctx); err != nil {
 				t.Fatal(err)
@@ -899,7 +899,7 @@ func TestWithSessionManager(t *testing.T) {
 				t.Fatal(err)
 			}
 			if all, err := s.All(); err != nil || len(all) != 1 {
-				t.Errorf("after RenewToken there are %d sessions (%v), want 1", len(all), err)
+				t.Errorf("All after RenewToken = %d sessions, %v; want 1, nil", len(all), err)
 			}
 			ctx, err = manager.Load(t.Context(), newToken)
 			if err != nil {

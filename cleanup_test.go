@@ -37,14 +37,14 @@ func TestStopCleanup(t *testing.T) {
 		}
 		wg.Wait()
 	})
-	t.Run("where there is nothing to stop", func(t *testing.T) {
+	t.Run("without a goroutine", func(t *testing.T) {
 		chaistore.NewWithCleanupInterval(db, 0).StopCleanup()
 		chaistore.NewWithCleanupInterval(db, -1).StopCleanup()
 		newStore(t, testdb.Memory(t)).StopCleanup()
 	})
 }
 
-// A blockingHandler is a log that takes nothing until it is closed.
+// A blockingHandler is a log handler that blocks until it is closed.
 type blockingHandler struct {
 	slog.Handler
 	closed chan struct{}
@@ -67,7 +67,7 @@ func TestStopCleanupWaitsForTheGoroutine(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
-		synctest.Wait() // until the sweep is at its end, where it is logged
+		synctest.Wait() // until the sweep ends and logs
 		stopped := false
 		go func() {
 			s.StopCleanup()
@@ -75,12 +75,12 @@ func TestStopCleanupWaitsForTheGoroutine(t *testing.T) {
 		}()
 		synctest.Wait()
 		if stopped {
-			t.Error("StopCleanup has returned while the goroutine still sweeps")
+			t.Error("StopCleanup returned while the goroutine was sweeping")
 		}
 		close(log.closed)
 		synctest.Wait()
 		if !stopped {
-			t.Error("StopCleanup has not returned after the goroutine has ended")
+			t.Error("StopCleanup did not return after the goroutine ended")
 		}
 	})
 }
@@ -92,12 +92,13 @@ func TestNothingIsSweptAfterStopCleanup(t *testing.T) {
 		commit(t, s, "old", "one", anHourAgo())
 		time.Sleep(time.Hour)
 		if n, err := s.DeleteExpired(t.Context()); n != 1 || err != nil {
-			t.Errorf("DeleteExpired after StopCleanup = %d, %v; want 1, nil: something has swept", n, err)
+			t.Errorf("DeleteExpired after StopCleanup = %d, %v; want 1, nil", n, err)
 		}
 	})
 }
 
-// newStoreWithCleanup returns a store on db whose table has been created.
+// newStoreWithCleanup returns a store on db that sweeps at an interval. It creates
+// the table.
 func newStoreWithCleanup(t *testing.T, db *chai.DB, interval time.Duration) *chaistore.ChaiStore {
 	t.Helper()
 	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: interval, CreateTable: true})
@@ -143,7 +144,7 @@ func TestCleanupInterval(t *testing.T) {
 					time.Sleep(100 * time.Hour)
 					synctest.Wait()
 					if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 2 {
-						t.Fatalf("%d sessions are left, want 2: something has swept", n)
+						t.Fatalf("got %d sessions without sweeps, want 2", n)
 					}
 					return
 				}
@@ -151,12 +152,12 @@ func TestCleanupInterval(t *testing.T) {
 					time.Sleep(test.want - time.Millisecond)
 					synctest.Wait()
 					if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 2 {
-						t.Fatalf("before the tick %d sessions are left, want 2", n)
+						t.Fatalf("got %d sessions before the tick, want 2", n)
 					}
 					time.Sleep(time.Millisecond)
 					synctest.Wait()
 					if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 1 {
-						t.Fatalf("after the tick %d sessions are left, want 1", n)
+						t.Fatalf("got %d sessions after the tick, want 1", n)
 					}
 					commit(t, s, "old", "one", anHourAgo())
 				}
@@ -182,14 +183,14 @@ func TestFailedSweepIsLoggedAndTriedAgain(t *testing.T) {
 		time.Sleep(2*time.Minute + time.Second)
 		synctest.Wait()
 		if n := strings.Count(log.String(), "level=ERROR"); n != 2 || !strings.Contains(log.String(), "does not exist") {
-			t.Fatalf("%d errors were logged in two ticks, want 2:\n%s", n, &log)
+			t.Fatalf("got %d logged errors in two ticks, want 2:\n%s", n, &log)
 		}
 		testdb.Exec(t, db, testdb.CreateTable)
 		commit(t, s, "old", "one", anHourAgo())
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 0 {
-			t.Errorf("after the table came back %d sessions are left, want 0", n)
+			t.Errorf("got %d sessions after the table came back, want 0", n)
 		}
 	})
 }
@@ -210,7 +211,7 @@ func TestStopCleanupWhileSweepWaitsForItsTurn(t *testing.T) {
 		}
 		lock.Unlock()
 		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 1 {
-			t.Errorf("%d sessions are left, want 1", n)
+			t.Errorf("got %d sessions, want 1", n)
 		}
 	})
 }
@@ -234,19 +235,19 @@ func TestCleanupAfterClose(t *testing.T) {
 		synctest.Wait()
 		s.StopCleanup()
 		if n := strings.Count(log.String(), "closed"); n != 3 {
-			t.Errorf("%d errors were logged in three ticks, want 3:\n%s", n, &log)
+			t.Errorf("got %d logged errors in three ticks, want 3:\n%s", n, &log)
 		}
 	})
 }
 
-func TestDeleteExpiredOverSeveralRanges(t *testing.T) {
+func TestDeleteExpiredInSeveralTurns(t *testing.T) {
 	forEachTable(t, func(t *testing.T, db *chai.DB) {
 		s := newStore(t, db)
 		const sessions = 3500
 		want, expired := make(map[string]string), 0
 		for i := range sessions {
 			token := fmt.Sprintf("%04d", i)
-			// A range with all expired, a mixed one, one with none.
+			// First all sessions have expired, then some, then none.
 			if i < 1200 || (i < 2000 && i%3 == 0) {
 				commit(t, s, token, "old", anHourAgo())
 				expired++
@@ -260,12 +261,12 @@ func TestDeleteExpiredOverSeveralRanges(t *testing.T) {
 		}
 		wantAll(t, s, want)
 		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != len(want) {
-			t.Errorf("%d sessions are left, want %d", n, len(want))
+			t.Errorf("got %d sessions, want %d", n, len(want))
 		}
 	})
 }
 
-func TestTwoSweepsAtOnceCountExactly(t *testing.T) {
+func TestConcurrentSweepsCountExactly(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	db := testdb.Memory(t)
 	s := newStore(t, db)
@@ -284,7 +285,7 @@ func TestTwoSweepsAtOnceCountExactly(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if got := counts[0] + counts[1]; got != sessions {
-		t.Errorf("two sweeps deleted %d and %d sessions, %d together, want %d", counts[0], counts[1], got, sessions)
+	if counts[0]+counts[1] != sessions {
+		t.Errorf("two sweeps deleted %d and %d sessions, want %d together", counts[0], counts[1], sessions)
 	}
 }

@@ -18,8 +18,8 @@ import (
 	"go.elara.ws/chaistore/storetest"
 )
 
-// TestConformance runs the suite for stores of SCS, advice included, on each kind
-// of database and table, while the cleanup sweeps all the time.
+// TestConformance runs the suite for SCS stores, advice included, on each kind of
+// database and table, while the cleanup sweeps all the time.
 func TestConformance(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -69,10 +69,10 @@ func runConformance(t *testing.T, open func(t testing.TB) *chai.DB, cfg chaistor
 	}, append(opts, storetest.Strict())...)
 }
 
-// TestConformanceWithStaleIndex runs the suite on the table of an older setup, in
-// which a program has renewed 10,000 sessions with ON CONFLICT REPLACE, which
-// does not maintain the index. All of them have expired. The race detector makes
-// Chai so slow that there are 1,000 with it.
+// TestConformanceWithStaleIndex runs the suite on a table of an older setup. A
+// program has renewed 10,000 sessions in it with ON CONFLICT REPLACE, which does not
+// maintain the index. All of them have expired. With the race detector, which makes
+// Chai slow, there are 1,000.
 func TestConformanceWithStaleIndex(t *testing.T) {
 	sessions := 10_000
 	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
@@ -83,7 +83,7 @@ func TestConformanceWithStaleIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close() // again, if the test has ended before
+	defer db.Close() // if the test ends early
 	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
 	tx, err := db.Begin(true)
 	if err != nil {
@@ -103,9 +103,9 @@ func TestConformanceWithStaleIndex(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := countByIndex(t, db, time.Now()); n != sessions {
-		t.Fatalf("the index has %d active sessions, want %d, as before they were renewed", n, sessions)
+		t.Fatalf("got %d active sessions in the stale index, want %d", n, sessions)
 	}
-	if err := db.DB.Store.DB().Flush(); err != nil { // so that the copies open fast
+	if err := db.DB.Store.DB().Flush(); err != nil { // makes the copies open fast
 		t.Fatal(err)
 	}
 	if err := db.Close(); err != nil {
@@ -134,15 +134,15 @@ func TestConformanceWithStaleIndex(t *testing.T) {
 			t.Fatalf("DeleteExpired = %d, %v; want %d, nil", n, err, sessions)
 		}
 		if n := countByIndex(t, db, time.Unix(0, 0)); n != 1 {
-			t.Fatalf("the index has %d sessions after the sweep, want 1", n)
+			t.Fatalf("got %d sessions in the index after the sweep, want 1", n)
 		}
 	})
-	// To take less time, without the methods that do no more than to call others.
+	// Without the methods that only call others, to save time.
 	runConformance(t, openCopy, chaistore.Config{CleanupInterval: -1}, storetest.CtxOnly())
 }
 
-// countByIndex returns the number of sessions that expire after t0, as the index
-// on expiry has them.
+// countByIndex returns the number of sessions that expire after t0 according to the
+// index on expiry.
 func countByIndex(t testing.TB, db *chai.DB, t0 time.Time) int {
 	t.Helper()
 	return testdb.Count(t, db, "SELECT COUNT(*) FROM sessions WHERE expiry > ?", t0)

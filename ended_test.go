@@ -28,7 +28,7 @@ func wantEnded(t *testing.T, s *chaistore.ChaiStore, token string) {
 	}
 }
 
-// SCS promises that Commit adds a session that is not there.
+// By default, Commit adds a deleted session again, as SCS expects.
 func TestEndedSessionComesBackByDefault(t *testing.T) {
 	s := newStore(t, testdb.Memory(t))
 	commit(t, s, "a", "old", inAnHour())
@@ -44,7 +44,7 @@ func TestRememberEnded(t *testing.T) {
 		"Delete": func(s *chaistore.ChaiStore) error {
 			return s.Delete("a")
 		},
-		"Delete of a session that is not there": func(s *chaistore.ChaiStore) error {
+		"Delete of a missing session": func(s *chaistore.ChaiStore) error {
 			return errors.Join(s.Delete("a"), s.Delete("a"))
 		},
 		"DeleteFunc": func(s *chaistore.ChaiStore) error {
@@ -100,7 +100,7 @@ func TestSweptSessionsAreNotRemembered(t *testing.T) {
 	wantFound(t, s, "a", "new")
 }
 
-// What one store was told has ended, all on the table know that remember.
+// All stores on a table that remember ended sessions share them.
 func TestStoresRememberTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
@@ -137,7 +137,7 @@ func TestStoresRememberTogether(t *testing.T) {
 			wantEnded(t, s, "by both")
 			commit(t, s, "by short", "", inAnHour())
 		}
-		// A store that was made later knows it, too.
+		// A store made later remembers it, too.
 		wantEnded(t, newStoreWith(t, db, chaistore.Config{RememberEnded: time.Second}), "by long")
 		time.Sleep(59 * time.Minute)
 		for _, token := range []string{"by long", "by both"} {
@@ -146,8 +146,8 @@ func TestStoresRememberTogether(t *testing.T) {
 	})
 }
 
-// A commit that shares the turn of a deletion is refused if it comes after it in
-// the queue, and deleted if it comes before it.
+// In one turn, a commit queued behind a deletion is refused, and a session committed
+// before it is deleted.
 func TestRememberEndedInOneTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
@@ -169,10 +169,10 @@ func TestRememberEndedInOneTurn(t *testing.T) {
 		lock.Unlock()
 		synctest.Wait()
 		if n := s.Stats().Fsyncs - fsyncs; n != 1 {
-			t.Errorf("there were %d turns, want 1", n)
+			t.Errorf("got %d turns, want 1", n)
 		}
 		if errs[0] != nil || errs[1] != nil || !errors.Is(errs[2], chaistore.ErrEnded) || errs[3] != nil {
-			t.Errorf("the errors are %v", errs)
+			t.Errorf("got errors %v, want only the third, %v", errs, chaistore.ErrEnded)
 		}
 		wantMissing(t, s, "a")
 		wantFound(t, s, "b", "")
@@ -198,19 +198,19 @@ func TestCanceledDeletionRemembersNothing(t *testing.T) {
 	})
 }
 
-// A site with sessions that end while requests of theirs are being served.
+// An endingSite is a site whose sessions end while their requests are being served.
 type endingSite struct {
 	manager *scs.SessionManager
 	store   *chaistore.ChaiStore
 	handler http.Handler
-	release chan struct{} // closed to let the requests go on that are held
+	release chan struct{} // closed to release the held requests
 
 	mu    sync.Mutex
-	ended int // times that ErrorFunc was called with ErrEnded
+	ended int // calls of ErrorFunc with ErrEnded
 }
 
-// newEndingSite returns a site with a manager that was made outside of the bubble,
-// because scs.New starts a goroutine that does not end.
+// newEndingSite returns a site with a manager made outside of the bubble, because
+// scs.New starts a goroutine that does not end.
 func newEndingSite(t *testing.T, manager *scs.SessionManager, hash bool, remember time.Duration) *endingSite {
 	site := &endingSite{manager: manager, release: make(chan struct{})}
 	site.manager.IdleTimeout = 20 * time.Minute // so each request commits its session
@@ -249,8 +249,8 @@ func newEndingSite(t *testing.T, manager *scs.SessionManager, hash bool, remembe
 	return site
 }
 
-// get makes a request, and returns the answer and the cookie that it sets, or else
-// the one that it was given.
+// get makes a request. It returns the response, and the cookie that the response
+// sets, or the given one if it sets none.
 func (site *endingSite) get(path string, cookie *http.Cookie) (*httptest.ResponseRecorder, *http.Cookie) {
 	r := httptest.NewRequest("GET", path, nil)
 	if cookie != nil {
@@ -264,8 +264,8 @@ func (site *endingSite) get(path string, cookie *http.Cookie) (*httptest.Respons
 	return w, cookie
 }
 
-// Requests of a session that have loaded it before it ends, and commit it after
-// that, don't bring it back.
+// Requests that loaded a session before it ended, and commit it afterwards, don't
+// bring it back.
 func TestSessionEndsWhileRequestsAreServed(t *testing.T) {
 	for name, end := range map[string]func(t *testing.T, site *endingSite, cookie *http.Cookie) (renewed *http.Cookie){
 		"DeleteOf": func(t *testing.T, site *endingSite, _ *http.Cookie) *http.Cookie {
@@ -309,7 +309,7 @@ func TestSessionEndsWhileRequestsAreServed(t *testing.T) {
 						w, _ := site.get("/", cookie)
 						if remember == 0 {
 							if w.Body.String() != "alice" || site.ended > 0 {
-								t.Errorf("a session that nobody remembers did not come back")
+								t.Errorf("got user %q and %d refused requests, want alice and 0", w.Body, site.ended)
 							}
 							return
 						}
@@ -321,19 +321,19 @@ func TestSessionEndsWhileRequestsAreServed(t *testing.T) {
 						for _, w := range answers {
 							got = append(got, fmt.Sprint(w.Code, " ", w.Header().Get("Location")))
 							if cookie := w.Header().Get("Set-Cookie"); cookie != "" {
-								t.Errorf("a session that has ended was given the cookie %q", cookie)
+								t.Errorf("got the cookie %q for an ended session, want none", cookie)
 							}
 						}
 						if !slices.Equal(got, want) || site.ended != requests {
-							t.Errorf("ErrorFunc was called %d times, and the answers are:\n%s", site.ended, strings.Join(got, "\n"))
+							t.Errorf("ErrorFunc was called %d times, want %d; the responses are:\n%s", site.ended, requests, strings.Join(got, "\n"))
 						}
 						sessions := tokensOf(t, site.store, "alice")
 						if renewed == nil && len(sessions) > 0 {
-							t.Errorf("the sessions %q are left", sessions)
+							t.Errorf("got sessions %q, want none", sessions)
 						}
 						if renewed != nil {
 							if w, _ := site.get("/", renewed); w.Body.String() != "alice" || len(sessions) != 1 {
-								t.Errorf("with the new token, %q is signed in, with the sessions %q", w.Body, sessions)
+								t.Errorf("with the new token, got user %q and sessions %q, want alice and one session", w.Body, sessions)
 							}
 						}
 					})
@@ -343,8 +343,8 @@ func TestSessionEndsWhileRequestsAreServed(t *testing.T) {
 	}
 }
 
-// A session that has expired can still be renewed by a request that has loaded it
-// before, so DeleteOf ends it, too.
+// A request that loaded a session before it expired can still renew it, so DeleteOf
+// ends expired sessions, too.
 func TestDeleteOfEndsExpiredSessions(t *testing.T) {
 	manager := scs.New()
 	synctest.Test(t, func(t *testing.T) {
@@ -359,7 +359,7 @@ func TestDeleteOfEndsExpiredSessions(t *testing.T) {
 		close(site.release)
 		synctest.Wait()
 		if w, _ := site.get("/", cookie); w.Body.String() != "" || site.ended != 1 {
-			t.Errorf("%q is signed in, and ErrorFunc was called %d times; want nobody, once", w.Body, site.ended)
+			t.Errorf("got user %q and %d calls of ErrorFunc, want none and 1", w.Body, site.ended)
 		}
 	})
 }

@@ -30,7 +30,7 @@ func openStore() (*chai.DB, *chaistore.ChaiStore) {
 	return db, store
 }
 
-// signIn commits a session in which a user is signed in, as a request does.
+// signIn commits a session in which a user is signed in, as a request would.
 func signIn(sessionManager *scs.SessionManager, user string) (token string) {
 	ctx, err := sessionManager.Load(context.Background(), "")
 	if err != nil {
@@ -68,8 +68,8 @@ func Example() {
 	// Output: alice
 }
 
-// A page shows where its user is signed in, and a button signs the user out there. No
-// other user's sessions are read for it.
+// A page shows where its user is signed in, and a button signs the user out
+// everywhere. Neither reads other users' sessions.
 func ExampleChaiStore_SessionsOf() {
 	db, err := chai.Open(":memory:")
 	if err != nil {
@@ -111,7 +111,7 @@ func ExampleChaiStore_SessionsOf() {
 	// 2 sessions ended
 }
 
-// A visitor whose session is ended while a request of it is being served is sent to
+// A session ends while one of its requests is being served. The visitor is sent to
 // the sign-in page.
 func ExampleErrEnded() {
 	db, err := chai.Open(":memory:")
@@ -150,7 +150,7 @@ func ExampleErrEnded() {
 }
 
 // DeleteFunc ends the sessions that a function chooses, such as those of a user if
-// the store knows no owners. This works with HashTokenInStore, too.
+// the store has no Owner. It works with HashTokenInStore, too.
 func ExampleChaiStore_DeleteFunc() {
 	db, store := openStore()
 	defer db.Close()
@@ -195,8 +195,8 @@ func ExampleChaiStore_Sessions() {
 	// Output: 3 active sessions
 }
 
-// A program that does not run for long, or wants to choose the hour, can do
-// without the cleanup goroutine.
+// A short-lived program, or one that wants to choose the hour, can do without the
+// cleanup goroutine.
 func ExampleChaiStore_DeleteExpired() {
 	db, err := chai.Open(":memory:")
 	if err != nil {
@@ -219,8 +219,8 @@ func ExampleChaiStore_DeleteExpired() {
 	// Output: 1 expired sessions deleted
 }
 
-// Two session managers, such as one for users and one for administrators, keep
-// their sessions apart in two tables of one database.
+// Two session managers, such as one for users and one for administrators, keep their
+// sessions in separate tables of one database.
 func ExampleNewWithConfig() {
 	db, err := chai.Open(":memory:")
 	if err != nil {
@@ -254,8 +254,8 @@ func ExampleNewWithConfig() {
 	// admin_sessions false
 }
 
-// Goroutines of an application that write to the same database take turns with each
-// other.
+// Goroutines of an application that write to the same database take turns with
+// Update.
 func ExampleUpdate() {
 	db, store := openStore()
 	defer db.Close()
@@ -271,7 +271,7 @@ func ExampleUpdate() {
 	// Output: <nil>
 }
 
-// Statements that run in no transaction take their turn with the lock.
+// Statements outside any transaction take their turn with the lock.
 func ExampleWriteLock() {
 	db, store := openStore()
 	defer db.Close()
@@ -285,7 +285,7 @@ func ExampleWriteLock() {
 	// Output: <nil>
 }
 
-// The counts of a store are published with those of the process, at /debug/vars.
+// A store publishes its counters with those of the process, at /debug/vars.
 func ExampleChaiStore_Stats() {
 	db, store := openStore()
 	defer db.Close()

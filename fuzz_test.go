@@ -14,8 +14,8 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// FuzzSession takes one session, with any token and data, through all methods,
-// next to two others that must stay as they are.
+// FuzzSession passes one session, with any token and data, through all methods, next
+// to two others that must not change.
 func FuzzSession(f *testing.F) {
 	others := map[string][]byte{"-other": []byte("one"), "\xff\xfeother": []byte("two")}
 	var db *chai.DB
@@ -25,7 +25,7 @@ func FuzzSession(f *testing.F) {
 		if _, ok := others[token]; ok {
 			t.Skip()
 		}
-		// Each run leaves something deleted behind that All has to pass.
+		// Each run leaves a deleted session behind, which All has to skip.
 		if runs++; runs%200 == 1 {
 			if db != nil {
 				db.Close()
@@ -48,7 +48,7 @@ func FuzzSession(f *testing.F) {
 		err := s.Commit(token, data, expiry)
 		if len(token) > 100 {
 			if !errors.Is(err, chaistore.ErrTokenTooLong) {
-				t.Fatalf("Commit of a token of %d bytes: %v", len(token), err)
+				t.Fatalf("Commit of a token of %d bytes = %v, want %v", len(token), err, chaistore.ErrTokenTooLong)
 			}
 		} else if err != nil {
 			t.Fatalf("Commit: %v", err)
@@ -78,9 +78,9 @@ func FuzzSession(f *testing.F) {
 	})
 }
 
-// FuzzOperations makes a sequence of operations on a table, with two stores, and
-// compares them with a map, and the index with what REINDEX makes. Two bytes are one operation: what it is, and the token
-// that it is about.
+// FuzzOperations runs a sequence of operations on a table, with two stores, and
+// compares them with a map, and the index with the result of REINDEX. Two bytes are
+// one operation: its kind and its token.
 func FuzzOperations(f *testing.F) {
 	f.Fuzz(func(t *testing.T, indexed bool, operations []byte) {
 		if len(operations) > 100 {
@@ -164,7 +164,7 @@ func FuzzOperations(f *testing.F) {
 			t.Fatalf("All = %q, %v; want %q", all, err, model)
 		}
 		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != len(model)+len(expired) {
-			t.Fatalf("there are %d rows, want %d active and %d expired", n, len(model), len(expired))
+			t.Fatalf("got %d rows, want %d active and %d expired", n, len(model), len(expired))
 		}
 		testdb.CheckIndexes(t, db)
 	})

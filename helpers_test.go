@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 		n := runtime.Stack(stacks, true)
 		return bytes.Contains(stacks[:n], []byte("chaistore.(*cleanup)"))
 	}
-	for i := 0; left() && i < 100; i++ { // the last ones may be about to end
+	for i := 0; left() && i < 100; i++ { // the last goroutines may be about to end
 		time.Sleep(10 * time.Millisecond)
 	}
 	if left() {
@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// forEachTable runs test as a subtest for each kind of table of sessions.
+// forEachTable runs test as a subtest for each kind of session table.
 func forEachTable(t *testing.T, test func(t *testing.T, db *chai.DB)) {
 	t.Run("plain", func(t *testing.T) {
 		db := testdb.Memory(t)
@@ -53,7 +53,7 @@ func forEachTable(t *testing.T, test func(t *testing.T, db *chai.DB)) {
 	})
 }
 
-// newStore returns a store on db that logs nothing and sweeps on demand only.
+// newStore returns a store on db that logs nothing and sweeps only on demand.
 func newStore(t testing.TB, db *chai.DB) *chaistore.ChaiStore {
 	t.Helper()
 	s, err := chaistore.NewWithConfig(db, chaistore.Config{
@@ -112,13 +112,13 @@ func inAnHour() time.Time { return time.Now().Add(time.Hour) }
 
 func anHourAgo() time.Time { return time.Now().Add(-time.Hour) }
 
-// heapInUse returns the size of what is reachable on the heap, once the databases of
-// earlier tests have been collected, which takes several rounds.
+// heapInUse returns the size of the reachable heap, once the databases of earlier
+// tests have been collected, which takes several rounds.
 func heapInUse() int64 {
 	var stats runtime.MemStats
 	for last := uint64(math.MaxUint64); ; last = stats.HeapAlloc {
 		runtime.GC()
-		time.Sleep(time.Millisecond) // for what runs when an object is collected
+		time.Sleep(time.Millisecond) // lets cleanups of collected objects run
 		runtime.ReadMemStats(&stats)
 		if stats.HeapAlloc+64<<10 > last {
 			return int64(stats.HeapAlloc)
@@ -126,8 +126,8 @@ func heapInUse() int64 {
 	}
 }
 
-// inParallel calls f n times from a number of goroutines, with a source of
-// random numbers of each goroutine's own and the number of the call.
+// inParallel calls f n times from a number of goroutines, with a random number
+// generator for each goroutine and the number of the call.
 func inParallel(goroutines, n int, f func(rng *rand.Rand, i int)) {
 	var next atomic.Int64
 	var wg sync.WaitGroup
@@ -142,8 +142,8 @@ func inParallel(goroutines, n int, f func(rng *rand.Rand, i int)) {
 	wg.Wait()
 }
 
-// newStoreWith returns a store as cfg describes it, that logs nothing and sweeps on
-// demand only.
+// newStoreWith returns a store configured by cfg that logs nothing and sweeps only on
+// demand.
 func newStoreWith(t testing.TB, db *chai.DB, cfg chaistore.Config) *chaistore.ChaiStore {
 	t.Helper()
 	cfg.CleanupInterval, cfg.CreateTable, cfg.Logger = -1, true, slog.New(slog.DiscardHandler)
@@ -154,8 +154,8 @@ func newStoreWith(t testing.TB, db *chai.DB, cfg chaistore.Config) *chaistore.Ch
 	return s
 }
 
-// ownerInData is an Owner for data that is the owner, a bar, and something without
-// one.
+// ownerInData is an Owner for data that consists of the owner, a bar, and text
+// without a bar.
 func ownerInData(data []byte) string {
 	return string(data[:max(0, bytes.LastIndexByte(data, '|'))])
 }

@@ -12,7 +12,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// newUserData returns the data of a session of SCS in which a user is signed in, of
+// newUserData returns the data of an SCS session in which a user is signed in, of
 // about benchDataLen bytes.
 func newUserData(b *testing.B, user string) []byte {
 	b.Helper()
@@ -26,7 +26,7 @@ func newUserData(b *testing.B, user string) []byte {
 var userOwner = chaistore.OwnerByKey(scs.GobCodec{}, "user")
 
 // BenchmarkSessionsOf finds the 10 sessions of a user among 200,000. The benchmark
-// called all decodes all sessions for that, as the function for DeleteFunc does.
+// called all decodes all sessions, as a function for DeleteFunc does.
 func BenchmarkSessionsOf(b *testing.B) {
 	const sessions, users = 200_000, 20_000
 	s := newStoreWith(b, testdb.Disk(b), chaistore.Config{Owner: userOwner})
@@ -63,16 +63,16 @@ func BenchmarkSessionsOf(b *testing.B) {
 			b.ReportAllocs()
 			for i := range b.N {
 				if n, err := find(fmt.Sprint("user", i*7919%users)); n != sessions/users || err != nil {
-					b.Fatalf("%d sessions were found (%v), want %d", n, err, sessions/users)
+					b.Fatalf("got %d sessions, %v; want %d, nil", n, err, sessions/users)
 				}
 			}
 		})
 	}
 }
 
-// BenchmarkCommitWithOwner renews random sessions of SCS from a number of
-// goroutines: in a store without Owner, with one that does next to nothing, and
-// with OwnerByKey, which decodes the data.
+// BenchmarkCommitWithOwner renews random SCS sessions from a number of goroutines:
+// without Owner (none), with one that does next to nothing (trivial), and with
+// OwnerByKey, which decodes the data (by-key).
 func BenchmarkCommitWithOwner(b *testing.B) {
 	data := newUserData(b, "alice")
 	for _, goroutines := range []int{1, 64} {
@@ -102,7 +102,7 @@ func BenchmarkCommitWithOwner(b *testing.B) {
 		b.ReportAllocs()
 		for range b.N {
 			if userOwner(data) != "alice" {
-				b.Fatal("the owner is wrong")
+				b.Fatal("got the wrong owner")
 			}
 		}
 	})

@@ -13,9 +13,9 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// Goroutines commit, delete and sweep by two stores, each with tokens and owners of
-// its own, and a model of them. Whenever one looks, its owners have exactly the
-// sessions that its acknowledged calls have left.
+// Goroutines commit, delete and sweep with two stores. Each goroutine has tokens and
+// owners of its own, and a model of them. Whenever it looks, its owners have exactly
+// the sessions that its acknowledged calls have left.
 func TestOwnersModel(t *testing.T) {
 	for name, setup := range map[string][]string{
 		"plain":   {testdb.CreateTable},
@@ -25,7 +25,7 @@ func TestOwnersModel(t *testing.T) {
 			testdb.Watchdog(t, 2*time.Minute)
 			db := testdb.Memory(t)
 			testdb.Exec(t, db, setup...)
-			cfg := chaistore.Config{Owner: ownerInData, CacheSize: 64 << 10} // so that some are not in the cache
+			cfg := chaistore.Config{Owner: ownerInData, CacheSize: 64 << 10} // too small for all sessions
 			stores := []*chaistore.ChaiStore{newStoreWith(t, db, cfg), newStoreWith(t, db, cfg)}
 			steps := 600
 			if testing.Short() {
@@ -51,7 +51,7 @@ func TestOwnersModel(t *testing.T) {
 	}
 }
 
-// An ownersModel is what one goroutine knows of its sessions.
+// An ownersModel is one goroutine's knowledge of its sessions.
 type ownersModel struct {
 	t     *testing.T
 	g     int
@@ -87,7 +87,7 @@ func (m *ownersModel) step(i int, s *chaistore.ChaiStore) {
 		_, err = s.DeleteExpired(m.t.Context())
 	default:
 		if got, want := tokensOf(m.t, s, owner), m.tokensOf(owner); !slices.Equal(got, want) {
-			m.t.Errorf("the sessions of %s are %q, want %q", owner, got, want)
+			m.t.Errorf("SessionsOf(%s) = %q, want %q", owner, got, want)
 		}
 	}
 	if err != nil {

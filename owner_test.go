@@ -24,7 +24,7 @@ import (
 )
 
 // tokensOf returns the tokens of an owner's sessions, and fails the test if they are
-// not in their order.
+// not in order.
 func tokensOf(t testing.TB, s *chaistore.ChaiStore, owner string) []string {
 	t.Helper()
 	var tokens []string
@@ -36,7 +36,7 @@ func tokensOf(t testing.TB, s *chaistore.ChaiStore, owner string) []string {
 		tokens = append(tokens, session.Token)
 	}
 	if !slices.IsSorted(tokens) || len(slices.Compact(slices.Clone(tokens))) < len(tokens) {
-		t.Errorf("the sessions of %q come as %q", owner, tokens)
+		t.Errorf("SessionsOf(%q) = %q, which is not in order", owner, tokens)
 	}
 	return tokens
 }
@@ -44,7 +44,7 @@ func tokensOf(t testing.TB, s *chaistore.ChaiStore, owner string) []string {
 func wantTokensOf(t testing.TB, s *chaistore.ChaiStore, owner string, want ...string) {
 	t.Helper()
 	if got := tokensOf(t, s, owner); !slices.Equal(got, want) {
-		t.Errorf("the sessions of %q are %q, want %q", owner, got, want)
+		t.Errorf("SessionsOf(%q) = %q, want %q", owner, got, want)
 	}
 }
 
@@ -69,9 +69,9 @@ func TestSessionsOf(t *testing.T) {
 		for session := range s.SessionsOf(t.Context(), "bob") {
 			want := chaistore.Session{Token: "a1", Data: []byte("bob|1"), Expiry: expiry.UTC().Truncate(time.Microsecond)}
 			if !reflect.DeepEqual(session, want) {
-				t.Errorf("the session is %+v, want %+v", session, want)
+				t.Errorf("got session %+v, want %+v", session, want)
 			}
-			session.Data[0] = 'X' // it is the caller's
+			session.Data[0] = 'X' // the data is the caller's
 		}
 		wantFound(t, s, "a1", "bob|1")
 
@@ -86,7 +86,7 @@ func TestSessionsOf(t *testing.T) {
 	})
 }
 
-// A session is that of the owner whom its latest commit tells.
+// A session belongs to the owner of its latest commit.
 func TestOwnerChanges(t *testing.T) {
 	forEachTable(t, func(t *testing.T, db *chai.DB) {
 		s := newOwnerStore(t, db)
@@ -132,7 +132,7 @@ func TestOwners(t *testing.T) {
 		}
 		wantTokensOf(t, s, owner)
 		if all, err := s.All(); err != nil || len(all) != 3*(len(owners)-i-1) {
-			t.Fatalf("after DeleteOf(%q), there are %d sessions (%v)", owner, len(all), err)
+			t.Fatalf("All after DeleteOf(%q) = %d sessions, %v; want %d, nil", owner, len(all), err, 3*(len(owners)-i-1))
 		}
 	}
 	testdb.CheckOwners(t, db, ownerInData)
@@ -149,7 +149,7 @@ func TestOwnerTooLong(t *testing.T) {
 	wantTokensOf(t, s, "alice", "a")
 }
 
-// Sessions of one owner are read in pages, which end after a number of sessions or
+// The sessions of an owner are read in pages, which end after a number of sessions or
 // of bytes.
 func TestSessionsOfReadsEveryPage(t *testing.T) {
 	for name, test := range map[string]struct{ sessions, size int }{
@@ -182,7 +182,7 @@ func TestSessionsOfReadsEveryPage(t *testing.T) {
 			}
 			wantTokensOf(t, s, "alice")
 			if n := len(tokensOf(t, s, "bob")); n != test.sessions/2 {
-				t.Errorf("%d sessions of bob are left, want %d", n, test.sessions/2)
+				t.Errorf("bob has %d sessions, want %d", n, test.sessions/2)
 			}
 		})
 	}
@@ -214,7 +214,7 @@ func TestSessionsOfBodyUsesTheStore(t *testing.T) {
 			tokensOf(t, s, "bob")
 		}
 		if a, b := len(tokensOf(t, s, "alice")), len(tokensOf(t, s, "bob")); n != sessions || a != 10 || b != 10 {
-			t.Errorf("%d sessions were seen, alice has %d and bob %d; want %d, 10 and 10", n, a, b, sessions)
+			t.Errorf("got %d sessions, then %d of alice and %d of bob; want %d, 10 and 10", n, a, b, sessions)
 		}
 		testdb.CheckOwners(t, db, ownerInData)
 	})
@@ -237,20 +237,20 @@ func TestSessionsOfBreak(t *testing.T) {
 			}
 		}
 		if n != stop {
-			t.Errorf("%d sessions were seen, want %d", n, stop)
+			t.Errorf("got %d sessions, want %d", n, stop)
 		}
 	}
 	if n := runtime.NumGoroutine(); n > goroutines {
-		t.Errorf("there are %d goroutines, after %d before", n, goroutines)
+		t.Errorf("got %d goroutines, want at most %d", n, goroutines)
 	}
-	if err := db.Close(); err != nil { // reports what is still open
+	if err := db.Close(); err != nil { // reports open snapshots and iterators
 		t.Errorf("Close: %v", err)
 	}
 }
 
 func TestSessionsOfYieldsAnErrorOnce(t *testing.T) {
 	for name, test := range map[string]struct {
-		after int // so many sessions
+		after int // this number of sessions
 		end   func(db *chai.DB, cancel func())
 		want  string
 	}{
@@ -282,22 +282,22 @@ func TestSessionsOfYieldsAnErrorOnce(t *testing.T) {
 					if session.Token != "" || session.Data != nil {
 						t.Error("a session came with the error")
 					}
-					continue // a body that goes on gets no more
+					continue // the sequence ends anyway
 				}
 				if n++; n == test.after {
 					test.end(db, cancel)
 				}
 			}
 			if len(errs) != 1 || !strings.Contains(errs[0].Error(), test.want) {
-				t.Fatalf("the errors were %v, want one that says %q", errs, test.want)
+				t.Fatalf("got errors %v, want one that says %q", errs, test.want)
 			}
 			if canceled := errors.Is(errs[0], context.Canceled); n < test.after || n > 1000 || canceled && n > test.after {
-				t.Errorf("there were %d sessions, and the end came after %d", n, test.after)
+				t.Errorf("got %d sessions, want an end after %d", n, test.after)
 			}
 			if test.after > 0 {
 				return
 			}
-			// The owners "" and those that are too long have no sessions, but errors.
+			// The owner "" and too long owners get the error, too.
 			for _, owner := range []string{"alice", "", strings.Repeat("x", 101)} {
 				if n, err := s.DeleteOf(ctx, owner); n != 0 || err == nil || !strings.Contains(err.Error(), test.want) {
 					t.Errorf("DeleteOf(%q) = %d, %v; want 0, and an error that says %q", owner, n, err, test.want)
@@ -307,7 +307,7 @@ func TestSessionsOfYieldsAnErrorOnce(t *testing.T) {
 	}
 }
 
-func TestDeleteOfCountsWhatItHasDeleted(t *testing.T) {
+func TestDeleteOfCountsDeletedSessions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
 		s := newOwnerStore(t, db)
@@ -330,10 +330,10 @@ func TestDeleteOfCountsWhatItHasDeleted(t *testing.T) {
 		synctest.Wait()
 		lock.Unlock()
 		if left := len(tokensOf(t, s, "alice")); !errors.Is(err, context.Canceled) || n+left != 250 {
-			t.Errorf("DeleteOf = %d, %v, and %d sessions are left of 250", n, err, left)
+			t.Errorf("DeleteOf = %d, %v, and %d of 250 sessions are left", n, err, left)
 		}
 		if n == 0 || n == 250 {
-			t.Errorf("DeleteOf has deleted %d of 250 sessions before its context ended", n)
+			t.Errorf("DeleteOf deleted %d of 250 sessions before its context ended, want some", n)
 		}
 		testdb.CheckOwners(t, db, ownerInData)
 	})
@@ -344,7 +344,7 @@ func TestStoreWithoutOwners(t *testing.T) {
 	commit(t, s, "a", "alice|", inAnHour())
 	for _, err := range s.SessionsOf(t.Context(), "alice") {
 		if err == nil || !strings.Contains(err.Error(), "Config.Owner") {
-			t.Errorf("SessionsOf yields the error %v", err)
+			t.Errorf("SessionsOf yields the error %v, want one about Config.Owner", err)
 		}
 	}
 	if n, err := s.DeleteOf(t.Context(), "alice"); n != 0 || err == nil || !strings.Contains(err.Error(), "Config.Owner") {
@@ -352,8 +352,8 @@ func TestStoreWithoutOwners(t *testing.T) {
 	}
 }
 
-// A panic in Owner is an error of its commit, without what may be data of the
-// session, and of nothing else.
+// A panic in Owner fails its commit and nothing else. The error contains no data of
+// the session.
 func TestOwnerPanics(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	db := testdb.Memory(t)
@@ -393,7 +393,7 @@ func TestOwnerPanics(t *testing.T) {
 	if n := len(tokensOf(t, s, "bob")); n != 200 {
 		t.Errorf("bob has %d sessions, want 200", n)
 	}
-	// Those that others have committed are nobody's.
+	// Sessions that a store without an Owner commits are nobody's.
 	plain := newStore(t, db)
 	commit(t, plain, "a", "secret", inAnHour())
 	commit(t, plain, "b", "index", inAnHour())
@@ -405,12 +405,12 @@ func TestOwnerPanics(t *testing.T) {
 		t.Errorf("%d sessions are nobody's, want 1", n)
 	}
 	if s.Stats().WriteError != "" {
-		t.Errorf("the store gave up: %s", s.Stats().WriteError)
+		t.Errorf("WriteError = %q, want none", s.Stats().WriteError)
 	}
 }
 
-// Owner is called once for a commit, in the goroutine that commits, before it takes
-// its turn: it may use the store.
+// Owner is called once for each commit, in the goroutine that commits, before its
+// turn: it may use the store.
 func TestOwnerUsesTheStore(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	var s *chaistore.ChaiStore
@@ -433,15 +433,15 @@ func TestOwnerUsesTheStore(t *testing.T) {
 		}
 	})
 	if n := calls.Load(); n != 200 {
-		t.Errorf("Owner was called %d times for 200 commits", n)
+		t.Errorf("Owner was called %d times, want 200", n)
 	}
 	if n := len(tokensOf(t, s, "outer")); n != 100 {
-		t.Errorf("there are %d sessions, want 100", n)
+		t.Errorf("got %d sessions, want 100", n)
 	}
 }
 
-// What changes sessions without their owners does not make SessionsOf return a
-// session of somebody else, or one that has ended. A sweep makes the owners right.
+// When sessions change without their owners, SessionsOf returns no session of
+// somebody else, and none that has ended. A sweep corrects the owners.
 func TestSessionsChangeWithoutTheirOwners(t *testing.T) {
 	forEachTable(t, func(t *testing.T, db *chai.DB) {
 		s := newOwnerStore(t, db)
@@ -460,7 +460,7 @@ func TestSessionsChangeWithoutTheirOwners(t *testing.T) {
 			wantTokensOf(t, s, "alice", "a", "b", "c")
 			testdb.CheckOwners(t, db, ownerInData)
 		}
-		// In each, b ends, c becomes bob's, and 0, d and z are added.
+		// Each change ends b, makes c bob's, and adds 0, d and z.
 		for name, change := range map[string]func(){
 			"store": func() {
 				if err := plain.Delete("b"); err != nil {
@@ -505,19 +505,20 @@ func TestSessionsChangeWithoutTheirOwners(t *testing.T) {
 	})
 }
 
-// All sessions may be gone, and others have come.
+// A sweep matches owners with sessions, even if all sessions are gone and others have
+// come.
 func TestSweepMatchesOwnersWithSessions(t *testing.T) {
 	forEachTable(t, func(t *testing.T, db *chai.DB) {
 		s := newOwnerStore(t, db)
 		plain := newStore(t, db)
-		for _, between := range []int{0, 1, 3, 7} { // owners or sessions between two that match
+		for _, between := range []int{0, 1, 3, 7} { // unmatched owners or sessions between two matching ones
 			for _, gone := range []bool{false, true} {
 				testdb.Exec(t, db, "DELETE FROM sessions")
 				if _, err := s.DeleteExpired(t.Context()); err != nil {
 					t.Fatal(err)
 				}
 				if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions_owners"); n != 0 {
-					t.Fatalf("there are %d owners without sessions", n)
+					t.Fatalf("got %d owners without sessions, want 0", n)
 				}
 				inParallel(64, 1300, func(_ *rand.Rand, i int) {
 					store, token := s, fmt.Sprintf("%04d", i)
@@ -544,14 +545,14 @@ func TestSweepMatchesOwnersWithSessions(t *testing.T) {
 				}
 				testdb.CheckOwners(t, db, ownerInData)
 				if t.Failed() {
-					t.Fatalf("with %d between two (gone: %v)", between, gone)
+					t.Fatalf("failed with %d between two (gone: %v)", between, gone)
 				}
 			}
 		}
 	})
 }
 
-// A table that has sessions gets owners, and nobody is signed out.
+// A table with sessions gets owners, and nobody is signed out.
 func TestOwnersOfTableWithSessions(t *testing.T) {
 	testdb.Watchdog(t, 2*time.Minute)
 	forEachTable(t, func(t *testing.T, db *chai.DB) {
@@ -568,7 +569,7 @@ func TestOwnersOfTableWithSessions(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		// Others commit meanwhile, without owners, and with them as soon as they can.
+		// Meanwhile, others commit without owners, and with owners as soon as they can.
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		var owners atomic.Pointer[chaistore.ChaiStore]
@@ -605,8 +606,8 @@ func TestOwnersOfTableWithSessions(t *testing.T) {
 	})
 }
 
-// To make a store again completes what was interrupted.
-func TestOwnersAreCompletedWhenInterrupted(t *testing.T) {
+// If adding the owners is interrupted, making a store again completes it.
+func TestInterruptedOwnersAreCompleted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
 		plain := newStore(t, db)
@@ -616,17 +617,17 @@ func TestOwnersAreCompletedWhenInterrupted(t *testing.T) {
 		calls, lock := 0, chaistore.WriteLock(db)
 		cfg := chaistore.Config{CleanupInterval: -1, Logger: slog.New(slog.DiscardHandler), Owner: func(data []byte) string {
 			if calls++; calls == 250 {
-				lock.Lock() // so that the third page can't be written
+				lock.Lock() // keeps the third page from being written
 			}
 			return ownerInData(data)
 		}}
 		if _, err := chaistore.NewWithConfig(db, cfg); err == nil || !strings.Contains(err.Error(), "hung") {
-			t.Fatalf("NewWithConfig = %v, want an error that says that writing hangs", err)
+			t.Fatalf("NewWithConfig = %v, want an error that writing has hung", err)
 		}
 		lock.Unlock()
 		synctest.Wait()
 		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions_owners"); n == 0 || n == 500 {
-			t.Fatalf("%d owners of 500 have been entered", n)
+			t.Fatalf("got %d of 500 owners, want some", n)
 		}
 		if n := len(tokensOf(t, newOwnerStore(t, db), "alice")); n != 500 {
 			t.Errorf("alice has %d sessions, want 500", n)
@@ -696,7 +697,7 @@ func TestWrongTableOfOwners(t *testing.T) {
 	}
 }
 
-// A table of owners that is made by hand may have further indexes.
+// A table of owners made by hand may have further indexes.
 func TestTableOfOwnersWithMoreIndexes(t *testing.T) {
 	db := testdb.Memory(t)
 	testdb.Exec(t, db, testdb.CreateTable,
@@ -717,7 +718,8 @@ func TestTableOfOwnersWithMoreIndexes(t *testing.T) {
 	testdb.CheckOwners(t, db, ownerInData)
 }
 
-// If the table of owners is dropped, calls say so until a store makes another one.
+// If the table of owners is dropped, calls return an error until a store creates it
+// again.
 func TestTableOfOwnersIsDropped(t *testing.T) {
 	db := testdb.Memory(t)
 	s := newOwnerStore(t, db)
@@ -729,7 +731,7 @@ func TestTableOfOwnersIsDropped(t *testing.T) {
 		"Find": findErr, "Commit": s.Commit("a", []byte("bob|"), inAnHour()), "Delete": s.Delete("a"), "DeleteExpired": sweepErr,
 	} {
 		if err == nil || !strings.Contains(err.Error(), `table "sessions_owners" does not exist`) {
-			t.Errorf("%s = %v, want an error that says that the table of owners does not exist", call, err)
+			t.Errorf("%s = %v, want an error about the missing table of owners", call, err)
 		}
 	}
 	newOwnerStore(t, db)
@@ -753,13 +755,13 @@ func TestOwnersOfNoTable(t *testing.T) {
 				t.Errorf("NewWithConfig = %v, want an error about the table of sessions", err)
 			}
 			if n := testdb.Count(t, db, "SELECT COUNT(*) FROM __chai_catalog WHERE name = 'sessions_owners'"); n != 0 {
-				t.Error("there is a table of owners")
+				t.Error("the table of owners was created")
 			}
 		})
 	}
 }
 
-// The owners survive a restart, also those of a table with the longest name.
+// Owners survive a restart, even with the longest table name.
 func TestOwnersSurviveReopening(t *testing.T) {
 	for _, name := range []string{"sessions", strings.Repeat("n", 100)} {
 		dir := t.TempDir()
@@ -777,7 +779,7 @@ func TestOwnersSurviveReopening(t *testing.T) {
 			commit(t, s, fmt.Sprint(i), "alice|", inAnHour())
 			commit(t, s, "other", "bob|", inAnHour())
 			if n := testdb.Count(t, db, "SELECT COUNT(*) FROM "+name+"_owners WHERE owner = 'alice'"); n != i+1 {
-				t.Errorf("SQL finds %d sessions of alice, want %d", n, i+1)
+				t.Errorf("got %d sessions of alice by SQL, want %d", n, i+1)
 			}
 			if err := db.Close(); err != nil {
 				t.Fatal(err)
@@ -786,7 +788,7 @@ func TestOwnersSurviveReopening(t *testing.T) {
 	}
 }
 
-// Two tables of one database have owners of their own.
+// Two tables of one database have separate owners.
 func TestOwnersOfTwoTables(t *testing.T) {
 	db := testdb.Memory(t)
 	users := newOwnerStore(t, db)
@@ -801,7 +803,8 @@ func TestOwnersOfTwoTables(t *testing.T) {
 	wantTokensOf(t, admins, "alice", "b")
 }
 
-// After Owner has changed, the table of owners has to be dropped to be built anew.
+// When Owner changes, dropping the table of owners makes the next store build it
+// anew.
 func TestOwnerFunctionChanges(t *testing.T) {
 	db := testdb.Memory(t)
 	s := newOwnerStore(t, db)
@@ -812,7 +815,7 @@ func TestOwnerFunctionChanges(t *testing.T) {
 	wantTokensOf(t, s, "alice")
 }
 
-// The application's SQL reads the table of owners by its index.
+// The application's SQL reads the table of owners through its index.
 func TestOwnersBySQL(t *testing.T) {
 	db := testdb.Memory(t)
 	s := newOwnerStore(t, db)
@@ -823,7 +826,7 @@ func TestOwnersBySQL(t *testing.T) {
 	plan := ""
 	testdb.Query(t, db, "EXPLAIN "+sql, func(row *chai.Row) error { return row.Scan(&plan) }, "user1")
 	if !strings.Contains(plan, "sessions_owners_by_owner") {
-		t.Errorf("the plan is %s", plan)
+		t.Errorf("the plan is %s, want one with sessions_owners_by_owner", plan)
 	}
 	var tokens []string
 	testdb.Query(t, db, sql, func(row *chai.Row) error {
@@ -831,7 +834,7 @@ func TestOwnersBySQL(t *testing.T) {
 		return row.Scan(&tokens[len(tokens)-1])
 	}, "user1")
 	if want := []string{"1", "3", "5", "7", "9"}; !slices.Equal(tokens, want) {
-		t.Errorf("SQL finds %q, want %q", tokens, want)
+		t.Errorf("got %q by SQL, want %q", tokens, want)
 	}
 }
 
@@ -857,19 +860,19 @@ func TestOwnerByKey(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		if got := ownerOf(data); got != test.want {
-			t.Errorf("%s: the owner is %q, want %q", name, got, test.want)
+			t.Errorf("%s: got the owner %q, want %q", name, got, test.want)
 		}
 	}
 	for _, data := range [][]byte{nil, {}, []byte("undecodable"), {0xff, 0xff, 0xff, 0xff}} {
 		if got := ownerOf(data); got != "" {
-			t.Errorf("the owner of %q is %q, want none", data, got)
+			t.Errorf("got the owner %q of %q, want none", got, data)
 		}
 	}
 	for _, value := range []any{nil, "alice", userID(7)} {
 		of := chaistore.OwnerByKey(valueCodec{value}, "user")
 		want := map[any]string{nil: "", "alice": "alice", userID(7): "7"}[value]
 		if got := of(nil); got != want {
-			t.Errorf("the owner of the value %v is %q, want %q", value, got, want)
+			t.Errorf("got the owner %q for the value %v, want %q", got, value, want)
 		}
 	}
 }

@@ -19,18 +19,18 @@ import (
 	"go.elara.ws/chaistore"
 )
 
-// TestREADME checks that each Go fragment of the README is in one of the functions
-// below, or is the program of the quick start, so that it compiles.
+// TestREADME checks that each Go fragment of the README compiles, because it is in
+// one of the functions below, or is the program of the quick start.
 func TestREADME(t *testing.T) {
 	readme := readLines(t, "README.md")
 	compiled := slices.Concat(readLines(t, "readme_test.go"), readLines(t, "examples/quickstart/main.go"))
 	fragments := regexp.MustCompile("(?s)```go\n(.*?)\n```\n").FindAllStringSubmatch(strings.Join(readme, "\n"), -1)
 	if len(fragments) < 5 {
-		t.Fatalf("the README has %d Go fragments", len(fragments))
+		t.Fatalf("got %d Go fragments in the README, want at least 5", len(fragments))
 	}
 	for _, fragment := range fragments {
 		if !strings.Contains(strings.Join(compiled, "\n"), fragment[1]) {
-			t.Errorf("this fragment of the README is nowhere compiled:\n%s", fragment[1])
+			t.Errorf("no file compiles this fragment of the README:\n%s", fragment[1])
 		}
 	}
 }
@@ -80,8 +80,8 @@ var _ = func(db *chai.DB, dir string) error {
 	return err
 }
 
-// A backup that is made while the store is used can be opened and has what was
-// committed.
+// A backup made while the store is in use can be opened, and has the sessions
+// committed before.
 func TestBackup(t *testing.T) {
 	db, err := chai.Open(t.TempDir())
 	if err != nil {

@@ -23,8 +23,8 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// collect returns the sessions of the store by token, and fails the test if one
-// comes twice, or if they are not in the order of their tokens.
+// collect returns the sessions of the store by token, and fails the test if one comes
+// twice or out of order.
 func collect(t *testing.T, s *chaistore.ChaiStore) map[string]chaistore.Session {
 	t.Helper()
 	sessions := make(map[string]chaistore.Session)
@@ -46,7 +46,7 @@ func TestSessions(t *testing.T) {
 	forEachTable(t, func(t *testing.T, db *chai.DB) {
 		s := newStore(t, db)
 		if got := collect(t, s); len(got) > 0 {
-			t.Errorf("an empty store has the sessions %v", got)
+			t.Errorf("got sessions %v of an empty store, want none", got)
 		}
 		expiry := inAnHour().In(time.FixedZone("", 3600))
 		commit(t, s, "", "one", expiry)
@@ -55,18 +55,18 @@ func TestSessions(t *testing.T) {
 		commit(t, s, "old", "three", anHourAgo())
 		got := collect(t, s)
 		if len(got) != 3 {
-			t.Errorf("there are %d sessions, want 3: %q", len(got), slices.Collect(maps.Keys(got)))
+			t.Errorf("got %d sessions, want 3: %q", len(got), slices.Collect(maps.Keys(got)))
 		}
 		for token, data := range map[string]string{"": "one", "\xff": "two", "\xff\xff": ""} {
 			session := got[token]
 			if string(session.Data) != data || !session.Expiry.Equal(expiry.Truncate(time.Microsecond)) || session.Expiry.Location() != time.UTC {
-				t.Errorf("the session %q is %+v", token, session)
+				t.Errorf("got session %+v for %q, want the data %q and the expiry %v", session, token, data, expiry)
 			}
 		}
 	})
 }
 
-// Sessions that nobody touches are seen exactly once, with their own data, while
+// Sessions that do not change are seen exactly once, with their own data, while
 // others come and go.
 func TestSessionsBesideWriters(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
@@ -98,11 +98,11 @@ func TestSessionsBesideWriters(t *testing.T) {
 			if strings.HasSuffix(token, "-stays") {
 				got[token] = string(session.Data)
 			} else if string(session.Data) != token {
-				t.Errorf("the session %s has the data %q", token, session.Data)
+				t.Errorf("got the data %q of session %s, want its token", session.Data, token)
 			}
 		}
 		if !maps.Equal(got, want) {
-			t.Errorf("%d of %d sessions that stay were seen as they are", len(got), len(want))
+			t.Errorf("got %d sessions that stay, want %d, all with their data", len(got), len(want))
 		}
 	}
 	cancel()
@@ -130,22 +130,22 @@ func TestSessionsBodyUsesTheStore(t *testing.T) {
 			if _, err := s.All(); err != nil {
 				t.Fatal(err)
 			}
-			session.Data[0] = 'X' // it is the caller's
+			session.Data[0] = 'X' // the data is the caller's
 		}
 		all, err := s.All()
 		if n != 30 || len(all) != 15 || err != nil {
-			t.Errorf("%d sessions were seen, %d are left (%v); want 30 and 15", n, len(all), err)
+			t.Errorf("got %d sessions, then %d from All (%v); want 30 and 15", n, len(all), err)
 		}
 		for token, data := range all {
 			if string(data) != "new" {
-				t.Errorf("the session %s has the data %q", token, data)
+				t.Errorf("got the data %q of session %s, want new", data, token)
 			}
 		}
 	})
 }
 
-// Whoever breaks out of the loop leaves nothing behind that would keep the
-// database from being closed.
+// Breaking out of the loop leaves nothing open that would keep the database from
+// being closed.
 func TestSessionsBreak(t *testing.T) {
 	db := testdb.Memory(t)
 	s := newStore(t, db)
@@ -161,20 +161,20 @@ func TestSessionsBreak(t *testing.T) {
 			}
 		}
 		if n != stop {
-			t.Errorf("%d sessions were seen, want %d", n, stop)
+			t.Errorf("got %d sessions, want %d", n, stop)
 		}
 	}
 	if n := runtime.NumGoroutine(); n > goroutines {
-		t.Errorf("there are %d goroutines, after %d before", n, goroutines)
+		t.Errorf("got %d goroutines, want at most %d", n, goroutines)
 	}
-	if err := db.Close(); err != nil { // reports what is still open
+	if err := db.Close(); err != nil { // reports open snapshots and iterators
 		t.Errorf("Close: %v", err)
 	}
 }
 
 func TestSessionsYieldsAnErrorOnce(t *testing.T) {
 	for name, test := range map[string]struct {
-		after int // so many sessions
+		after int // this number of sessions
 		end   func(db *chai.DB, cancel func())
 		want  string
 	}{
@@ -202,24 +202,24 @@ func TestSessionsYieldsAnErrorOnce(t *testing.T) {
 					if session.Token != "" || session.Data != nil {
 						t.Error("a session came with the error")
 					}
-					continue // a body that goes on gets no more
+					continue // the sequence ends anyway
 				}
 				if n++; n == test.after {
 					test.end(db, cancel)
 				}
 			}
 			if len(errs) != 1 || !strings.Contains(errs[0].Error(), test.want) {
-				t.Errorf("the errors were %v, want one that says %q", errs, test.want)
+				t.Errorf("got errors %v, want one that says %q", errs, test.want)
 			}
-			// Of the page that has been read already, a context spares the rest.
+			// When the context ends, the rest of the current page is not yielded.
 			if atOnce := errors.Is(errs[0], context.Canceled); n < test.after || n > 1000 || atOnce && n > test.after {
-				t.Errorf("there were %d sessions, and the end came after %d", n, test.after)
+				t.Errorf("got %d sessions, want an end after %d", n, test.after)
 			}
 		})
 	}
 }
 
-func TestSessionsOfManyTakeLittleMemory(t *testing.T) {
+func TestSessionsTakesLittleMemory(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it commits 200,000 sessions")
 	}
@@ -239,16 +239,16 @@ func TestSessionsOfManyTakeLittleMemory(t *testing.T) {
 		}
 	}
 	if n != sessions || most > limit {
-		t.Errorf("%d sessions were seen with up to %d bytes on the heap; want %d with at most %d", n, most, sessions, limit)
+		t.Errorf("got %d sessions with up to %d bytes on the heap, want %d with at most %d", n, most, sessions, limit)
 	}
-	t.Logf("%d sessions of %d bytes were seen with up to %d bytes on the heap", n, size, most)
+	t.Logf("%d sessions of %d bytes took up to %d bytes on the heap", n, size, most)
 }
 
 func TestDeleteFunc(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	forEachTable(t, func(t *testing.T, db *chai.DB) {
 		s := newStore(t, db)
-		const sessions = 1300 // more than a page, and than a transaction
+		const sessions = 1300 // more than a page, and many batches
 		want := make(map[string]string)
 		inParallel(64, sessions, func(_ *rand.Rand, i int) {
 			commit(t, s, fmt.Sprintf("%04d", i), fmt.Sprint(i%3), inAnHour())
@@ -263,7 +263,7 @@ func TestDeleteFunc(t *testing.T) {
 			if session.Token == "expired" {
 				t.Error("del was called for an expired session")
 			}
-			// It may be committed again meanwhile, and del may call the store.
+			// The session may be committed again meanwhile, and del may call the store.
 			if session.Token == "0000" {
 				commit(t, s, session.Token, "again", inAnHour())
 			}
@@ -279,7 +279,7 @@ func TestDeleteFunc(t *testing.T) {
 	})
 }
 
-func TestDeleteFuncCountsWhatItHasDeleted(t *testing.T) {
+func TestDeleteFuncCountsDeletedSessions(t *testing.T) {
 	s := newStore(t, testdb.Memory(t))
 	const sessions = 2000
 	inParallel(64, sessions, func(_ *rand.Rand, i int) {
@@ -293,14 +293,14 @@ func TestDeleteFuncCountsWhatItHasDeleted(t *testing.T) {
 		return true
 	})
 	if !errors.Is(err, context.Canceled) || n == 0 || n == sessions {
-		t.Errorf("DeleteFunc = %d, %v; want some, canceled", n, err)
+		t.Errorf("DeleteFunc = %d, %v; want some of %d, %v", n, err, sessions, context.Canceled)
 	}
 	if all, err := s.All(); err != nil || len(all) != sessions-n {
-		t.Errorf("%d sessions are left (%v) of %d, after %d were deleted", len(all), err, sessions, n)
+		t.Errorf("All = %d sessions, %v; want %d, nil", len(all), err, sessions-n)
 	}
 }
 
-// DeleteFunc ends the sessions of one user, where Iterate and Destroy can't.
+// DeleteFunc ends the sessions of one user where Iterate and Destroy can't.
 func TestDeleteFuncWithHashedTokens(t *testing.T) {
 	s := newStore(t, testdb.Memory(t))
 	manager := scs.New()
@@ -341,7 +341,7 @@ func TestDeleteFuncWithHashedTokens(t *testing.T) {
 				t.Fatal(err)
 			}
 			if signedIn := manager.GetString(ctx, "user") == user; signedIn != (user != "user1") {
-				t.Errorf("%s is signed in: %v", user, signedIn)
+				t.Errorf("%s is signed in: %v, want %v", user, signedIn, !signedIn)
 			}
 		}
 	}
@@ -373,8 +373,8 @@ func TestSweepIsLogged(t *testing.T) {
 	})
 }
 
-// StopCleanup need not wait for the end of a sweep.
-func TestStopCleanupInMidSweep(t *testing.T) {
+// StopCleanup does not wait for the end of a sweep.
+func TestStopCleanupDuringSweep(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it commits 200,000 sessions")
 	}
@@ -393,15 +393,15 @@ func TestStopCleanupInMidSweep(t *testing.T) {
 	start := time.Now()
 	s.StopCleanup()
 	if took := time.Since(start); took > 100*time.Millisecond {
-		t.Errorf("StopCleanup took %v in the middle of a sweep", took)
+		t.Errorf("StopCleanup during a sweep took %v, want at most 100ms", took)
 	}
 	if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n == 0 {
-		t.Error("the sweep went on to its end")
+		t.Error("got no sessions, want some: the sweep was not interrupted")
 	}
 }
 
-// The cleanup goroutine of a store that nobody refers to any more ends.
-func TestForgottenStoreEndsItsCleanup(t *testing.T) {
+// The cleanup goroutine of an unreachable store ends.
+func TestCleanupOfUnreachableStoreEnds(t *testing.T) {
 	db := testdb.Memory(t)
 	for range 10 {
 		chaistore.New(db)
@@ -414,5 +414,5 @@ func TestForgottenStoreEndsItsCleanup(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	t.Error("the cleanup goroutine of a store that nobody refers to still runs")
+	t.Error("the cleanup goroutine of an unreachable store still runs")
 }

@@ -23,7 +23,7 @@ import (
 func wantStats(t *testing.T, s *chaistore.ChaiStore, want chaistore.Stats) {
 	t.Helper()
 	if got := s.Stats(); got != want {
-		t.Fatalf("Stats:\n%+v, want\n%+v", got, want)
+		t.Fatalf("Stats =\n%+v, want\n%+v", got, want)
 	}
 }
 
@@ -46,8 +46,8 @@ func TestStats(t *testing.T) {
 		wantMissing(t, s, "carol")
 		want.Finds++
 		wantStats(t, s, want)
-		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 2 { // a transaction, after which the cache is empty
-			t.Fatalf("there are %d sessions, want 2", n)
+		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 2 { // a transaction, which empties the cache
+			t.Fatalf("got %d sessions, want 2", n)
 		}
 		wantFound(t, s, "alice", "one")
 		want.Finds++
@@ -56,7 +56,7 @@ func TestStats(t *testing.T) {
 		want.Finds++
 		want.CacheHits++
 		wantStats(t, s, want)
-		wantMissing(t, s, strings.Repeat("x", 101)) // which is not looked for
+		wantMissing(t, s, strings.Repeat("x", 101)) // too long, so not looked for
 		wantStats(t, s, want)
 
 		if err := s.Delete("nobody"); err != nil {
@@ -66,7 +66,7 @@ func TestStats(t *testing.T) {
 		want.Fsyncs++
 		wantStats(t, s, want)
 		if n, err := s.DeleteFunc(t.Context(), func(chaistore.Session) bool { return true }); n != 2 || err != nil {
-			t.Fatalf("DeleteFunc = %d, %v", n, err)
+			t.Fatalf("DeleteFunc = %d, %v; want 2, nil", n, err)
 		}
 		want.Deletes += 2
 		want.Fsyncs++
@@ -78,7 +78,7 @@ func TestStats(t *testing.T) {
 			want.Fsyncs++
 		}
 		if n, err := s.DeleteExpired(t.Context()); n != 2 || err != nil {
-			t.Fatalf("DeleteExpired = %d, %v", n, err)
+			t.Fatalf("DeleteExpired = %d, %v; want 2, nil", n, err)
 		}
 		want.Swept, want.LastSweep = 2, time.Now()
 		want.Fsyncs++
@@ -87,7 +87,7 @@ func TestStats(t *testing.T) {
 		wantStats(t, s, want)
 
 		if err := s.Commit(strings.Repeat("x", 101), nil, inAnHour()); err == nil {
-			t.Error("an over-long token was accepted")
+			t.Error("Commit accepted an over-long token")
 		}
 		wantStats(t, s, want)
 	})
@@ -110,7 +110,7 @@ func TestStatsOfFailedSweep(t *testing.T) {
 	})
 }
 
-// Each store counts its own calls, while the fsyncs are the database's.
+// Each store counts its own calls. The fsyncs are counted for the database.
 func TestStatsOfTwoStores(t *testing.T) {
 	db := testdb.Memory(t)
 	one, two := newStore(t, db), newStore(t, db.WithContext(t.Context()))
@@ -122,8 +122,8 @@ func TestStatsOfTwoStores(t *testing.T) {
 	wantStats(t, two, chaistore.Stats{Finds: 1, CacheHits: 1, Fsyncs: 1})
 }
 
-// Commits that wait for the same fsync are counted one by one.
-func TestStatsOfCommitsThatShareAnFsync(t *testing.T) {
+// Commits that share an fsync are counted one by one.
+func TestStatsOfSharedFsync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
 		s := newStore(t, db)
@@ -150,11 +150,11 @@ func TestStatsWhileWritingHangs(t *testing.T) {
 		wantStats(t, s, chaistore.Stats{})
 		err := s.Commit("bob", nil, inAnHour())
 		if err == nil {
-			t.Fatal("a commit did not hang")
+			t.Fatal("Commit did not hang")
 		}
 		got := s.Stats()
 		if !got.WritesHang || got.WriteError == "" || !strings.Contains(err.Error(), got.WriteError) {
-			t.Errorf("while writing hangs, WritesHang is %v and WriteError %q, and a commit returns %q", got.WritesHang, got.WriteError, err)
+			t.Errorf("while writing hangs, WritesHang = %v and WriteError = %q; want true and the error of Commit, %q", got.WritesHang, got.WriteError, err)
 		}
 		lock.Unlock()
 		synctest.Wait()
@@ -175,14 +175,14 @@ func TestStatsAfterFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err = s.Commit("alice", nil, inAnHour()); err == nil {
-		t.Fatal("a commit to a closed database did not fail")
+		t.Fatal("Commit to a closed database did not fail")
 	}
 	got := s.Stats()
 	if got.WritesHang || !strings.Contains(got.WriteError, "closed") || !strings.Contains(err.Error(), got.WriteError) {
-		t.Errorf("on a closed database WritesHang is %v and WriteError %q, and a commit returns %q", got.WritesHang, got.WriteError, err)
+		t.Errorf("on a closed database, WritesHang = %v and WriteError = %q; want false and the error of Commit, %q", got.WritesHang, got.WriteError, err)
 	}
 	if got.Commits != 0 || got.Fsyncs != 0 {
-		t.Errorf("%d commits and %d fsyncs were counted, want none", got.Commits, got.Fsyncs)
+		t.Errorf("got %d commits and %d fsyncs, want none", got.Commits, got.Fsyncs)
 	}
 }
 
@@ -206,7 +206,7 @@ func TestStatsInParallel(t *testing.T) {
 					t.Error(err)
 				}
 				if now := s.Stats(); now.CacheHits > now.Finds || now.LastSweep.IsZero() {
-					t.Errorf("in between: %+v", now)
+					t.Errorf("Stats = %+v, want no more cache hits than finds, and a sweep", now)
 				}
 			}
 		})
@@ -214,7 +214,7 @@ func TestStatsInParallel(t *testing.T) {
 	wg.Wait()
 	got := s.Stats()
 	if got.Commits != goroutines*calls || got.Finds != goroutines*calls || got.Deletes != goroutines*calls || got.Fsyncs > 2*goroutines*calls {
-		t.Errorf("%+v, want %d of each", got, goroutines*calls)
+		t.Errorf("Stats = %+v, want %d of each", got, goroutines*calls)
 	}
 }
 
@@ -234,15 +234,15 @@ func TestStatsAsJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !got.LastSweep.Equal(want.LastSweep) {
-		t.Errorf("the last sweep has become %v, want %v", got.LastSweep, want.LastSweep)
+		t.Errorf("LastSweep = %v, want %v", got.LastSweep, want.LastSweep)
 	}
 	got.LastSweep = want.LastSweep
 	if !reflect.DeepEqual(got, want) {
-		t.Errorf("%s has become %+v", text, got)
+		t.Errorf("%s decodes to %+v, want %+v", text, got, want)
 	}
 }
 
-// A session that is found in the cache expires at its expiry, too.
+// A session in the cache expires at its expiry, too.
 func TestCachedSessionExpiresAtItsExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(t, testdb.Memory(t))
@@ -255,8 +255,8 @@ func TestCachedSessionExpiresAtItsExpiry(t *testing.T) {
 	})
 }
 
-// The cache keeps what was committed, whatever callers do with what they have passed
-// and got.
+// The cache keeps the committed data, even if callers change the data that they
+// passed or got.
 func TestCachedDataIsNotTheCallers(t *testing.T) {
 	s := newStore(t, testdb.Memory(t))
 	data := []byte("one")
@@ -273,7 +273,7 @@ func TestCachedDataIsNotTheCallers(t *testing.T) {
 		_ = append(data, "grown"...)
 	}
 	if stats := s.Stats(); stats.CacheHits != 6 {
-		t.Errorf("%d of %d finds were answered by the cache, want all", stats.CacheHits, stats.Finds)
+		t.Errorf("the cache answered %d of %d finds, want all", stats.CacheHits, stats.Finds)
 	}
 }
 
@@ -302,7 +302,7 @@ func TestCacheSize(t *testing.T) {
 			commit(t, s, "alice", "one", inAnHour())
 			wantFound(t, s, "alice", "one")
 			if got := s.Stats().CacheHits; got != test.hits {
-				t.Errorf("the cache has answered %d finds, want %d", got, test.hits)
+				t.Errorf("the cache answered %d finds, want %d", got, test.hits)
 			}
 		})
 	}
@@ -310,8 +310,8 @@ func TestCacheSize(t *testing.T) {
 
 var million = flag.Bool("million", false, "TestCacheKeepsItsSize finds a million sessions")
 
-// Each of many sessions is found once, which leaves the heap larger by the size of
-// the cache, and no more than a tenth of that.
+// Finding each of many sessions once grows the heap by the size of the cache, and at
+// most a tenth more.
 func TestCacheKeepsItsSize(t *testing.T) {
 	size, sessions := int64(4<<20), 30_000
 	if *million {
@@ -326,7 +326,7 @@ func TestCacheKeepsItsSize(t *testing.T) {
 	token := func(i int) string { return fmt.Sprintf("%043d", i) }
 	commit(t, s, token(0), strings.Repeat("x", 300), inAnHour())
 	copySession(t, db, token, sessions)
-	// What the engine has in memory stays the same from here on.
+	// From here on, the engine's memory stays the same.
 	if err := db.DB.Store.DB().Flush(); err != nil {
 		t.Fatal(err)
 	}
@@ -344,14 +344,14 @@ func TestCacheKeepsItsSize(t *testing.T) {
 	}
 	find(s, sessions)
 	grown := heapInUse() - before
-	t.Logf("%d sessions found once leave %d bytes on the heap, %.3f of the size of the cache", sessions, grown, float64(grown)/float64(size))
+	t.Logf("%d sessions found once left %d bytes on the heap, %.3f of the size of the cache", sessions, grown, float64(grown)/float64(size))
 	if grown > size*11/10 || grown < size*3/4 {
-		t.Errorf("the heap has grown by %d, want about %d", grown, size)
+		t.Errorf("the heap has grown by %d bytes, want about %d", grown, size)
 	}
 }
 
-// copySession makes so many copies of the session token(0), with other tokens of the
-// same length. Below the store it takes a tenth of the time.
+// copySession makes copies of the session token(0), with other tokens of the same
+// length. Writing them beneath the store takes a tenth of the time.
 func copySession(t *testing.T, db *chai.DB, token func(i int) string, sessions int) {
 	t.Helper()
 	engine := db.DB.Store.DB()

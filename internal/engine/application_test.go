@@ -15,7 +15,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// insert returns the function that inserts a row with the key k into t.
+// insert returns a function that inserts a row with the key k into t.
 func insert(k int) func(tx *chai.Tx) error {
 	return func(tx *chai.Tx) error { return tx.Exec("INSERT INTO t (k, v) VALUES (?, 0)", k) }
 }
@@ -37,7 +37,7 @@ func TestUnlockOfUnlockedPanics(t *testing.T) {
 	lock.Lock()
 	func() { lock.Unlock() }()
 	wantPanic()
-	// Nor can it be unlocked while another writes, which ends as any panic does.
+	// Nor can it be unlocked during another's write. In Write, the panic becomes an error.
 	if err := Update(t.Context(), engine, func(*chai.Tx) error { wantPanic(); return nil }); err != nil {
 		t.Errorf("Update: %v", err)
 	}
@@ -47,7 +47,7 @@ func TestUnlockOfUnlockedPanics(t *testing.T) {
 	}
 }
 
-func TestWriteLockIsThatOfTransactions(t *testing.T) {
+func TestWriteLockMatchesTransaction(t *testing.T) {
 	engine, _ := newDB(t)
 	tx, err := engine.DB.Begin(true)
 	if err != nil {
@@ -62,7 +62,7 @@ func TestWriteLockIsThatOfTransactions(t *testing.T) {
 	}
 }
 
-// Neither waits for a transaction, nor keeps it from being committed.
+// For and Lock neither wait for an open transaction nor keep it from being committed.
 func TestForAndLockWhileATransactionIsOpen(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	engine := testdb.Memory(t)
@@ -75,18 +75,18 @@ func TestForAndLockWhileATransactionIsOpen(t *testing.T) {
 	lockIsFree(engine)
 	wantValue(t, db, "a", 0)
 	if db.Quiet() {
-		t.Error("Quiet while a transaction is open")
+		t.Error("Quiet = true while a transaction is open")
 	}
 	if err := errors.Join(insert(1)(tx), tx.Commit()); err != nil {
 		t.Fatal(err)
 	}
 	if !db.Quiet() {
-		t.Error("not Quiet after the transaction")
+		t.Error("Quiet = false after the transaction")
 	}
 	write(t, db, set("a", 1))
 }
 
-// One goroutine of the application writes beside the stores as if there were none.
+// One goroutine of the application writes beside the stores without the lock.
 func TestApplicationWritesWithoutLock(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	engine, db := newDB(t)
@@ -118,7 +118,7 @@ func TestApplicationWritesWithoutLock(t *testing.T) {
 	}
 }
 
-// Two goroutines of the application deadlock each other: one waits for a
+// deadlock makes two goroutines of the application deadlock: one waits for a
 // transaction to end, with a lock held that the other one needs to end it.
 func deadlock(t *testing.T, engine *chai.DB) {
 	t.Helper()
@@ -131,8 +131,8 @@ func deadlock(t *testing.T, engine *chai.DB) {
 	go tx.Commit()
 }
 
-// What is committed is still read then, writes fail within the limit, and contexts
-// end.
+// When the application has deadlocked, committed rows can still be read, writes fail
+// within the limit, and contexts end.
 func TestApplicationDeadlocks(t *testing.T) {
 	read := func(t *testing.T, db *DB) {
 		wantValue(t, db, "a", 1)
@@ -174,7 +174,7 @@ func TestApplicationDeadlocks(t *testing.T) {
 	})
 }
 
-// While a transaction of the application is open, what is committed is read, and
+// While the application has a transaction open, reads return committed rows, and
 // writes wait for its end.
 func TestLongTransaction(t *testing.T) {
 	for name, begin := range map[string]func(t *testing.T, engine *chai.DB) (put func(k, v []byte) error, commit func() error){
@@ -223,7 +223,7 @@ func TestLongTransaction(t *testing.T) {
 				t.Errorf("Scan: %v", err)
 			}
 			if got := waiting(db); got != 8 {
-				t.Errorf("%d writes wait, want 8", got)
+				t.Errorf("got %d waiting writes, want 8", got)
 			}
 			if err := commit(); err != nil {
 				t.Fatal(err)
@@ -245,7 +245,7 @@ func TestUpdate(t *testing.T) {
 	engine, db := newBreakableDB(t)
 	for name, test := range map[string]struct {
 		f    func(tx *chai.Tx) error
-		want string // the error or the value of the panic
+		want string // the error or the panic value
 		rows int
 	}{
 		"commit": {insert(1), "<nil>", 1},
@@ -261,7 +261,7 @@ func TestUpdate(t *testing.T) {
 				if err := insert(k)(tx); err != nil {
 					t.Error(err)
 				}
-				if err := tx.Exec("UPDATE t SET v = 1"); err != nil { // reads, and so writes out
+				if err := tx.Exec("UPDATE t SET v = 1"); err != nil { // reads, so it first writes out the rows
 					t.Error(err)
 				}
 			}
@@ -282,7 +282,7 @@ func TestUpdate(t *testing.T) {
 			if fmt.Sprint(got) != test.want {
 				t.Errorf("Update returned or panicked with %v, want %s", got, test.want)
 			}
-			// Nothing is locked any more, neither ours nor Chai's.
+			// Neither our lock nor Chai's is still held.
 			lockIsFree(engine)
 			if !db.Quiet() {
 				t.Fatal("the transaction is still open")
@@ -312,7 +312,7 @@ func TestUpdateIsATurn(t *testing.T) {
 	wantValue(t, db, "a", 1)
 }
 
-// Whatever Update waits for, its context can end, and f is not called.
+// Update returns when its context ends, whatever it waits for, and does not call f.
 func TestContextEndsBeforeUpdate(t *testing.T) {
 	for name, occupy := range occupations {
 		t.Run(name, func(t *testing.T) {
@@ -346,7 +346,7 @@ func TestContextEndsBeforeUpdate(t *testing.T) {
 	}
 }
 
-// Once it has begun, the transaction is committed, whatever the context does.
+// Once a transaction has begun, it is committed, even if the context ends.
 func TestContextEndsInUpdate(t *testing.T) {
 	engine, _ := newDB(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -358,7 +358,7 @@ func TestContextEndsInUpdate(t *testing.T) {
 	}
 }
 
-// A transaction that is open when Update begins to wait can be committed.
+// A transaction that is open when Update begins to wait can still be committed.
 func TestUpdateMeetsATransaction(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	engine, db := newDB(t)
@@ -422,7 +422,7 @@ func TestConcurrentUpdatesAndWrites(t *testing.T) {
 	}
 }
 
-// A transaction that cannot begin, or cannot be committed, leaves nothing locked.
+// A transaction that fails to begin or to commit leaves nothing locked.
 func TestUpdateFails(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	engine, db := newBreakableDB(t)
@@ -444,7 +444,7 @@ func TestUpdateFails(t *testing.T) {
 		testdb.Exec(t, engine, "BEGIN READ ONLY")
 		err := Update(t.Context(), engine, insert(2))
 		if err == nil || !strings.Contains(err.Error(), "begin transaction") {
-			t.Errorf("Update beside BEGIN READ ONLY: %v", err)
+			t.Errorf("Update beside BEGIN READ ONLY = %v, want an error", err)
 		}
 		write(t, db, set("b", 1))
 		testdb.Exec(t, engine, "ROLLBACK")
@@ -461,7 +461,7 @@ func TestUpdateFails(t *testing.T) {
 		})
 		setReadOnly(engine, false)
 		if err == nil || !strings.Contains(err.Error(), "read-only") {
-			t.Errorf("Update whose commit fails: %v", err)
+			t.Errorf("Update whose commit fails = %v, want an error that says read-only", err)
 		}
 		wantFree()
 	}

@@ -71,7 +71,7 @@ func TestBatchesAreLimitedInBytes(t *testing.T) {
 		{[]int{m, 1}, 2},
 		{[]int{1, m}, 2},
 		{[]int{m / 2, m / 2, m / 2, m / 2, m / 2}, 3},
-		{[]int{1, 1, 3 * m, 1, 1}, 3}, // a large one is committed alone
+		{[]int{1, 1, 3 * m, 1, 1}, 3}, // a large write is committed alone
 		{[]int{3 * m, 3 * m}, 2},
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -112,7 +112,7 @@ func TestFailingOperationFailsAlone(t *testing.T) {
 			}
 		})
 		if got := db.Fsyncs(); got != 2 {
-			t.Errorf("there were %d batches, want 2", got)
+			t.Errorf("got %d batches, want 2", got)
 		}
 		for i := range 20 {
 			if i%7 != 3 {
@@ -123,17 +123,18 @@ func TestFailingOperationFailsAlone(t *testing.T) {
 	})
 }
 
-func TestNothingIsCommittedForOperationsWithoutChanges(t *testing.T) {
+func TestNoCommitWithoutChanges(t *testing.T) {
 	_, db := newDB(t)
 	write(t, db, func(*Batch) error { return nil })
 	wantError(t, db.Write(t.Context(), 100, failing("a")), errNo)
 	if got := db.Fsyncs(); got != 0 {
-		t.Errorf("there were %d batches, want none", got)
+		t.Errorf("got %d batches, want none", got)
 	}
 	wantValue(t, db, "a", 0)
 }
 
-// An operation sees what those before it have changed, but not what was undone.
+// An operation sees the changes of earlier operations in its batch, except failed
+// ones.
 func TestBatchGet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, db := newDB(t)
@@ -195,7 +196,7 @@ func TestBatchGet(t *testing.T) {
 			}
 		})
 		if got := db.Fsyncs(); got != 3 {
-			t.Errorf("there were %d batches, want 3", got)
+			t.Errorf("got %d batches, want 3", got)
 		}
 		wantValue(t, db, "a", 0)
 		wantValue(t, db, "b", 0)
@@ -204,7 +205,7 @@ func TestBatchGet(t *testing.T) {
 	})
 }
 
-// A caller of Lock that comes after a group waits for no other group.
+// A caller of Lock that comes after a group of writes waits for no other group.
 func TestTurnsAreTakenInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, db := newDB(t)
@@ -230,12 +231,12 @@ func TestTurnsAreTakenInOrder(t *testing.T) {
 			want = append(want, i)
 		}
 		if !slices.Equal(got, want) {
-			t.Errorf("the order was %v, want %v", got, want)
+			t.Errorf("got the order %v, want %v", got, want)
 		}
 	})
 }
 
-// A batch is atomic, even if it is larger than what the engine writes at once.
+// A batch is atomic, even if it is larger than the engine writes at once.
 func TestLargeWriteIsAtomic(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	engine := testdb.Disk(t)
@@ -261,7 +262,7 @@ func TestLargeWriteIsAtomic(t *testing.T) {
 			}
 			time.Sleep(50 * time.Microsecond)
 			if found("0") && !found(fmt.Sprint(parts-1)) {
-				t.Error("a part of a batch has been written")
+				t.Error("got a part of a batch, want all or nothing")
 				return
 			}
 		}
@@ -275,9 +276,9 @@ func TestLargeWriteIsAtomic(t *testing.T) {
 	close(done)
 	wg.Wait()
 	if err != nil || !found("0") {
-		t.Errorf("Write: %v, found: %t", err, found("0"))
+		t.Errorf("Write = %v, found = %t; want nil, true", err, found("0"))
 	}
 	if got := db.Fsyncs(); got != 1 {
-		t.Errorf("there were %d batches, want 1", got)
+		t.Errorf("got %d batches, want 1", got)
 	}
 }

@@ -18,8 +18,8 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// newCacheDB returns a database with a cache of a size, in which cacheKey has the
-// row "one".
+// newCacheDB returns a database with a cache of the given size, in which cacheKey has
+// the row "one".
 func newCacheDB(t *testing.T, db *chai.DB, size int64) *DB {
 	t.Helper()
 	testdb.Watchdog(t, 30*time.Second)
@@ -29,8 +29,8 @@ func newCacheDB(t *testing.T, db *chai.DB, size int64) *DB {
 	return e
 }
 
-// The keys are as Chai encodes them: the number of a table, which no table has, and
-// a text.
+// The keys are encoded as in Chai: the number of a table, which no table has, and a
+// text.
 var cacheKey, cacheOtherKey = cacheKeyOf("key"), cacheKeyOf("other")
 
 func cacheKeyOf(text string) []byte {
@@ -51,7 +51,7 @@ func cacheDelete(t *testing.T, e *DB, key []byte) {
 	}
 }
 
-// cacheFind finds a row in a snapshot of its own, and returns it.
+// cacheFind finds a row in a new snapshot, and returns it.
 func cacheFind(t *testing.T, e *DB, key []byte) (row []byte) {
 	t.Helper()
 	err := e.Read(func(s *Snapshot) (err error) {
@@ -64,7 +64,7 @@ func cacheFind(t *testing.T, e *DB, key []byte) (row []byte) {
 	return row
 }
 
-// putBelow changes a row in tx, as a statement does.
+// putBelow changes a row in tx, as an SQL statement does.
 func putBelow(t *testing.T, tx cacheTx, key []byte, row string) {
 	t.Helper()
 	if err := tx.Put(key, []byte(row)); err != nil {
@@ -72,7 +72,8 @@ func putBelow(t *testing.T, tx cacheTx, key []byte, row string) {
 	}
 }
 
-// A cacheTx is what a statement of Chai writes to, whose type can't be named here.
+// A cacheTx is the session that a statement of Chai writes to. Its type can't be
+// named here.
 type cacheTx interface{ Put(key, row []byte) error }
 
 // transact changes a row in a transaction of Chai.
@@ -91,13 +92,13 @@ func transact(t *testing.T, e *DB, key []byte, row string) {
 func wantCached(t *testing.T, e *DB, key []byte, want string) {
 	t.Helper()
 	if got := e.Cached(key); string(got) != want {
-		t.Errorf("the cache has %q, want %q", got, want)
+		t.Errorf("Cached = %q, want %q", got, want)
 	}
 }
 
 func TestCommittedRowIsCached(t *testing.T) {
 	e := newCacheDB(t, testdb.Memory(t), 1<<20)
-	for i := range 100 { // the rows are there when the caller is answered
+	for i := range 100 { // each row is cached before Write returns
 		cachePut(t, e, cacheKey, fmt.Sprint(i))
 		wantCached(t, e, cacheKey, fmt.Sprint(i))
 	}
@@ -110,19 +111,19 @@ func TestFoundRowIsCached(t *testing.T) {
 	transact(t, e, cacheOtherKey, "two")
 	wantCached(t, e, cacheKey, "")
 	if got := cacheFind(t, e, cacheKey); string(got) != "one" {
-		t.Errorf("found %q", got)
+		t.Errorf("Find = %q, want one", got)
 	}
 	wantCached(t, e, cacheKey, "one")
 	wantCached(t, e, cacheOtherKey, "")
 }
 
 func TestTransactionsEndAnEpoch(t *testing.T) {
-	t.Run("by their number", func(t *testing.T) {
+	t.Run("its copies are not used", func(t *testing.T) {
 		e := newCacheDB(t, testdb.Memory(t), 1<<20)
 		transact(t, e, cacheKey, "two")
 		wantCached(t, e, cacheKey, "")
 	})
-	t.Run("and the next does not have its rows", func(t *testing.T) {
+	t.Run("nor in the next epoch", func(t *testing.T) {
 		e := newCacheDB(t, testdb.Memory(t), 1<<20)
 		transact(t, e, cacheKey, "two")
 		if !e.Quiet() {
@@ -130,7 +131,7 @@ func TestTransactionsEndAnEpoch(t *testing.T) {
 		}
 		wantCached(t, e, cacheKey, "")
 	})
-	t.Run("and none begins while one writes", func(t *testing.T) {
+	t.Run("no epoch begins during a transaction", func(t *testing.T) {
 		e := newCacheDB(t, testdb.Memory(t), 1<<20)
 		transact(t, e, cacheOtherKey, "two")
 		tx, err := e.handle.DB.Begin(true)
@@ -139,19 +140,19 @@ func TestTransactionsEndAnEpoch(t *testing.T) {
 		}
 		putBelow(t, tx.Session, cacheKey, "two")
 		if got := cacheFind(t, e, cacheKey); string(got) != "one" {
-			t.Errorf("found %q beside a transaction", got)
+			t.Errorf("Find beside a transaction = %q, want one", got)
 		}
 		wantCached(t, e, cacheKey, "")
 		cacheFind(t, e, cacheOtherKey)
-		if n := e.cache.check(t); n != 1 { // the one of the former epoch
-			t.Errorf("beside a transaction the cache has %d rows, want 1", n)
+		if n := e.cache.check(t); n != 1 { // from the former epoch
+			t.Errorf("got %d rows in the cache beside a transaction, want 1", n)
 		}
 		if err := tx.Commit(); err != nil {
 			t.Fatal(err)
 		}
 		wantCached(t, e, cacheKey, "")
 	})
-	t.Run("and operations don't see its rows either", func(t *testing.T) {
+	t.Run("operations don't use its copies", func(t *testing.T) {
 		e := newCacheDB(t, testdb.Memory(t), 1<<20)
 		transact(t, e, cacheKey, "two")
 		var got []byte
@@ -160,12 +161,12 @@ func TestTransactionsEndAnEpoch(t *testing.T) {
 			return err
 		})
 		if err != nil || string(got) != "two" {
-			t.Errorf("an operation got %q, %v; want two", got, err)
+			t.Errorf("Get = %q, %v; want two, nil", got, err)
 		}
 	})
 }
 
-// A reader that has been overtaken does not enter what it has read.
+// A reader does not enter a row that has changed since its snapshot.
 func TestOvertakenReaderEntersNothing(t *testing.T) {
 	overtake := func(t *testing.T, by func(e *DB), want string) {
 		e := newCacheDB(t, testdb.Memory(t), 1<<20)
@@ -173,7 +174,7 @@ func TestOvertakenReaderEntersNothing(t *testing.T) {
 			by(e)
 			row, err := s.Find(cacheKey)
 			if string(row) != "one" {
-				t.Errorf("the snapshot has %q", row)
+				t.Errorf("Find = %q, want one", row)
 			}
 			return err
 		})
@@ -188,7 +189,7 @@ func TestOvertakenReaderEntersNothing(t *testing.T) {
 	t.Run("by a deletion", func(t *testing.T) {
 		overtake(t, func(e *DB) { cacheDelete(t, e, cacheKey) }, "")
 	})
-	t.Run("by a commit, and one of another row", func(t *testing.T) {
+	t.Run("by a deletion, and a commit of another row", func(t *testing.T) {
 		overtake(t, func(e *DB) {
 			cacheDelete(t, e, cacheKey)
 			cachePut(t, e, cacheOtherKey, "two")
@@ -207,7 +208,7 @@ func TestOvertakenReaderEntersNothing(t *testing.T) {
 	})
 }
 
-// A batch is announced, and nothing is known yet of its commit.
+// A batch is announced before it is committed.
 func TestAnnouncedBatch(t *testing.T) {
 	newBatch := func(changes ...change) *Batch {
 		b := &Batch{latest: make(map[string]int)}
@@ -226,44 +227,44 @@ func TestAnnouncedBatch(t *testing.T) {
 	want := func(t *testing.T, c *cache, e *epoch, key []byte, want string) {
 		t.Helper()
 		if got := c.get(e, key); string(got) != want {
-			t.Errorf("the cache has %q, want %q", got, want)
+			t.Errorf("Cached = %q, want %q", got, want)
 		}
 	}
 	deletion := newBatch(change{key: cacheKey})
 
-	t.Run("its rows are removed", func(t *testing.T) {
+	t.Run("its copies are invalid", func(t *testing.T) {
 		c, e := newCache()
 		c.announce(deletion)
 		want(t, c, e, cacheKey, "")
 	})
-	t.Run("its rows are not entered by a reader that began before", func(t *testing.T) {
+	t.Run("an earlier reader does not enter its rows", func(t *testing.T) {
 		c, e := newCache()
 		since := c.batch.Load()
 		c.announce(deletion)
 		c.fill(e, since, cacheKey, []byte("one"))
 		want(t, c, e, cacheKey, "")
 	})
-	t.Run("its rows are not entered by a reader that began after", func(t *testing.T) {
+	t.Run("a later reader does not enter its rows", func(t *testing.T) {
 		c, e := newCache()
 		c.announce(deletion)
 		c.fill(e, c.batch.Load(), cacheKey, []byte("one"))
 		c.committed(e, deletion)
 		want(t, c, e, cacheKey, "")
 	})
-	t.Run("other rows are", func(t *testing.T) {
+	t.Run("a later reader enters other rows", func(t *testing.T) {
 		c, e := newCache()
 		c.announce(deletion)
 		c.fill(e, c.batch.Load(), cacheOtherKey, []byte("two"))
 		want(t, c, e, cacheOtherKey, "two")
 	})
-	t.Run("its rows are entered after its end", func(t *testing.T) {
+	t.Run("a reader after its end enters its rows", func(t *testing.T) {
 		c, e := newCache()
 		c.announce(deletion)
 		c.committed(e, deletion)
 		c.fill(e, c.batch.Load(), cacheKey, []byte("two"))
 		want(t, c, e, cacheKey, "two")
 	})
-	t.Run("a row that was looked at before and is entered after", func(t *testing.T) {
+	t.Run("a reader from before its end enters nothing after it", func(t *testing.T) {
 		c, e := newCache()
 		c.announce(deletion)
 		since := c.batch.Load()
@@ -271,7 +272,7 @@ func TestAnnouncedBatch(t *testing.T) {
 		c.fill(e, since, cacheOtherKey, []byte("two"))
 		want(t, c, e, cacheOtherKey, "")
 	})
-	t.Run("a reader that waits to enter a row looks for it then", func(t *testing.T) {
+	t.Run("a reader checks after it waited to enter a row", func(t *testing.T) {
 		c, e := newCache()
 		since, s := c.batch.Load(), c.shard(cacheKey)
 		s.mu.Lock()
@@ -297,29 +298,29 @@ func TestAnnouncedBatch(t *testing.T) {
 	})
 }
 
-// cacheWaitFor returns when ok does. A test that hangs is ended by its watchdog.
+// cacheWaitFor returns once ok returns true. A watchdog ends a test that hangs.
 func cacheWaitFor(ok func() bool) {
 	for !ok() {
 		runtime.Gosched()
 	}
 }
 
-// The rows of a batch whose commit panics are not in the cache, whether they have
-// been committed or not.
+// The rows of a batch whose commit panics are not cached: they may or may not have
+// been committed.
 func TestRowsOfUnknownResultAreNotCached(t *testing.T) {
 	db, err := chai.Open(":memory:")
 	if err != nil {
 		t.Fatal(err)
 	}
-	// It can't be closed: Chai waits for the write lock.
+	// The database can't be closed: Chai would wait for the write lock.
 	e := newCacheDB(t, db, 1<<20)
 	cachePut(t, e, cacheOtherKey, "two")
 	err = e.Write(t.Context(), 0, func(b *Batch) error {
 		b.Put(cacheKey, []byte("two"))
-		return db.DB.Store.DB().Close() // so that the commit panics
+		return db.DB.Store.DB().Close() // makes the commit panic
 	})
 	if err == nil {
-		t.Fatal("the commit has not failed")
+		t.Fatal("Write did not fail")
 	}
 	wantCached(t, e, cacheKey, "")
 	wantCached(t, e, cacheOtherKey, "two")
@@ -349,7 +350,7 @@ func TestFailedOperationIsNotCached(t *testing.T) {
 	}
 	lock.Unlock()
 	if err := errors.Join(<-results, <-results); !errors.Is(err, errFailed) {
-		t.Fatalf("the operations returned %v", err)
+		t.Fatalf("Write = %v, want %v", err, errFailed)
 	}
 	wantCached(t, e, cacheKey, "two")
 	wantCached(t, e, cacheOtherKey, "")
@@ -358,17 +359,17 @@ func TestFailedOperationIsNotCached(t *testing.T) {
 func TestOnlyRowsThatExistAreCached(t *testing.T) {
 	e := newCacheDB(t, testdb.Memory(t), 1<<20)
 	if row := cacheFind(t, e, cacheOtherKey); row != nil {
-		t.Errorf("found %q", row)
+		t.Errorf("Find = %q, want nil", row)
 	}
 	if n := e.cache.check(t); n != 1 {
-		t.Errorf("after a find of a missing row the cache has %d rows, want 1", n)
+		t.Errorf("got %d rows in the cache after a find of a missing row, want 1", n)
 	}
 	if err := e.Write(t.Context(), 0, func(b *Batch) error { b.PutEntry(cacheOtherKey); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	cacheDelete(t, e, cacheKeyOf("none"))
 	if n := e.cache.check(t); n != 1 {
-		t.Errorf("the cache has %d rows, want 1", n)
+		t.Errorf("got %d rows in the cache, want 1", n)
 	}
 }
 
@@ -378,7 +379,7 @@ func TestGrowCache(t *testing.T) {
 	wantCached(t, e, cacheKey, "")
 	cacheFind(t, e, cacheKey)
 	if n := e.cache.check(t); n != 0 {
-		t.Errorf("a cache of no size has %d rows", n)
+		t.Errorf("got %d rows in a cache without a size, want none", n)
 	}
 	other := For(db, nil)
 	other.GrowCache(1 << 20)
@@ -387,12 +388,12 @@ func TestGrowCache(t *testing.T) {
 	wantCached(t, e, cacheKey, "one")
 	wantCached(t, other, cacheKey, "one")
 	if got := e.cache.limit.Load() * int64(len(e.cache.shards)); got != 1<<20 {
-		t.Errorf("the cache has %d bytes, want the largest size that was asked for", got)
+		t.Errorf("got a cache of %d bytes, want the largest size, %d", got, 1<<20)
 	}
 }
 
-// check fails the test if what a shard knows of its rows does not agree, and returns
-// the number of rows in the cache.
+// check fails the test if the bookkeeping of a shard is inconsistent. It returns the
+// number of rows in the cache.
 func (c *cache) check(t *testing.T) (rows int) {
 	t.Helper()
 	for i := range c.shards {
@@ -419,7 +420,7 @@ func (s *shard) check(t *testing.T, limit int) {
 		}
 	}
 	if len(s.entries) != len(s.clock) || s.size != size || s.size > limit {
-		t.Fatalf("%d entries in the map, %d in the clock, of %d bytes, want %d, at most %d",
+		t.Fatalf("got %d entries in the map, %d in the clock, and a size of %d bytes; want %d, at most %d",
 			len(s.entries), len(s.clock), s.size, size, limit)
 	}
 }
@@ -450,16 +451,16 @@ func TestShardKeepsItsLimit(t *testing.T) {
 		if entry, ok := s.entries[key]; ok {
 			entry.used = rng.IntN(2) == 0
 			if want, ok := rows[key]; !ok || string(entry.row) != want {
-				t.Fatalf("the row of %s is %q, want %q, %v", key, entry.row, want, ok)
+				t.Fatalf("got the row %q for %s, want %q (%v)", entry.row, key, want, ok)
 			}
 		}
 	}
 	if s.size < limit*9/10 {
-		t.Errorf("the shard holds %d of %d bytes", s.size, limit)
+		t.Errorf("got a size of %d bytes, want nearly %d", s.size, limit)
 	}
 }
 
-func TestShardForgetsWhatIsNotUsed(t *testing.T) {
+func TestShardRemovesUnusedEntries(t *testing.T) {
 	const hot, cold, entries = 50, 10_000, 200
 	c := newCache()
 	c.limit.Store(1 << 30)
@@ -491,7 +492,7 @@ func TestShardForgetsWhatIsNotUsed(t *testing.T) {
 	}
 	s.check(t, limit)
 	if missed > cold/100 {
-		t.Errorf("of %d finds of the same %d rows, %d missed, beside rows that were found once", cold, hot, missed)
+		t.Errorf("%d of %d finds of the same %d rows missed, want at most %d", missed, cold, hot, cold/100)
 	}
 }
 
@@ -505,8 +506,8 @@ func TestLargeRowReplacesSmallOne(t *testing.T) {
 	s.check(t, 0)
 }
 
-// What the cache says that it holds is what it takes on the heap, within a tenth,
-// for rows of any size, of which some fill what the allocator gives them badly.
+// The cache takes as much of the heap as it counts, within a tenth, for rows of any
+// size. Some sizes waste much of what the allocator gives them.
 func TestCacheTakesItsSize(t *testing.T) {
 	const size = 4 << 20
 	for _, row := range []int{20, 60, 300, 1000, 1025, 2049, 4000, 4097, 8193} {
@@ -521,7 +522,7 @@ func TestCacheTakesItsSize(t *testing.T) {
 		grown := cacheHeap() - before
 		t.Logf("%d rows of %d bytes take %.3f of the size", c.check(t), row, float64(grown)/size)
 		if grown > size*11/10 || grown < size*3/4 {
-			t.Errorf("the heap has grown by %d, want at most a tenth more than %d, and not much less", grown, size)
+			t.Errorf("rows of %d bytes: the heap has grown by %d bytes, want about %d", row, grown, size)
 		}
 		runtime.KeepAlive(c)
 	}
@@ -535,7 +536,7 @@ func cacheHeap() int64 {
 	return int64(stats.HeapAlloc)
 }
 
-// Many readers and writers at once leave the newest rows, under the race detector.
+// Parallel readers and writers always find the newest rows, under the race detector.
 func TestCacheInParallel(t *testing.T) {
 	e := newCacheDB(t, testdb.Memory(t), 20<<10)
 	var wg sync.WaitGroup
@@ -551,7 +552,7 @@ func TestCacheInParallel(t *testing.T) {
 					got = cacheFind(t, e, key)
 				}
 				if !bytes.Equal(got, row) {
-					t.Errorf("found %q, want %q", got, row)
+					t.Errorf("got row %q, want %q", got, row)
 					return
 				}
 				cacheFind(t, e, cacheKeyOf(fmt.Sprint(rng.IntN(8))))

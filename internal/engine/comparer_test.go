@@ -9,9 +9,8 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// Rows are found in a file in which two versions of a key are in different blocks,
-// which Pebble keeps apart because somebody reads a snapshot. In Chai, those behind
-// them are not.
+// A file has two versions of a key in different blocks, because a snapshot is open.
+// The rows behind them are found. In Chai alone, they are not.
 func TestRowsBehindTwoVersionsAreFound(t *testing.T) {
 	chaiDB := testdb.Disk(t)
 	db := For(chaiDB, discard)
@@ -53,6 +52,6 @@ func TestRowsBehindTwoVersionsAreFound(t *testing.T) {
 		}
 	}
 	if missing > 0 {
-		t.Errorf("%d of %d rows are not found", missing, rows)
+		t.Errorf("got %d missing rows of %d, want none", missing, rows)
 	}
 }

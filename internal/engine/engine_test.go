@@ -14,8 +14,8 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// A context that the application has attached to its handle ends nothing here,
-// and copies of the handle share the queue.
+// A context attached to the handle of the application does not end calls. Copies of
+// the handle share the queue.
 func TestHandleWithContext(t *testing.T) {
 	engine, db := newDB(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -28,11 +28,11 @@ func TestHandleWithContext(t *testing.T) {
 		t.Errorf("Update: %v", err)
 	}
 	if copied.shared != db.shared || Lock(handle) != Lock(engine) {
-		t.Error("a copy of the handle has a queue or a lock of its own")
+		t.Error("a copy of the handle has its own queue or lock")
 	}
 }
 
-// A database that nobody refers to any more is collected, and forgotten.
+// An unreachable database is collected, and removed from the registry.
 func TestDatabasesAreForgotten(t *testing.T) {
 	use := func(n int) {
 		for range n {
@@ -55,8 +55,8 @@ func TestDatabasesAreForgotten(t *testing.T) {
 			}
 		}
 	}
-	// left returns what is there once the garbage has been collected, with at most
-	// limit databases if possible. Those that other tests have left hanging stay.
+	// left collects garbage until at most limit databases are registered, if possible,
+	// and returns what is left. Databases that other tests left hanging stay.
 	left := func(limit int) (registered, goroutines int, heap uint64) {
 		for range 50 {
 			for range 3 {
@@ -78,18 +78,17 @@ func TestDatabasesAreForgotten(t *testing.T) {
 	use(200)
 	after, goroutinesAfter, heapAfter := left(before)
 	if after > before {
-		t.Errorf("%d databases are registered, after %d before", after, before)
+		t.Errorf("got %d registered databases, want at most %d", after, before)
 	}
 	if goroutinesAfter > goroutines+5 {
-		t.Errorf("there are %d goroutines, after %d before", goroutinesAfter, goroutines)
+		t.Errorf("got %d goroutines, want about %d", goroutinesAfter, goroutines)
 	}
 	if grown := int64(heapAfter) - int64(heap); grown > 2<<20 {
-		t.Errorf("the heap has grown by %d bytes in 200 databases", grown)
+		t.Errorf("200 databases have left %d bytes on the heap, want at most %d", grown, 2<<20)
 	}
 }
 
-// Everything at once, for a while: random calls from many goroutines, each of
-// which knows what its own keys must be.
+// Many goroutines make random calls for a while. Each has a model of its own keys.
 func TestStress(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	engine := testdb.Disk(t)
@@ -138,7 +137,7 @@ func TestStress(t *testing.T) {
 				case 6:
 					write(t, db, func(b *Batch) error {
 						if row, err := b.Get(key(k)); err != nil || (row != nil) != (model[k] != 0) {
-							t.Errorf("Get in a batch: %q, %v; want %d", row, err, model[k])
+							t.Errorf("Get in a batch = %q, %v; want %d", row, err, model[k])
 						}
 						return set(k, i)(b)
 					})

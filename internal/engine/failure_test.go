@@ -16,8 +16,8 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// Wherever the engine panics in a write, everyone who waits and every later write
-// get the panic as an error, and nothing hangs. What can be read is still read.
+// Wherever the engine panics in a write, all waiting and later writes return the
+// panic as an error, and nothing hangs. Reads go on where the engine still can read.
 func TestPanicInWrite(t *testing.T) {
 	for name, test := range map[string]struct {
 		before   func(engine *chai.DB)
@@ -27,7 +27,7 @@ func TestPanicInWrite(t *testing.T) {
 		"before": {
 			before: closeEngine,
 			op: func(*chai.DB) Op {
-				return func(*Batch) error { t.Error("an operation runs on a closed engine"); return nil }
+				return func(*Batch) error { t.Error("an operation ran on a closed engine"); return nil }
 			},
 		},
 		"operation": {
@@ -90,7 +90,7 @@ func TestPanicInWrite(t *testing.T) {
 				wantPanic(t, Update(context.Background(), engine, func(*chai.Tx) error { return nil }))
 				v, err := value(db, "a")
 				if test.readable && (v != 1 || err != nil) {
-					t.Errorf("read %d, %v; want 1, nil", v, err)
+					t.Errorf("got value %d, %v; want 1, nil", v, err)
 				}
 				if !test.readable {
 					wantPanic(t, err)
@@ -144,7 +144,7 @@ func TestPanicInRead(t *testing.T) {
 	}
 }
 
-// A commit that has failed may have reached the disk or not, so nothing more is
+// A commit that has failed may or may not have reached the disk, so nothing more is
 // written.
 func TestCommitFails(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
@@ -157,7 +157,7 @@ func TestCommitFails(t *testing.T) {
 	})
 	setReadOnly(engine, false)
 	if err == nil || !strings.Contains(err.Error(), "commit batch: pebble: read-only") {
-		t.Fatalf("Write = %v, want an error", err)
+		t.Fatalf("Write = %v, want an error that says read-only", err)
 	}
 	for range 3 {
 		wantError(t, db.Write(t.Context(), 100, set("a", 3)), errors.Unwrap(err))
@@ -165,19 +165,19 @@ func TestCommitFails(t *testing.T) {
 		wantValue(t, db, "a", 1)
 	}
 	if got := db.Fsyncs(); got != fsyncs {
-		t.Errorf("%d batches were committed", got-fsyncs)
+		t.Errorf("got %d committed batches, want none", got-fsyncs)
 	}
 	testdb.Exec(t, engine, "INSERT INTO t (k) VALUES (1)") // nothing is locked
 }
 
 // The engine fails in a transaction of the application.
 func TestFailureInUpdate(t *testing.T) {
-	writeOut := func(tx *chai.Tx) error { // what the rollback has to undo
+	writeOut := func(tx *chai.Tx) error { // writes rows that a rollback has to undo
 		return errors.Join(insert(1)(tx), insert(2)(tx), tx.Exec("UPDATE t SET v = 1"))
 	}
 	for name, test := range map[string]struct {
 		f              func(engine *chai.DB, tx *chai.Tx) error
-		update, remain string // the errors of it and of the writes after it
+		update, remain string // errors of Update, and of later writes
 	}{
 		"panic in commit": {func(engine *chai.DB, tx *chai.Tx) error {
 			defer closeEngine(engine)
@@ -200,7 +200,7 @@ func TestFailureInUpdate(t *testing.T) {
 			want := func(err error, text string) {
 				t.Helper()
 				if err == nil || !strings.Contains(err.Error(), text) {
-					t.Errorf("the error is %v, want %s", err, text)
+					t.Errorf("got error %v, want one that says %q", err, text)
 				}
 			}
 			want(Update(context.Background(), engine, func(tx *chai.Tx) error { return test.f(engine, tx) }), test.update)
@@ -213,8 +213,8 @@ func TestFailureInUpdate(t *testing.T) {
 	}
 }
 
-// After Close every call fails at once, whatever the application has done since:
-// its own calls panic, and leave locks of Chai behind.
+// After Close every call fails at once, even if the application's own calls have
+// panicked since, and left locks of Chai held.
 func TestCallsAfterClose(t *testing.T) {
 	recovered := func(f func()) {
 		defer func() { _ = recover() }()
@@ -259,7 +259,7 @@ func TestCallsAfterClose(t *testing.T) {
 	}
 }
 
-// Close meets reads and writes, and SQL of the application that reads.
+// Close runs beside reads, writes, and reading SQL of the application.
 func TestCloseWhileInUse(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	for round := range 20 {
@@ -298,8 +298,8 @@ func TestCloseWhileInUse(t *testing.T) {
 				runtime.Gosched()
 			}
 		})
-		// Calls of the application that write have to end before Close. One that meets
-		// it takes a lock of Chai, for which reads wait.
+		// Writes of the application have to end before Close. One that runs beside
+		// Close leaves a lock of Chai held, which reads wait for.
 		for k := range 3 {
 			if round%2 == 0 {
 				testdb.Exec(t, engine, fmt.Sprint("INSERT INTO t (k) VALUES (", k, ")"))
@@ -308,7 +308,7 @@ func TestCloseWhileInUse(t *testing.T) {
 			}
 		}
 		until(func() bool { return calls.Load() > 100 })
-		engine.Close() // may tell of snapshots that are open
+		engine.Close() // may return an error for open snapshots
 		wg.Wait()
 		wantPanic(t, db.Write(context.Background(), 100, set("a", 1)))
 		wantPanic(t, Update(context.Background(), engine, insert(1)))

@@ -20,20 +20,20 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// The tests write rows that Chai never decodes, under keys of a table that does
-// not exist.
+// The tests write rows that Chai never decodes: their keys belong to a table that
+// does not exist.
 var firstKey, lastKey = []byte{80, 200}, []byte{80, 201}
 
 func key(k string) []byte {
 	return append([]byte{80, 200, 98, byte(len(k))}, k...)
 }
 
-// set returns the operation that sets k to v.
+// set returns an operation that sets k to v.
 func set(k string, v int) Op {
 	return func(b *Batch) error { b.Put(key(k), []byte(strconv.Itoa(v))); return nil }
 }
 
-// failing returns an operation that changes k and fails.
+// failing returns an operation that changes k and then fails.
 func failing(k string) Op {
 	return func(b *Batch) error { return errors.Join(set(k, -1)(b), errNo) }
 }
@@ -67,7 +67,7 @@ func createTable(t testing.TB, engine *chai.DB) {
 	testdb.Exec(t, engine, "CREATE TABLE t (k INTEGER PRIMARY KEY, v INTEGER)")
 }
 
-// rows returns how many rows the table t has.
+// rows returns the number of rows of the table t.
 func rows(t testing.TB, engine *chai.DB) (n int) {
 	t.Helper()
 	result, err := engine.Query("SELECT k FROM t")
@@ -88,7 +88,7 @@ func write(t testing.TB, db *DB, op Op) {
 	}
 }
 
-// value returns the value of k, 0 if it has none.
+// value returns the value of k, or 0 if it has none.
 func value(db *DB, k string) (v int, err error) {
 	err = db.Read(func(s *Snapshot) error {
 		row, err := s.Get(key(k))
@@ -104,34 +104,34 @@ func value(db *DB, k string) (v int, err error) {
 func wantValue(t testing.TB, db *DB, k string, want int) {
 	t.Helper()
 	if got, err := value(db, k); got != want || err != nil {
-		t.Errorf("the value of %s is %d, %v; want %d, nil", k, got, err, want)
+		t.Errorf("got value %d of %s, %v; want %d, nil", got, k, err, want)
 	}
 }
 
 func wantError(t testing.TB, got, want error) {
 	t.Helper()
 	if !errors.Is(got, want) {
-		t.Errorf("the error is %v, want %v", got, want)
+		t.Errorf("got error %v, want %v", got, want)
 	}
 }
 
-// wantPanic fails the test unless err tells of a panic of a closed engine.
+// wantPanic fails the test unless err reports the panic of a closed engine.
 func wantPanic(t testing.TB, err error) {
 	t.Helper()
 	if err == nil || !strings.Contains(err.Error(), "chai panicked: pebble: closed") {
-		t.Errorf("the error is %v, want the panic", err)
+		t.Errorf("got error %v, want the panic", err)
 	}
 }
 
-// waiting returns how many requests are in the queue.
+// waiting returns the number of requests in the queue.
 func waiting(db *DB) int {
 	db.queue.mu.Lock()
 	defer db.queue.mu.Unlock()
 	return db.queue.waiting.Len()
 }
 
-// untilIdle waits until nobody serves the queue. The next one who writes brings the
-// limit of its own DB.
+// untilIdle waits until nobody serves the queue. The next write serves it with the
+// hang limit of its own DB.
 func untilIdle(db *DB) {
 	until(func() bool {
 		db.queue.mu.Lock()
@@ -140,7 +140,7 @@ func untilIdle(db *DB) {
 	})
 }
 
-// until waits for a state that cannot be waited for otherwise.
+// until polls until state returns true. Use it where no other way to wait exists.
 func until(state func() bool) {
 	for !state() {
 		runtime.Gosched()
@@ -148,28 +148,28 @@ func until(state func() bool) {
 	}
 }
 
-// queued calls f while the lock is held, and unlocks it once n requests wait. It
-// must be called in a bubble of synctest.
+// queued calls f while the lock is held, and unlocks it once n requests are waiting.
+// It must be called in a bubble of synctest.
 func queued(db *DB, n int, f func()) {
 	lock := Lock(db.handle)
 	lock.Lock()
 	f()
 	synctest.Wait()
 	if got := waiting(db); got != n {
-		panic(fmt.Sprintf("%d requests wait, want %d", got, n))
+		panic(fmt.Sprintf("got %d waiting requests, want %d", got, n))
 	}
 	lock.Unlock()
 	synctest.Wait()
 }
 
-// lockIsFree returns once the lock has been free.
+// lockIsFree waits until the lock is free.
 func lockIsFree(engine *chai.DB) {
 	lock := Lock(engine)
 	lock.Lock()
 	defer lock.Unlock()
 }
 
-// occupations are the ways in which an application keeps others from writing.
+// occupations are the ways in which an application can block writes.
 var occupations = map[string]func(t *testing.T, engine *chai.DB) (free func()){
 	"lock": func(t *testing.T, engine *chai.DB) (free func()) {
 		Lock(engine).Lock()
@@ -192,17 +192,17 @@ var occupations = map[string]func(t *testing.T, engine *chai.DB) (free func()){
 	},
 }
 
-// closeEngine closes the engine below Chai, whose next call of it panics.
+// closeEngine closes the engine below Chai, whose next call of the engine panics.
 func closeEngine(engine *chai.DB) { engine.DB.Store.Close() }
 
-// setReadOnly makes the engine refuse to commit, with an error, or no more.
+// setReadOnly makes commits of the engine fail with an error, or succeed again.
 func setReadOnly(engine *chai.DB, readOnly bool) {
 	options := reflect.ValueOf(engine.DB.Store.DB()).Elem().FieldByName("opts")
 	*(*bool)(unsafe.Pointer(options.Elem().FieldByName("ReadOnly").UnsafeAddr())) = readOnly
 }
 
-// transactionBegins waits until a goroutine holds the lock with which Chai begins
-// a transaction, as it does while it waits for another transaction to end.
+// transactionBegins waits until a goroutine holds the lock with which Chai begins a
+// transaction: it holds the lock while it waits for another transaction to end.
 func transactionBegins(engine *chai.DB) {
 	field := reflect.ValueOf(engine.DB).Elem().FieldByName("txmu")
 	lock := (*sync.RWMutex)(unsafe.Pointer(field.UnsafeAddr()))
@@ -215,7 +215,7 @@ func transactionBegins(engine *chai.DB) {
 	})
 }
 
-// A recorder is a logger that counts its lines, and calls a function for each.
+// A recorder is a log handler that records lines, and calls a function for each.
 type recorder struct {
 	slog.Handler
 	mu     sync.Mutex
@@ -237,7 +237,7 @@ func (r *recorder) Handle(_ context.Context, record slog.Record) error {
 	return nil
 }
 
-// untilHangs waits until n hangs have been logged, which is after everybody has
+// untilHangs waits until n hangs have been logged, which is after all callers have
 // been answered.
 func (r *recorder) untilHangs(n int) {
 	until(func() bool {
@@ -247,17 +247,17 @@ func (r *recorder) untilHangs(n int) {
 	})
 }
 
-// wantHangs fails the test unless n hangs have been logged, and nothing else.
+// wantHangs fails the test unless n hangs and nothing else have been logged.
 func (r *recorder) wantHangs(t testing.TB, n int) {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.lines) != n {
-		t.Errorf("%d lines were logged, want %d: %q", len(r.lines), n, r.lines)
+		t.Errorf("got %d logged lines, want %d: %q", len(r.lines), n, r.lines)
 	}
 	for _, line := range r.lines {
 		if line != "ERROR chaistore: writing to the database hangs" {
-			t.Errorf("%q was logged", line)
+			t.Errorf("got the line %q, want an error about a hang", line)
 		}
 	}
 }

@@ -21,7 +21,7 @@ func TestContextEndsInTheQueue(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var canceled atomic.Int64
 		queued(db, 6, func() {
-			// First, in the middle and last.
+			// Cancel the first, a middle and the last write.
 			for i := range 9 {
 				go func() {
 					if i%4 != 0 {
@@ -36,7 +36,7 @@ func TestContextEndsInTheQueue(t *testing.T) {
 			cancel()
 			synctest.Wait()
 			if n := canceled.Load(); n != 3 {
-				t.Errorf("%d of 3 writes returned when their context ended", n)
+				t.Errorf("got %d canceled writes, want 3", n)
 			}
 		})
 		for i := range 9 {
@@ -55,7 +55,7 @@ func TestContextIsDoneBefore(t *testing.T) {
 	wantValue(t, db, "a", 0)
 }
 
-// If all who wait have gone, the turn is passed on, and nothing is committed.
+// If all waiting callers have left, the turn ends, and nothing is committed.
 func TestContextEndsWhenTheTurnComes(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	_, db := newDB(t)
@@ -70,7 +70,7 @@ func TestContextEndsWhenTheTurnComes(t *testing.T) {
 				wantError(t, err, context.Canceled)
 			}
 			if got, _ := value(db, fmt.Sprint(i)); (got == 1) != (err == nil) {
-				t.Errorf("Write returned %v, and the value is %d", err, got)
+				t.Errorf("Write = %v, and got value %d", err, got)
 			}
 		})
 		until(func() bool { return waiting(db) == 1 })
@@ -105,7 +105,7 @@ func TestContextEndsAfterTheOperationHasBegun(t *testing.T) {
 	})
 }
 
-// A transaction of the application is open, with or without the lock.
+// The application has a transaction open, without the lock.
 func TestContextEndsWhileATransactionIsOpen(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	engine, db := newDB(t)
@@ -130,10 +130,10 @@ func TestContextEndsWhileATransactionIsOpen(t *testing.T) {
 	}
 }
 
-// At full load nobody who writes starves: neither stores, nor callers of Lock or
-// Update, nor the one goroutine of an application that uses neither.
+// At full load, no writer starves: no store, no caller of Lock or Update, and not the
+// one goroutine of an application that uses neither.
 func TestNobodyStarves(t *testing.T) {
-	for name, write1 := range map[string]func(engine *chai.DB) error{
+	for name, writeOne := range map[string]func(engine *chai.DB) error{
 		"lock": func(engine *chai.DB) error {
 			lockIsFree(engine)
 			return nil
@@ -161,7 +161,7 @@ func TestNobodyStarves(t *testing.T) {
 			}
 			wg.Go(func() {
 				for ctx.Err() == nil {
-					if err := write1(engine); err != nil {
+					if err := writeOne(engine); err != nil {
 						t.Error(err)
 					}
 					others.Add(1)
@@ -174,8 +174,8 @@ func TestNobodyStarves(t *testing.T) {
 	}
 }
 
-// When a turn hangs, nobody waits for it for longer than the limit, those who come
-// later not at all, and when it goes on, nothing is left of it.
+// When a turn hangs, no caller waits longer than the limit, later callers do not wait
+// at all, and once the turn goes on, no trace of the hang is left.
 func TestHang(t *testing.T) {
 	for _, place := range []string{"lock", "operation"} {
 		t.Run(place, func(t *testing.T) {
@@ -199,7 +199,7 @@ func testHang(t *testing.T, withLock bool) {
 			start := time.Now()
 			wantError(t, db.Write(context.Background(), 100, func(*Batch) error { <-hang; return nil }), ErrHangs)
 			if waited := time.Since(start); waited != HangLimit {
-				t.Errorf("the first write waited for %v", waited)
+				t.Errorf("the first write waited %v, want %v", waited, HangLimit)
 			}
 		}()
 		time.Sleep(time.Second)
@@ -208,7 +208,7 @@ func testHang(t *testing.T, withLock bool) {
 		start := time.Now()
 		wantError(t, db.Write(ctx, 100, set("a", 1)), context.DeadlineExceeded)
 		if waited := time.Since(start); waited != time.Second {
-			t.Errorf("a write whose context ended after a second waited for %v", waited)
+			t.Errorf("a write with a context of 1s waited %v", waited)
 		}
 		cancel()
 		wantValue(t, db, "kept", round)
@@ -231,21 +231,21 @@ func testHang(t *testing.T, withLock bool) {
 		}
 		wg.Wait()
 		if waited := time.Since(start); waited != HangLimit-2*time.Second {
-			t.Errorf("the writes behind the first one waited for %v", waited)
+			t.Errorf("the writes behind the first one waited %v, want %v", waited, HangLimit-2*time.Second)
 		}
 		start = time.Now()
 		for range 10 {
 			wantError(t, db.Write(t.Context(), 100, set("a", 1)), ErrHangs)
 		}
 		if waited := time.Since(start); waited > 0 {
-			t.Errorf("writes waited for %v after the limit", waited)
+			t.Errorf("writes after the limit waited %v, want 0", waited)
 		}
 		time.Sleep(time.Hour)
 		cancel()
 		log.wantHangs(t, round)
 		wantValue(t, db, "kept", round)
 		if locked.Load() {
-			t.Error("Lock returned while somebody else had the lock")
+			t.Error("Lock returned while another caller held the lock")
 		}
 
 		close(hang)
@@ -300,7 +300,7 @@ func TestHangBehindATransaction(t *testing.T) {
 	}
 }
 
-// A turn that ends at the limit has hung or has not, and either is all there is.
+// A turn that ends at the limit either hangs for all callers or for none.
 func TestTurnEndsAtTheLimit(t *testing.T) {
 	for _, early := range []time.Duration{time.Nanosecond, 0, -time.Nanosecond} {
 		for range 10 {
@@ -323,7 +323,7 @@ func TestTurnEndsAtTheLimit(t *testing.T) {
 				}
 				for _, err := range errs {
 					if hung == 0 && err != nil || hung == 1 && !errors.Is(err, ErrHangs) {
-						t.Errorf("%v before the limit: %v", early, errs)
+						t.Errorf("a turn that ended %v before the limit returned %v, hung = %d", early, errs, hung)
 					}
 				}
 				log.wantHangs(t, hung)
@@ -338,7 +338,7 @@ func TestTurnEndsAtTheLimit(t *testing.T) {
 	}
 }
 
-// The same in real time, where the turn and its timer meet at any point.
+// The same in real time, where the turn and its timer can meet at any point.
 func TestTurnsEndAroundTheLimit(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	log := new(recorder)
@@ -358,7 +358,7 @@ func TestTurnsEndAroundTheLimit(t *testing.T) {
 				})
 				switch got, _ := value(db, fmt.Sprint(g)); {
 				case err == nil && got != i:
-					t.Errorf("Write returned nil, and the value is %d, want %d", got, i)
+					t.Errorf("after Write = nil, got value %d, want %d", got, i)
 				case errors.Is(err, ErrHangs):
 					hung.Add(1)
 				case err != nil:
@@ -376,8 +376,8 @@ func TestTurnsEndAroundTheLimit(t *testing.T) {
 	wantValue(t, db, "a", 1)
 }
 
-// Everybody is answered before the hang is logged, and a handler that takes its
-// time keeps nobody from going on.
+// All callers are answered before a hang is logged, and a slow log handler delays
+// nobody.
 func TestSlowLogHandler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &recorder{onLine: func() { time.Sleep(time.Hour) }}
@@ -397,7 +397,7 @@ func TestSlowLogHandler(t *testing.T) {
 			synctest.Wait()
 			write(t, db, set("b", round))
 			if waited := time.Since(start); waited != HangLimit {
-				t.Errorf("the writes took %v", waited)
+				t.Errorf("the writes took %v, want %v", waited, HangLimit)
 			}
 			log.wantHangs(t, round)
 		}
@@ -407,8 +407,8 @@ func TestSlowLogHandler(t *testing.T) {
 	})
 }
 
-// A handler ends the hang by itself: it unlocks, or ends the transaction that
-// hangs, and then writes.
+// A log handler ends the hang: it unlocks, or ends the open transaction, and then
+// writes.
 func TestLogHandlerEndsHang(t *testing.T) {
 	for name, hang := range occupations {
 		t.Run(name, func(t *testing.T) {

@@ -60,12 +60,12 @@ func TestScan(t *testing.T) {
 		}
 	}
 	wantError(t, db.Read(func(*Snapshot) error { return errNo }), errNo)
-	if err := engine.Close(); err != nil { // tells of snapshots and iterators that are open
+	if err := engine.Close(); err != nil { // reports open snapshots and iterators
 		t.Errorf("Close: %v", err)
 	}
 }
 
-func TestSnapshotStaysAsItIs(t *testing.T) {
+func TestSnapshotDoesNotChange(t *testing.T) {
 	_, db := newDB(t)
 	write(t, db, set("a", 1))
 	if err := db.Read(func(s *Snapshot) error {
@@ -88,7 +88,7 @@ func TestSnapshotStaysAsItIs(t *testing.T) {
 	wantValue(t, db, "a", 2)
 }
 
-// A file of the database is damaged: what it had is an error, not missing.
+// A file of the database is damaged. Its rows are errors, not missing.
 func TestDamagedFile(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	dir := t.TempDir()
@@ -122,17 +122,17 @@ func TestDamagedFile(t *testing.T) {
 		t.Errorf("Get = %d bytes, %v; want an error", len(row), err)
 	}
 	if row, err := get("x"); row != nil || err != nil {
-		t.Errorf("Get of a missing row = %d bytes, %v", len(row), err)
+		t.Errorf("Get of a missing row = %d bytes, %v; want none, nil", len(row), err)
 	}
 	if row, err := get("85"); len(row) != 4<<10 || err != nil {
-		t.Errorf("Get of a row that is not damaged = %d bytes, %v", len(row), err)
+		t.Errorf("Get of an undamaged row = %d bytes, %v; want %d, nil", len(row), err, 4<<10)
 	}
 	found := 0
 	err = db.Read(func(s *Snapshot) error {
 		return s.Scan(firstKey, lastKey, func(k, row []byte) error { found++; return nil })
 	})
 	if found == n || err == nil || !bytes.Contains([]byte(err.Error()), []byte(isDamaged)) {
-		t.Errorf("Scan found %d of %d rows, and returned %v", found, n, err)
+		t.Errorf("Scan found %d of %d rows and returned %v, want fewer and an error", found, n, err)
 	}
 	err = db.Write(t.Context(), 100, func(b *Batch) error {
 		_, err := b.Get(key("10"))
@@ -169,10 +169,10 @@ func damage(t *testing.T, dir string) {
 	}
 }
 
-// A reader that comes while a commit is under way reads the state before it, at
-// once, where Chai alone would let it wait.
+// A reader that comes during a commit reads the state before it, at once. In Chai
+// alone, it would wait.
 func TestReadersDoNotWaitForCommits(t *testing.T) {
-	large := make([]byte, 4<<20) // takes long to commit, and is not written before
+	large := make([]byte, 4<<20) // takes long to commit, and is not written earlier
 	batch := func(db *DB, began func()) error {
 		return db.Write(context.Background(), len(large), func(b *Batch) error {
 			defer began()
@@ -205,7 +205,7 @@ func TestReadersDoNotWaitForCommits(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			testdb.Watchdog(t, time.Minute)
-			// Without a wait, dozens come through at each commit.
+			// If readers do not wait, dozens of reads succeed during each commit.
 			const enough = 10
 			reads := 0
 			for range 20 {
@@ -213,13 +213,13 @@ func TestReadersDoNotWaitForCommits(t *testing.T) {
 					return
 				}
 			}
-			t.Errorf("during 20 commits %d reads came through", reads)
+			t.Errorf("got %d reads during 20 commits, want at least %d", reads, enough)
 		})
 	}
 }
 
-// readsWhile returns how many reads begin and end in the middle half of the time
-// that a commit takes.
+// readsWhile returns the number of reads that begin and end in the middle half of a
+// commit.
 func readsWhile(t *testing.T, commit func(db *DB, began func()) error, readOne func(t *testing.T, db *DB)) int {
 	engine := testdb.Disk(t)
 	createTable(t, engine)
@@ -256,9 +256,9 @@ func readsWhile(t *testing.T, commit func(db *DB, began func()) error, readOne f
 	return n
 }
 
-// A read that begins after a write was acknowledged sees it, or a later one,
-// whatever commits meanwhile, and whether a store or the application wrote it, with
-// the lock or without, and whether a store or the application reads.
+// A read that begins after a write was acknowledged returns it, or a later one,
+// during any commits. Stores and the application both write and read, the application
+// with or without the lock.
 func TestAcknowledgedWritesAreRead(t *testing.T) {
 	for name, open := range map[string]func(t testing.TB) *chai.DB{"memory": testdb.Memory, "disk": testdb.Disk} {
 		for _, locked := range []bool{false, true} {
@@ -271,7 +271,7 @@ func TestAcknowledgedWritesAreRead(t *testing.T) {
 }
 
 func testAcknowledgedWritesAreRead(t *testing.T, engine *chai.DB, locked bool) {
-	// put is what an application does.
+	// put writes as an application does.
 	put := func(k string, v int) error {
 		if locked {
 			lock := Lock(engine)
@@ -326,7 +326,7 @@ func testAcknowledgedWritesAreRead(t *testing.T, engine *chai.DB, locked bool) {
 					got, err = get(fmt.Sprint(k))
 				}
 				if err != nil || int64(got) < want {
-					t.Errorf("read %d, %v after %d was acknowledged", got, err, want)
+					t.Errorf("got value %d, %v; want at least the acknowledged %d", got, err, want)
 					return
 				}
 				runtime.Gosched()

@@ -26,15 +26,14 @@ import (
 
 var crashRounds = flag.Int("crash-rounds", 5, "how often TestCrash kills a process for each kind of table")
 
-// Some tests run this test binary again, as a process to which something bad
-// happens. The environment tells such a process what to do, and in which
-// directory.
+// Some tests run this test binary again, as a child process that is killed or fills
+// its disk. These variables tell the child its role and its directory.
 const (
 	childEnv    = "CHAISTORE_TEST_CHILD"
 	childDirEnv = "CHAISTORE_TEST_DIR"
 )
 
-// startChild starts such a process, and returns what it prints.
+// startChild starts a child process, and returns its output.
 func startChild(t *testing.T, role, dir string) (*exec.Cmd, io.Reader) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
@@ -50,8 +49,8 @@ func startChild(t *testing.T, role, dir string) (*exec.Cmd, io.Reader) {
 	return cmd, out
 }
 
-// runChild does what the environment asks for, if it does. It does not return
-// then.
+// runChild runs as the child that the environment asks for, and does not return.
+// Without such a request, it does nothing.
 func runChild() {
 	switch dir := os.Getenv(childDirEnv); os.Getenv(childEnv) {
 	case "crash":
@@ -63,15 +62,15 @@ func runChild() {
 	}
 }
 
-// A change is what a process that is about to be killed says of one session.
-// Before it makes a change it says so, and again when it has been acknowledged.
+// A change is a change of one session by a child process. The child prints it before
+// making it, and again when it is acknowledged.
 type change struct {
 	token  string
-	number int // of the changes of this process and those before it; 0 is a deletion
+	number int // increases with the changes of a session; 0 is a deletion
 }
 
-// crashData returns the data of a change: its number, and enough to notice if a
-// part of it is missing.
+// crashData returns the data of a change: its number, and enough text to notice if a
+// part is missing.
 func crashData(number int) []byte {
 	return fmt.Appendf(nil, "%d%s", number, strings.Repeat(fmt.Sprint("-", number), number%50))
 }
@@ -97,7 +96,7 @@ func crashChild(dir string) {
 				switch rng.IntN(6) {
 				case 0:
 					c.number = 0
-				case 1: // like a deletion, which the sweep completes
+				case 1: // expires the session, which a sweep then deletes
 					c.number, expiry = 0, anHourAgo()
 				}
 				say := func(what string) { fmt.Printf("%s %s %d\n", what, c.token, c.number) }
@@ -118,11 +117,11 @@ func crashChild(dir string) {
 	wg.Wait()
 }
 
-// A process is killed at a random moment, over and over again. What it was told
-// is committed is there, and what it was told is deleted is not, and so it is in
-// the indexes.
+// A process is killed at a random moment, over and over again. Every acknowledged
+// commit is found afterwards, no session with an acknowledged deletion is, and the
+// indexes agree.
 func TestCrash(t *testing.T) {
-	t.Parallel() // it waits for others
+	t.Parallel() // it mostly waits for child processes
 	for name, setup := range map[string][]string{
 		"plain":   {testdb.CreateTable},
 		"indexed": {testdb.CreateTable, testdb.CreateIndex},
@@ -138,8 +137,8 @@ func TestCrash(t *testing.T) {
 			if err := db.Close(); err != nil {
 				t.Fatal(err)
 			}
-			// What each session may be: what was acknowledged last, and what was begun
-			// after that.
+			// The possible states of each session: the latest acknowledged change, and
+			// those begun after it.
 			possible := make(map[string][]int)
 			acknowledged := 0
 			for range *crashRounds {
@@ -147,7 +146,7 @@ func TestCrash(t *testing.T) {
 				lines := bufio.NewScanner(out)
 				killed := false
 				for lines.Scan() {
-					if !killed { // as soon as it is at work
+					if !killed { // the child has begun to work
 						killed = true
 						time.AfterFunc(time.Duration(rand.IntN(300))*time.Millisecond, func() { cmd.Process.Kill() })
 					}
@@ -163,7 +162,7 @@ func TestCrash(t *testing.T) {
 					}
 				}
 				if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
-					t.Fatalf("the process ended with %v", err)
+					t.Fatalf("the process ended with %v, want a kill", err)
 				}
 				checkAfterCrash(t, dir, possible)
 				if t.Failed() {
@@ -172,7 +171,7 @@ func TestCrash(t *testing.T) {
 			}
 			t.Logf("%d processes were killed, after %d acknowledged changes", *crashRounds, acknowledged)
 			if acknowledged < *crashRounds {
-				t.Errorf("there were only %d acknowledged changes", acknowledged)
+				t.Errorf("got %d acknowledged changes, want at least %d", acknowledged, *crashRounds)
 			}
 		})
 	}
@@ -186,8 +185,8 @@ func parseChange(t *testing.T, line string) (what string, c change) {
 	return what, c
 }
 
-// checkAfterCrash checks that each session is what it may be, and makes that all
-// that it may be.
+// checkAfterCrash checks that each session is in a possible state, and makes that its
+// only possible one.
 func checkAfterCrash(t *testing.T, dir string, possible map[string][]int) {
 	t.Helper()
 	db, err := chai.Open(dir)
@@ -211,23 +210,23 @@ func checkAfterCrash(t *testing.T, dir string, possible map[string][]int) {
 			digits, _, _ := strings.Cut(string(data), "-")
 			number, _ = strconv.Atoi(digits)
 			if !bytes.Equal(data, crashData(number)) {
-				t.Errorf("the session %s has the data %.40q…", token, data)
+				t.Errorf("got the data %.40q… of session %s, want that of change %d", data, token, number)
 			}
 		}
 		if !slices.Contains(numbers, number) {
-			t.Errorf("the session %s is that of change %d, and could be that of %v (0 is a deletion)", token, number, numbers)
+			t.Errorf("session %s is at change %d, want one of %v (0 is a deletion)", token, number, numbers)
 		}
 		if inAll, ok := all[token]; ok != found || !bytes.Equal(inAll, data) {
-			t.Errorf("the session %s is %.40q in All, and %.40q in Find", token, inAll, data)
+			t.Errorf("session %s is %.40q in All, want %.40q as in Find", token, inAll, data)
 		}
 		possible[token] = []int{number}
 	}
-	// All of them can still be written, found and swept.
+	// The sessions can still be swept.
 	if _, err := s.DeleteExpired(context.Background()); err != nil {
 		t.Errorf("DeleteExpired after a crash: %v", err)
 	}
 	if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != len(all) {
-		t.Errorf("after a sweep there are %d sessions, want %d", n, len(all))
+		t.Errorf("got %d sessions after a sweep, want %d", n, len(all))
 	}
 	testdb.CheckIndexes(t, db)
 }

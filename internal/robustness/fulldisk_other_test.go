@@ -5,6 +5,6 @@ package robustness
 import "testing"
 
 func mountSmallDisk(t *testing.T) string {
-	t.Skip("a small disk can be mounted on Linux only")
+	t.Skip("a small disk can only be mounted on Linux")
 	return ""
 }

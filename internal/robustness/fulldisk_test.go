@@ -27,8 +27,8 @@ func fullDiskData(i int) []byte {
 	return data
 }
 
-// fullDiskChild commits sessions until the disk is full, and then says what it
-// can still do.
+// fullDiskChild commits sessions until the disk is full, and then prints which calls
+// still work.
 func fullDiskChild(dir string) {
 	db, err := chai.Open(dir)
 	if err != nil {
@@ -62,14 +62,14 @@ func fullDiskChild(dir string) {
 	}
 	all, err := s.All()
 	fmt.Printf("all %d %v\n", len(all), err)
-	// Chai can't be closed any more: Close waits for a lock that it has left locked.
+	// Chai can't be closed any more: Close would wait for a lock that a panic left held.
 	os.Exit(0)
 }
 
-// On a full disk writes fail at once, with an error that says so, and reads go
-// on. When there is space again, and the database is opened again, it works.
+// On a full disk, writes fail at once, with an error that says so, and reads go on.
+// Once there is space, a reopened database works again.
 func TestFullDisk(t *testing.T) {
-	t.Parallel() // it waits for others
+	t.Parallel() // it mostly waits for a child process
 	testdb.Watchdog(t, 2*time.Minute)
 	disk := mountSmallDisk(t)
 	ballast := filepath.Join(disk, "ballast")
@@ -90,21 +90,21 @@ func TestFullDisk(t *testing.T) {
 			refused++
 			saysSo := strings.Contains(rest, "no space left on device") || strings.Contains(rest, "the disk may be full")
 			if !strings.Contains(rest, "at once=true") || !saysSo {
-				t.Errorf("a write on the full disk: %s", line)
+				t.Errorf("got %q for a write on the full disk, want an error at once that says so", line)
 			}
 		case "all":
 			if want := fmt.Sprint(acknowledged, " <nil>"); rest != want {
-				t.Errorf("All on the full disk returned %s, want %s", rest, want)
+				t.Errorf("All on the full disk = %s, want %s", rest, want)
 			}
 		default:
-			t.Errorf("on the full disk: %s", line)
+			t.Errorf("the process on the full disk printed %q", line)
 		}
 	}
 	if err := cmd.Wait(); err != nil {
-		t.Fatalf("the process ended with %v", err)
+		t.Fatalf("the process ended with %v, want no error", err)
 	}
 	if acknowledged == 0 || refused != 6 {
-		t.Fatalf("%d sessions were committed before the disk was full, and %d writes refused after that", acknowledged, refused)
+		t.Fatalf("got %d commits before the disk was full and %d refused writes after that, want some and 6", acknowledged, refused)
 	}
 
 	if err := os.Remove(ballast); err != nil {
@@ -112,7 +112,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	db, err := chai.Open(dir)
 	if err != nil {
-		t.Fatalf("open the database when there is space again: %v", err)
+		t.Fatalf("reopen the database with space: %v", err)
 	}
 	defer db.Close()
 	s := newStore(t, db, nil)
@@ -125,12 +125,12 @@ func TestFullDisk(t *testing.T) {
 		case !found:
 			lost++
 		case !bytes.Equal(data, fullDiskData(i)):
-			t.Errorf("session %d has other data than was committed", i)
+			t.Errorf("session %d does not have the committed data", i)
 		}
 	}
 	t.Logf("of %d acknowledged sessions %d are lost", acknowledged, lost)
 	if lost > maxLostOnFullDisk {
-		t.Errorf("%d acknowledged sessions are lost, more than the %d that the README admits", lost, maxLostOnFullDisk)
+		t.Errorf("got %d lost sessions, want at most %d", lost, maxLostOnFullDisk)
 	}
 	commit(t, s, "more", "one")
 	if data, found, err := s.Find("more"); string(data) != "one" || !found || err != nil {
@@ -138,6 +138,6 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// maxLostOnFullDisk is how many of the last acknowledged commits before the first
-// error the README says may be lost.
+// maxLostOnFullDisk is the limit for "the last few commits" before the first error,
+// which the README says may be lost.
 const maxLostOnFullDisk = 10

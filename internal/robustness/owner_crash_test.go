@@ -19,12 +19,12 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// ended is the owner of a session that is not there.
+// ended is the owner of a session that does not exist.
 const ended = "-"
 
-// ownersCrashChild enters the owners that are missing, and then commits, deletes and
-// sweeps until it is killed. Before each change it says so, and again when it has
-// been acknowledged.
+// ownersCrashChild adds the missing owners, and then commits, deletes and sweeps
+// until it is killed. It prints each change before making it, and again when it is
+// acknowledged.
 func ownersCrashChild(dir string) {
 	db, err := chai.Open(dir)
 	if err != nil {
@@ -50,7 +50,7 @@ func ownersCrashChild(dir string) {
 				switch rng.IntN(8) {
 				case 0:
 					owner, call = ended, func() error { return s.Delete(token) }
-				case 1: // like a deletion, which the sweep completes
+				case 1: // expires the session, which a sweep then deletes
 					owner, call = ended, func() error { return s.Commit(token, data, anHourAgo()) }
 				case 2:
 					what, token = "end", "-"
@@ -72,9 +72,9 @@ func ownersCrashChild(dir string) {
 	wg.Wait()
 }
 
-// A process is killed at a random moment, also while it enters the owners of
-// sessions that had none. The owners agree with the sessions, and what it was told
-// of them is true.
+// A process is killed at a random moment, in some rounds while it adds missing
+// owners. Afterwards, the owners agree with the sessions and with all acknowledged
+// changes.
 func TestCrashWithOwners(t *testing.T) {
 	for name, setup := range map[string][]string{
 		"plain":   {testdb.CreateTable},
@@ -83,7 +83,7 @@ func TestCrashWithOwners(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			testdb.Watchdog(t, time.Duration(1+*crashRounds/4)*time.Minute)
 			dir := t.TempDir()
-			possible := make(map[string][]string) // owners of each session
+			possible := make(map[string][]string) // the possible owners of each session
 			acknowledged, interrupted := 0, 0
 			for round := range *crashRounds {
 				changeWithoutOwners(t, dir, setup, round)
@@ -100,7 +100,7 @@ func TestCrashWithOwners(t *testing.T) {
 					}
 					switch what {
 					case "opened":
-						if round%2 == 0 { // while it enters owners
+						if round%2 == 0 { // while it adds owners
 							kill(15 * time.Millisecond)
 						}
 					case "ready":
@@ -128,25 +128,26 @@ func TestCrashWithOwners(t *testing.T) {
 					}
 				}
 				if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
-					t.Fatalf("the process ended with %v", err)
+					t.Fatalf("the process ended with %v, want a kill", err)
 				}
 				if !ready {
 					interrupted++
 				}
 				checkOwnersAfterCrash(t, dir, ready, possible)
 				if t.Failed() {
-					t.Fatalf("in round %d (ready: %v)", round, ready)
+					t.Fatalf("failed in round %d (ready: %v)", round, ready)
 				}
 			}
-			t.Logf("%d processes were killed, %d of them before all owners were entered, after %d acknowledged changes", *crashRounds, interrupted, acknowledged)
+			t.Logf("%d processes were killed, %d of them before all owners were added, after %d acknowledged changes", *crashRounds, interrupted, acknowledged)
 			if acknowledged < *crashRounds {
-				t.Errorf("there were only %d acknowledged changes", acknowledged)
+				t.Errorf("got %d acknowledged changes, want at least %d", acknowledged, *crashRounds)
 			}
 		})
 	}
 }
 
-// changeWithoutOwners makes the next process enter and remove owners.
+// changeWithoutOwners changes sessions without their owners, so that the next process
+// has to add and remove owners.
 func changeWithoutOwners(t *testing.T, dir string, setup []string, round int) {
 	t.Helper()
 	db, err := chai.Open(dir)
@@ -171,8 +172,8 @@ func changeWithoutOwners(t *testing.T, dir string, setup []string, round int) {
 	}
 }
 
-// checkOwnersAfterCrash checks that each session is one of those that it may be, and
-// makes that all that it may be.
+// checkOwnersAfterCrash checks that each session has a possible owner, and makes that
+// its only possible one.
 func checkOwnersAfterCrash(t *testing.T, dir string, ready bool, possible map[string][]string) {
 	t.Helper()
 	db, err := chai.Open(dir)
@@ -194,11 +195,11 @@ func checkOwnersAfterCrash(t *testing.T, dir string, ready bool, possible map[st
 		if found {
 			owner = ownerInData(data)
 			if !has(t, s, owner, token) {
-				t.Errorf("SessionsOf(%s) does not have the session %s", owner, token)
+				t.Errorf("SessionsOf(%s) lacks session %s", owner, token)
 			}
 		}
 		if !slices.Contains(owners, owner) {
-			t.Errorf("the session %s is one of %s, and could be one of %v", token, owner, owners)
+			t.Errorf("session %s has the owner %s, want one of %v", token, owner, owners)
 		}
 		possible[token] = []string{owner}
 	}
@@ -208,7 +209,7 @@ func checkOwnersAfterCrash(t *testing.T, dir string, ready bool, possible map[st
 	testdb.CheckOwners(t, db, ownerInData)
 }
 
-// has reports whether a session is one of an owner's.
+// has reports whether an owner has a session.
 func has(t *testing.T, s *chaistore.ChaiStore, owner, token string) bool {
 	t.Helper()
 	for session, err := range s.SessionsOf(t.Context(), owner) {

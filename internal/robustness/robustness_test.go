@@ -1,5 +1,5 @@
-// Package robustness has the tests that kill processes, fill disks and run for long.
-// CONTRIBUTING.md has their flags.
+// Package robustness has tests that kill processes, fill disks and run for a long
+// time. CONTRIBUTING.md describes their flags.
 package robustness
 
 import (
@@ -19,7 +19,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// newStore returns a store on db that logs nothing and sweeps on demand only.
+// newStore returns a store on db that logs nothing and sweeps only on demand.
 func newStore(t *testing.T, db *chai.DB, owner func(data []byte) string) *chaistore.ChaiStore {
 	t.Helper()
 	s, err := chaistore.NewWithConfig(db, chaistore.Config{
@@ -41,7 +41,7 @@ func commit(t *testing.T, s *chaistore.ChaiStore, token, data string) {
 func inAnHour() time.Time  { return time.Now().Add(time.Hour) }
 func anHourAgo() time.Time { return time.Now().Add(-time.Hour) }
 
-// reachable returns the size of what is reachable on the heap.
+// reachable returns the size of the reachable heap.
 func reachable() int64 {
 	runtime.GC()
 	runtime.GC()

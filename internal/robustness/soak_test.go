@@ -25,13 +25,13 @@ import (
 
 var soak = flag.Duration("soak", 0, "how long TestSoak runs")
 
-// A sample is what the process and its database use at a time.
+// A sample is the resource use of the process and its database at one moment.
 type sample struct {
 	operations int64
-	heap       int64 // bytes that are reachable
+	heap       int64 // reachable bytes
 	goroutines int
-	files      int   // open, where the system tells
-	disk       int64 // bytes in the directory of the database
+	files      int   // open files, where /proc/self/fd exists
+	disk       int64 // bytes in the database's directory
 }
 
 func takeSample(dir string, operations int64) sample {
@@ -50,8 +50,8 @@ func takeSample(dir string, operations int64) sample {
 	return s
 }
 
-// TestSoak puts a mixed load at full speed on a store, and fails if what it uses
-// grows: in the last quarter of the time, compared with the second.
+// TestSoak runs a mixed load at full speed on a store. It fails if the resource use
+// grows from the second quarter of the time to the last.
 func TestSoak(t *testing.T) {
 	if *soak == 0 {
 		t.Skip("runs with -soak 10m, or another duration")

@@ -16,7 +16,7 @@ import (
 func TestEndedForgetsOnTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newEnded()
-		time.Sleep(time.Hour) // it may be older than what it remembers
+		time.Sleep(time.Hour) // ended may be older than its keys
 		e.add([]byte("long"), time.Hour)
 		e.add([]byte("short"), time.Minute)
 		e.add([]byte("extended"), time.Minute)
@@ -37,7 +37,7 @@ func TestEndedForgetsOnTime(t *testing.T) {
 			time.Sleep(test.wait)
 			for key, want := range test.want {
 				if got := e.has([]byte(key)); got != want {
-					t.Errorf("after %v more, it has the key %q: %v, want %v", test.wait, key, got, want)
+					t.Errorf("after %v more, has(%q) = %v, want %v", test.wait, key, got, want)
 				}
 			}
 		}
@@ -48,12 +48,12 @@ func TestNilEndedRemembersNothing(t *testing.T) {
 	var e *ended
 	e.add([]byte("a"), time.Hour)
 	if e.has([]byte("a")) {
-		t.Error("it has a key")
+		t.Error("has = true, want false")
 	}
 }
 
-// What is remembered takes little memory, and none once it is forgotten, even if
-// there is always something to remember.
+// Remembered keys take little memory, and none once they are forgotten, even if there
+// is always a key to remember.
 func TestEndedMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const keys, most = 100_000, 64
@@ -69,16 +69,16 @@ func TestEndedMemory(t *testing.T) {
 			t.Errorf("%d keys take %d bytes each, want at most %d", keys, used/keys, most)
 		}
 		if used < keys*8 {
-			t.Errorf("%d keys take %d bytes each: something is measured wrong", keys, used/keys)
+			t.Errorf("%d keys take %d bytes each, want at least 8: the measurement is wrong", keys, used/keys)
 		}
 		for i := range 10 {
 			if time.Sleep(30 * time.Second); e.has(key(keys-1)) != (i == 0) {
-				t.Fatal("it forgets at another time")
+				t.Fatalf("has = %v after %v, want %v", i != 0, time.Duration(i+1)*30*time.Second, i == 0)
 			}
 			e.add(key(keys+i), time.Minute)
 		}
 		if left := endedHeap() - before; left > 10_000 {
-			t.Errorf("%d keys take %d bytes after they were forgotten", keys, left)
+			t.Errorf("%d forgotten keys take %d bytes, want at most 10,000", keys, left)
 		}
 		runtime.KeepAlive(e)
 	})
@@ -92,7 +92,7 @@ func endedHeap() int64 {
 	return int64(stats.HeapAlloc)
 }
 
-// A deletion that fails after it has found some of its sessions remembers none.
+// A deletion that fails after some of its sessions remembers none of them.
 func TestFailedDeleteRemembersNothing(t *testing.T) {
 	db := testdb.Memory(t)
 	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
@@ -111,29 +111,29 @@ func TestFailedDeleteRemembersNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := table.Delete(t.Context(), "good", "bad"); err == nil {
-		t.Fatal("a row that is not one of sessions was deleted from an index")
+		t.Fatal("Delete of a malformed row did not fail")
 	}
 	if err := commit("good"); err != nil {
-		t.Errorf("Upsert after a failed deletion: %v", err)
+		t.Errorf("Upsert after a failed deletion = %v, want nil", err)
 	}
 	if err := table.Delete(t.Context(), "good"); err != nil {
 		t.Fatal(err)
 	}
 	if err := commit("good"); !errors.Is(err, ErrEnded) {
-		t.Errorf("Upsert after a deletion: %v, want %v", err, ErrEnded)
+		t.Errorf("Upsert after a deletion = %v, want %v", err, ErrEnded)
 	}
 }
 
-// Tables of one name remember together, others by themselves: what one remembers for
-// long keeps nothing of another in memory.
+// Tables of the same name remember together. Tables of other names remember
+// separately, so a long memory of one does not keep another's keys.
 func TestTablesRememberByName(t *testing.T) {
 	db := testdb.Memory(t)
 	table := func(name string) *Table { return New(db, Options{Name: name, RememberEnded: time.Hour}) }
 	a := table("a").ended
 	if table("a").ended != a {
-		t.Error("two stores on a table don't remember together")
+		t.Error("two Tables of the same name remember separately")
 	}
 	if table("b").ended == a {
-		t.Error("two tables remember together")
+		t.Error("two Tables of different names remember together")
 	}
 }

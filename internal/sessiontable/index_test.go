@@ -18,7 +18,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// indexedTables are the indexes that a table of sessions can have.
+// indexedTables maps a name to the indexes of a table of sessions.
 var indexedTables = map[string][]string{
 	"expiry":            {testdb.CreateIndex},
 	"expiry and token":  {testdb.CreateIndex, "CREATE INDEX by_token ON sessions(token)"},
@@ -27,7 +27,7 @@ var indexedTables = map[string][]string{
 	"two columns":       {"CREATE INDEX both ON sessions(expiry DESC, token)"},
 }
 
-// expiries returns the expiry of each session by token, as Chai reads them.
+// expiries returns the expiry of each session by token, as read by Chai.
 func expiries(t *testing.T, db *chai.DB) map[string]time.Time {
 	t.Helper()
 	result, err := db.Query("SELECT token, expiry FROM sessions")
@@ -49,11 +49,11 @@ func expiries(t *testing.T, db *chai.DB) map[string]time.Time {
 	return found
 }
 
-// After any operations of the store and of the application, the entries are, byte
-// for byte, the ones that REINDEX makes. The tables are created before and after
-// the encoding of their namespaces changes, from 31 to 32 and from 255 to 256.
-// (What Chai itself rolls back is an INSERT only: see TestRolledBackUpdateIsRepaired.)
-func TestEntriesAreTheEngines(t *testing.T) {
+// After any operations of the store and of the application, the entries are, byte for
+// byte, those that REINDEX makes. The tables are created on both sides of the
+// namespaces whose encoding changes, from 31 to 32 and from 255 to 256. (Only INSERTs
+// are rolled back: see TestRolledBackUpdateIsRepaired.)
+func TestEntriesMatchReindex(t *testing.T) {
 	for name, indexes := range indexedTables {
 		for _, others := range []int{0, 20, 243} {
 			t.Run(fmt.Sprintf("%s after %d others", name, others), func(t *testing.T) {
@@ -120,7 +120,7 @@ func testRandomOperations(t *testing.T, db *chai.DB) {
 		if i%50 == 49 {
 			testdb.CheckIndexes(t, db)
 			if got := expiries(t, db); !maps.EqualFunc(got, want, time.Time.Equal) {
-				t.Fatalf("after operation %d the sessions expire at %v, want %v", i, got, want)
+				t.Fatalf("after operation %d, got expiries %v, want %v", i, got, want)
 			}
 		}
 	}
@@ -145,8 +145,8 @@ func inTx(t testing.TB, db *chai.DB, commit bool, f func(tx *chai.Tx) error) {
 	}
 }
 
-// Operations that share a batch see what those before them have done.
-func TestEntriesOfOneGroup(t *testing.T) {
+// Operations that share a batch see the changes of earlier ones.
+func TestEntriesOfOneBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
 		testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex, "CREATE INDEX both ON sessions(expiry DESC, token)")
@@ -195,21 +195,21 @@ func TestEntriesOfOneGroup(t *testing.T) {
 		lock.Unlock()
 		synctest.Wait()
 		if n := e.Fsyncs() - before; n != 1 {
-			t.Errorf("%d groups were committed, want 1", n)
+			t.Errorf("got %d batches, want 1", n)
 		}
 		want := map[string]time.Time{"renewed": in(1), "twice": in(2), "again": in(5), "new": in(8), "spared": in(10 * time.Second)}
 		for token := range want {
 			want[token] = want[token].Truncate(time.Microsecond)
 		}
 		if got := expiries(t, db); !maps.EqualFunc(got, want, time.Time.Equal) {
-			t.Errorf("the sessions expire at %v, want %v", got, want)
+			t.Errorf("got expiries %v, want %v", got, want)
 		}
 		testdb.CheckIndexes(t, db)
 	})
 }
 
-// A commit that waits while its table gets an index, or loses one, maintains the
-// indexes that there are in its turn.
+// A commit that waits while its table gets or loses an index maintains the indexes
+// that exist in its turn.
 func TestIndexesChangeWhileCommitsWait(t *testing.T) {
 	for name, test := range map[string]struct{ before, during []string }{
 		"created":  {nil, []string{testdb.CreateIndex}},
@@ -233,7 +233,7 @@ func TestIndexesChangeWhileCommitsWait(t *testing.T) {
 				lock.Unlock()
 				synctest.Wait()
 				if n := len(expiries(t, db)); n != 2 {
-					t.Errorf("there are %d sessions, want 2", n)
+					t.Errorf("got %d sessions, want 2", n)
 				}
 				testdb.CheckIndexes(t, db)
 			})
@@ -241,8 +241,8 @@ func TestIndexesChangeWhileCommitsWait(t *testing.T) {
 	}
 }
 
-// newStaleTable returns a table of so many sessions, every third of which an older
-// program has renewed with ON CONFLICT REPLACE, which leaves the entry of the
+// newStaleTable returns a table with the given number of sessions. An older program
+// has renewed every third one with ON CONFLICT REPLACE, which leaves the entry of the
 // former expiry in each index, and adds none.
 func newStaleTable(t testing.TB, sessions int, indexes ...string) (*chai.DB, *Table) {
 	t.Helper()
@@ -278,15 +278,15 @@ func TestReplaceLeavesWrongEntries(t *testing.T) {
 		t.Fatal(err)
 	}
 	if all, wrong := countEntries(t, table, &l.sessions.indexes[0]); all != 10 || wrong != 4 {
-		t.Errorf("of %d entries %d are wrong, want 4 of 10", all, wrong)
+		t.Errorf("got %d wrong entries of %d, want 4 of 10", wrong, all)
 	}
 	if n := len(expiries(t, db)); n != 10 {
-		t.Errorf("there are %d sessions, want 10", n)
+		t.Errorf("got %d sessions, want 10", n)
 	}
 }
 
-// countEntries returns how many entries an index has, and how many of them are not
-// the entry of a row.
+// countEntries returns the number of entries in an index, and how many of them belong
+// to no row.
 func countEntries(t *testing.T, table *Table, ix *index) (all, wrong int) {
 	t.Helper()
 	err := table.db.Read(func(s *engine.Snapshot) error {
@@ -311,7 +311,7 @@ func TestStaleTableWorksAtOnce(t *testing.T) {
 			db, table := newStaleTable(t, 30, indexes...)
 			now := time.Now()
 			if row, found, err := find(t, table, "00000"); string(row.Data) != "replaced" || !found || err != nil {
-				t.Errorf("Find = %q, %v, %v", row.Data, found, err)
+				t.Errorf("Find = %q, %v, %v; want replaced, true, nil", row.Data, found, err)
 			}
 			upsert(t, table, "00000", now.Add(3*time.Hour))
 			upsert(t, table, "00003", now.Add(-time.Hour))
@@ -319,7 +319,7 @@ func TestStaleTableWorksAtOnce(t *testing.T) {
 				t.Error(err)
 			}
 			if rows, next, err := table.Page(t.Context(), ""); len(rows) != 28 || next != "" || err != nil {
-				t.Errorf("Page = %d rows, %q, %v", len(rows), next, err)
+				t.Errorf("Page = %d rows, %q, %v; want 28 rows, none, nil", len(rows), next, err)
 			}
 			sweep, err := table.DeleteExpired(t.Context(), now)
 			if want := (Sweep{Scanned: 28, Deleted: 1}); sweep != want || err != nil {
@@ -330,8 +330,8 @@ func TestStaleTableWorksAtOnce(t *testing.T) {
 	}
 }
 
-// Chai takes an entry that is rolled back for one that there has not been
-// (internal/kv, rollback.go, tombStone).
+// When Chai rolls an UPDATE back, it does not restore the former entry: its value
+// equals the mark of a key that did not exist (internal/kv, rollback.go, tombStone).
 func TestRolledBackUpdateIsRepaired(t *testing.T) {
 	db := testdb.Memory(t)
 	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
@@ -346,8 +346,8 @@ func TestRolledBackUpdateIsRepaired(t *testing.T) {
 	testdb.CheckIndexes(t, db)
 }
 
-// repairLen is several times as many sessions as a sweep looks at in a snapshot,
-// and has many times as many wrong entries as it changes in a turn.
+// repairLen is several times as many sessions as a sweep scans in one snapshot. A
+// third of them have wrong entries, many times as many as a turn changes.
 const repairLen = 2*sweepScan + 1
 
 func TestStaleTableIsRepaired(t *testing.T) {
@@ -358,8 +358,8 @@ func TestStaleTableIsRepaired(t *testing.T) {
 		t.Fatalf("DeleteExpired = %+v, %v; want %+v, nil", sweep, err, want)
 	}
 	testdb.CheckIndexes(t, db)
-	// Where nothing is wrong, nothing is written, and what was repaired is not
-	// looked at again.
+	// Sweeps of a repaired table write nothing, and the Table that repaired an index
+	// does not check it again.
 	before := table.db.Fsyncs()
 	for _, table := range []*Table{table, newTable(t, db)} {
 		if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
@@ -367,7 +367,7 @@ func TestStaleTableIsRepaired(t *testing.T) {
 		}
 	}
 	if n := table.db.Fsyncs() - before; n != 0 {
-		t.Errorf("sweeps of a table with a right index have written %d times", n)
+		t.Errorf("got %d commits by sweeps of a repaired table, want none", n)
 	}
 }
 
@@ -399,12 +399,11 @@ func TestRepairBesideCommits(t *testing.T) {
 	testdb.CheckIndexes(t, db)
 }
 
-// A hookContext calls a function when it has been asked n times whether it has
-// ended.
+// A hookContext's Err returns nil n times, and then the result of hook.
 type hookContext struct {
 	context.Context
 	n    int
-	hook func() error // what the context returns from then on
+	hook func() error
 }
 
 func (c *hookContext) Err() error {
@@ -416,7 +415,7 @@ func (c *hookContext) Err() error {
 
 func canceled() error { return context.Canceled }
 
-// A sweep that is interrupted at any point leaves the rest to the next one.
+// If a sweep is interrupted at any point, the next one does the rest.
 func TestInterruptedRepairIsFinished(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	db, table := newStaleTable(t, repairLen, testdb.CreateIndex)
@@ -432,13 +431,13 @@ func TestInterruptedRepairIsFinished(t *testing.T) {
 		interrupted++
 	}
 	if n := table.db.Fsyncs() - fsyncs; interrupted < 5 || n < 2*repairLen/3/sweepWrite {
-		t.Errorf("the repair was interrupted %d times, and wrote %d times", interrupted, n)
+		t.Errorf("got %d interruptions and %d commits, want at least 5 and %d", interrupted, n, 2*repairLen/3/sweepWrite)
 	}
 	testdb.CheckIndexes(t, db)
 }
 
-// A session may change at any moment of the repair, also so that the entry that was
-// wrong is right again.
+// A session may change at any moment of the repair, even so that its wrong entry
+// becomes right again.
 func TestRepairWhileSessionChanges(t *testing.T) {
 	former, now := time.Now().Add(time.Hour), time.Now()
 	for name, change := range map[string]func(table *Table) error{
@@ -473,7 +472,7 @@ func TestRepairWhileSessionChanges(t *testing.T) {
 	}
 }
 
-// The application may change the indexes, and the table, while they are repaired.
+// The application may change the indexes and the table during the repair.
 func TestRepairWhileIndexesChange(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	for name, change := range map[string][]string{
@@ -483,7 +482,7 @@ func TestRepairWhileIndexesChange(t *testing.T) {
 		"table":    {"DROP TABLE sessions", testdb.CreateTable, testdb.CreateIndex},
 	} {
 		t.Run(name, func(t *testing.T) {
-			const sessions = 3*sweepWrite + 1 // that are wrong are three times as few
+			const sessions = 3*sweepWrite + 1 // with wrong entries, a third of all
 			for _, at := range []int{3*sessions + 10, 4*sessions + 10, 7*sessions + 10, 7*sessions + 200} {
 				db, table := newStaleTable(t, 3*sessions, testdb.CreateIndex)
 				before, err := table.layout()
@@ -506,7 +505,7 @@ func TestRepairWhileIndexesChange(t *testing.T) {
 				}
 				testdb.CheckIndexes(t, db)
 				if all, _ := countEntries(t, table, &before.sessions.indexes[0]); all > 0 && name != "created" {
-					t.Errorf("an index that was dropped has %d entries", all)
+					t.Errorf("got %d entries of a dropped index, want none", all)
 				}
 			}
 		})

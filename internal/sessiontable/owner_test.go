@@ -17,7 +17,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// firstByte is an OwnerOf.
+// firstByte is an OwnerOf that returns the first byte of the data.
 func firstByte(data []byte) string { return string(data[:min(1, len(data))]) }
 
 func newTableWithOwners(t *testing.T, db *chai.DB) *Table {
@@ -29,7 +29,7 @@ func newTableWithOwners(t *testing.T, db *chai.DB) *Table {
 	return table
 }
 
-// The entries of the index on owners are those that Chai itself makes of the rows.
+// The entries of the index on owners are those that REINDEX makes.
 func TestIndexOfOwnersEqualsReindex(t *testing.T) {
 	db := testdb.Memory(t)
 	table := newTableWithOwners(t, db)
@@ -64,11 +64,11 @@ func TestIndexOfOwnersEqualsReindex(t *testing.T) {
 	}
 	want := entriesOfOwners(t, table)
 	if len(want) < 100 || !maps.EqualFunc(got, want, bytes.Equal) {
-		t.Errorf("the index has %d entries, and %d after REINDEX, which are not the same", len(got), len(want))
+		t.Errorf("got %d entries, want the %d (at least 100) of REINDEX", len(got), len(want))
 	}
 }
 
-// entriesOfOwners returns the rows of the index on owners by their keys.
+// entriesOfOwners returns the entries of the index on owners by their keys.
 func entriesOfOwners(t *testing.T, table *Table) map[string][]byte {
 	t.Helper()
 	entries := make(map[string][]byte)
@@ -85,7 +85,7 @@ func entriesOfOwners(t *testing.T, table *Table) map[string][]byte {
 	return entries
 }
 
-// What has changed since the tables were compared is left as it is.
+// Sessions and owners that have changed since the comparison are left as they are.
 func TestCorrectOwnersLooksAgain(t *testing.T) {
 	db := testdb.Memory(t)
 	table := newTableWithOwners(t, db)
@@ -114,7 +114,7 @@ func TestCorrectOwnersLooksAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(m.without) != 4 || !slices.Equal(m.gone, []string{"back", "gone"}) || m.next != "" {
-		t.Fatalf("the mismatch is %+v", m)
+		t.Fatalf("got mismatch %+v, want 4 without an owner, and 2 gone", m)
 	}
 	upsert(plain, "changed", "b")
 	upsert(table, "owned", "b")
@@ -138,11 +138,11 @@ func TestCorrectOwnersLooksAgain(t *testing.T) {
 		return err
 	})
 	if want := map[string]string{"same": "a", "owned": "b", "back": "a"}; err != nil || !maps.Equal(got, want) {
-		t.Errorf("the owners are %v (%v), want %v", got, err, want)
+		t.Errorf("got owners %v, %v; want %v, nil", got, err, want)
 	}
 }
 
-// Older tables allow NULL. Their rows have owners, too.
+// Older tables allow NULL. Rows with NULL have owners, too.
 func TestOwnersOfNullData(t *testing.T) {
 	db := testdb.Memory(t)
 	testdb.Exec(t, db, "CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP)")
@@ -156,6 +156,6 @@ func TestOwnersOfNullData(t *testing.T) {
 	}
 	var n int
 	if err := row.Scan(&n); err != nil || n != 1 {
-		t.Errorf("there are %d owners (%v), want 1", n, err)
+		t.Errorf("got %d owners, %v; want 1, nil", n, err)
 	}
 }

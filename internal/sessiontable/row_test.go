@@ -18,7 +18,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// The expiries at which the encoding of a timestamp changes.
+// boundaryExpiries returns expiries at which the encoding of a timestamp changes.
 func boundaryExpiries() []time.Time {
 	epoch := time.UnixMicro(timestampEpoch)
 	expiries := []time.Time{minExpiry, maxExpiry, time.UnixMicro(time.Now().UnixMicro())}
@@ -30,7 +30,7 @@ func boundaryExpiries() []time.Time {
 	return expiries
 }
 
-// randomRow returns a row whose sizes and expiry are at and about boundaries.
+// randomRow returns a row whose sizes and expiry are at or near boundaries.
 func randomRow(rng *rand.Rand) Row {
 	sizes := []int{0, 1, 2, 99, 100, 127, 128, 129, 300, 16383, 16384, 70000}
 	token := make([]byte, min(sizes[rng.IntN(len(sizes))], rng.IntN(MaxKeyLen+1)))
@@ -48,9 +48,9 @@ func (r Row) equal(other Row) bool {
 	return r.Token == other.Token && bytes.Equal(r.Data, other.Data) && r.Expiry.Equal(other.Expiry)
 }
 
-// Rows and keys are those that Chai's own SQL writes, to the last byte, and it
-// reads, overwrites and deletes the ones of this package.
-func TestRowsAreTheEngines(t *testing.T) {
+// Keys and rows are, byte for byte, those that Chai's own SQL writes. SQL reads,
+// overwrites and deletes the rows of this package.
+func TestRowsMatchSQL(t *testing.T) {
 	db := testdb.Memory(t)
 	testdb.Exec(t, db, testdb.CreateTable)
 	table := newTable(t, db)
@@ -73,10 +73,10 @@ func TestRowsAreTheEngines(t *testing.T) {
 			return err
 		})
 		if err != nil || want == nil {
-			t.Fatalf("the engine has no row with the key of a token of %d bytes (%v)", len(row.Token), err)
+			t.Fatalf("Get of the row with a token of %d bytes = %v, %v", len(row.Token), want, err)
 		}
 		if got := encodeRow(row); !bytes.Equal(got, want) {
-			t.Fatalf("the row of a token of %d bytes, %d bytes of data and the expiry %v is encoded as\n%x, by the engine as\n%x",
+			t.Fatalf("the row with a token of %d bytes, %d bytes of data and the expiry %v is encoded as\n%x, want\n%x",
 				len(row.Token), len(row.Data), row.Expiry, got, want)
 		}
 
@@ -95,27 +95,27 @@ func TestRowsAreTheEngines(t *testing.T) {
 			var got Row
 			err := r.Scan(&got.Token, &got.Data, &got.Expiry)
 			if !got.equal(other) {
-				t.Errorf("the engine reads another row than was written")
+				t.Errorf("SQL reads another row than was written")
 			}
 			return err
 		})
 		if err != nil || rows != 1 {
-			t.Fatalf("the engine reads %d rows (%v), want 1", rows, err)
+			t.Fatalf("SQL reads %d rows, %v; want 1, nil", rows, err)
 		}
 		result.Close()
 		if got, found, err := find(t, table, other.Token); err != nil || !found || !got.equal(other) {
-			t.Fatalf("Find does not return what was written (%v)", err)
+			t.Fatalf("Find returns another row than was written (%v)", err)
 		}
 		if err := table.Delete(t.Context(), other.Token); err != nil {
 			t.Fatal(err)
 		}
 		if n := len(expiries(t, db)); n != 0 {
-			t.Fatalf("after Delete the engine still has %d rows", n)
+			t.Fatalf("SQL reads %d rows after Delete, want none", n)
 		}
 	}
 }
 
-// Older tables may have columns that are NULL.
+// Older tables may have NULL in columns.
 func TestNullColumns(t *testing.T) {
 	for name, indexes := range indexedTables {
 		t.Run(name, func(t *testing.T) {
@@ -155,7 +155,7 @@ func TestDecodeRefusesGarbage(t *testing.T) {
 			t.Errorf("the first %d bytes of a row were taken for a row", n)
 		}
 		if _, err := ix.appendEntry(nil, key, valid[:n]); err == nil {
-			t.Errorf("the first %d bytes of a row have got an entry", n)
+			t.Errorf("the first %d bytes of a row got an entry", n)
 		}
 	}
 	for n := range len(validEntry) {
@@ -170,7 +170,7 @@ func TestDecodeRefusesGarbage(t *testing.T) {
 			row[rng.IntN(len(row))] = byte(rng.Uint32())
 			entry[rng.IntN(len(entry))] = byte(rng.Uint32())
 		}
-		// They must not panic.
+		// These calls must not panic.
 		_, _, _, _ = decodeRow(row)
 		_, _ = decodeCatalogRow(row)
 		_, _ = ix.appendEntry(nil, key, row)
@@ -178,8 +178,8 @@ func TestDecodeRefusesGarbage(t *testing.T) {
 	}
 }
 
-// Between two pages, and two parts of a sweep, no token is left out, not even the
-// next one that there can be.
+// Pages, and the parts of a sweep, leave out no token between them, not even the
+// least possible next one.
 func TestPagesMeet(t *testing.T) {
 	for _, length := range []int{pageLen, sweepWrite, sweepScan} {
 		db := testdb.Memory(t)
@@ -188,7 +188,7 @@ func TestPagesMeet(t *testing.T) {
 		now := time.Now()
 		expiry := now
 		if length == sweepScan {
-			expiry = now.Add(time.Hour) // so that nothing ends its parts earlier
+			expiry = now.Add(time.Hour) // nothing else ends a part of the sweep
 		}
 		last := ""
 		for i := range length {
@@ -203,12 +203,12 @@ func TestPagesMeet(t *testing.T) {
 				t.Fatal(err)
 			}
 			if len(rows) > pageLen {
-				t.Errorf("a page has %d sessions", len(rows))
+				t.Errorf("got %d sessions in a page, want at most %d", len(rows), pageLen)
 			}
 			seen, from = seen+len(rows), next
 		}
 		if seen != length+1 {
-			t.Errorf("%d of %d sessions are in the pages", seen, length+1)
+			t.Errorf("got %d sessions in all pages, want %d", seen, length+1)
 		}
 		want := Sweep{Scanned: length + 1, Deleted: length + 1}
 		if length == sweepScan {
@@ -220,8 +220,8 @@ func TestPagesMeet(t *testing.T) {
 	}
 }
 
-// A page, and a part of a sweep, also ends after a number of bytes, but not before
-// its first session.
+// A page, or a part of a sweep, also ends after a number of bytes, but holds at least
+// one session.
 func TestPagesAreLimitedInBytes(t *testing.T) {
 	db := testdb.Memory(t)
 	testdb.Exec(t, db, testdb.CreateTable)
@@ -229,7 +229,7 @@ func TestPagesAreLimitedInBytes(t *testing.T) {
 	now := time.Now()
 	const sessions, perPage = 7, 3
 	for i := range sessions {
-		data := make([]byte, pageBytes/2-100) // with a token and an expiry less than half
+		data := make([]byte, pageBytes/2-100) // less than half, even with token and expiry
 		if i == sessions-1 {
 			data = make([]byte, 3*pageBytes)
 		}
@@ -253,11 +253,11 @@ func TestPagesAreLimitedInBytes(t *testing.T) {
 		swept, from = append(swept, len(page.tokens)), page.next
 	}
 	if want := fmt.Sprint([]int{perPage, perPage, 1}); fmt.Sprint(lengths) != want || fmt.Sprint(swept) != want {
-		t.Errorf("the pages have %v sessions, the parts of a sweep %v; want %s", lengths, swept, want)
+		t.Errorf("got pages of %v sessions, and parts of a sweep of %v; want %s", lengths, swept, want)
 	}
 }
 
-// Reading ends with its context at once, also where there is nothing to read.
+// Reads end as soon as their context does, even if there is nothing to read.
 func TestReadingEndsWithItsContext(t *testing.T) {
 	db := testdb.Memory(t)
 	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
@@ -274,10 +274,10 @@ func TestReadingEndsWithItsContext(t *testing.T) {
 		for name, call := range calls {
 			ctx := &hookContext{t.Context(), asked, canceled}
 			if err := call(ctx); !errors.Is(err, context.Canceled) {
-				t.Errorf("%s with a context that ends when it is asked %d times: %v", name, asked+1, err)
+				t.Errorf("%s = %v with a context that ends at call %d of Err, want %v", name, err, asked+1, context.Canceled)
 			}
-			if more := -ctx.n - 1; more > 1 { // read asks, or whoever has called it
-				t.Errorf("%s has gone on, and asked %d times more", name, more)
+			if more := -ctx.n - 1; more > 1 { // read may ask once more, or its caller
+				t.Errorf("%s called Err %d times after the end of its context, want at most once", name, more)
 			}
 		}
 	}
@@ -288,15 +288,15 @@ func TestReadingEndsWithItsContext(t *testing.T) {
 	check(0)
 	delete(calls, "Find")
 	check(50)
-	// After the rows come the entries.
+	// Only repairIndexes goes on, from the rows to the entries.
 	delete(calls, "Page")
 	delete(calls, "scanExpired")
 	delete(calls, "DeleteExpired")
 	check(150)
 }
 
-// The rows that Find and Page return are not the engine's, and an Upsert that has
-// returned early does not look at its data again.
+// Find and Page do not return the buffers of the engine. An Upsert that has returned
+// early does not read its data again.
 func TestRowsAreTheCallers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
@@ -308,7 +308,7 @@ func TestRowsAreTheCallers(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- table.Upsert(t.Context(), "a", data, time.Now().Add(time.Hour)) }()
 		synctest.Wait()
-		// A caller may go on before the turn, when writing hangs.
+		// When writing hangs, a caller may go on before its turn.
 		copy(data, "two")
 		lock.Unlock()
 		if err := <-done; err != nil {

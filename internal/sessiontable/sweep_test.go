@@ -43,7 +43,7 @@ func TestSweepSparesSessionsRenewedMeanwhile(t *testing.T) {
 	}
 }
 
-// A sweep of one instant spares what expires a microsecond later.
+// A sweep at one instant spares sessions that expire a microsecond later.
 func TestSweepComparesExpiries(t *testing.T) {
 	db := testdb.Memory(t)
 	testdb.Exec(t, db, testdb.CreateTable)
@@ -57,12 +57,12 @@ func TestSweepComparesExpiries(t *testing.T) {
 		t.Errorf("DeleteExpired = %+v, %v; want %+v, nil", sweep, err, want)
 	}
 	if _, found, _ := find(t, table, "3"); !found {
-		t.Error("a session that expires later is gone")
+		t.Error("the sweep deleted a session that expires later")
 	}
 }
 
-// A sweep that is interrupted ends before its next turn, and says what it has done
-// until then.
+// An interrupted sweep ends before its next turn, and returns what it has done until
+// then.
 func TestSweepEndsBetweenTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)

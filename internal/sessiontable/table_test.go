@@ -22,7 +22,7 @@ func newTable(t testing.TB, db *chai.DB) *Table {
 	return New(db, Options{Name: "sessions", Logger: func() *slog.Logger { return slog.New(slog.DiscardHandler) }})
 }
 
-// find is [Table.Find] that returns a row.
+// find is [Table.Find] that returns a Row.
 func find(t *testing.T, table *Table, token string) (row Row, found bool, err error) {
 	t.Helper()
 	data, expiry, found, err := table.Find(t.Context(), token)
@@ -53,7 +53,7 @@ func TestCreateKeepsAnExistingTable(t *testing.T) {
 	}
 }
 
-// A write that waits uses the table that there is in its turn.
+// A waiting write uses the table that exists in its turn.
 func TestTableChangesWhileWritesWait(t *testing.T) {
 	for name, test := range map[string]struct {
 		during []string
@@ -83,7 +83,7 @@ func TestTableChangesWhileWritesWait(t *testing.T) {
 					go func() {
 						err := call()
 						if test.want == "" && err != nil || test.want != "" && (err == nil || err.Error() != test.want) {
-							t.Errorf("error %v, want %q", err, test.want)
+							t.Errorf("got error %v, want %q", err, test.want)
 						}
 					}()
 				}
@@ -93,7 +93,7 @@ func TestTableChangesWhileWritesWait(t *testing.T) {
 				synctest.Wait()
 				if test.want == "" {
 					if found := expiries(t, db); len(found) != 1 || found["b"].IsZero() {
-						t.Errorf("the new table has the sessions %v, want b", found)
+						t.Errorf("got sessions %v in the new table, want b", found)
 					}
 				}
 				if name == "renamed" {
@@ -103,7 +103,7 @@ func TestTableChangesWhileWritesWait(t *testing.T) {
 					}
 					var n int
 					if err := row.Scan(&n); n != 1 || err != nil {
-						t.Errorf("the old table has %d sessions (%v), want 1", n, err)
+						t.Errorf("got %d sessions in the old table, %v; want 1, nil", n, err)
 					}
 				}
 			})
@@ -137,9 +137,10 @@ func rebuild(t *testing.T, db *chai.DB) {
 
 const otherToken = "of another table"
 
-// An application that rebuilds the table in one transaction makes nobody miss a
-// session, or see a row of another table. (To roll such a transaction back for the
-// second time loses the rows: Chai's internal/kv, rollback.go, seen.)
+// While an application rebuilds the table in one transaction, no call misses a
+// session, or returns a row of another table. (Nothing is rolled back: rolling such a
+// transaction back a second time loses the rows, see Chai's internal/kv, rollback.go,
+// seen.)
 func TestTableIsRebuiltWhileInUse(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	const sessions, rebuilds = 20, 60
@@ -164,7 +165,7 @@ func TestTableIsRebuiltWhileInUse(t *testing.T) {
 			token := fmt.Sprint(n % sessions)
 			row, found, err := find(t, table, token)
 			if err != nil || !found || row.Token != token || string(row.Data) != token {
-				t.Errorf("Find(%s) = %+v, %v, %v", token, row, found, err)
+				t.Errorf("Find(%s) = %+v, %v, %v; want its token as data", token, row, found, err)
 			}
 			if _, found, err := find(t, table, otherToken); found || err != nil {
 				t.Errorf("Find(%q) = %v, %v; want false, nil", otherToken, found, err)
@@ -174,13 +175,13 @@ func TestTableIsRebuiltWhileInUse(t *testing.T) {
 	loop(&pages, func(int64) {
 		rows, _, err := table.Page(t.Context(), "")
 		if len(rows) != sessions || err != nil {
-			t.Errorf("a page has %d sessions (%v), want %d", len(rows), err, sessions)
+			t.Errorf("Page = %d sessions, %v; want %d, nil", len(rows), err, sessions)
 		}
 	})
 	loop(&commits, func(n int64) { upsert(t, table, fmt.Sprint(n%sessions), time.Now().Add(time.Hour)) })
 	loop(&sweeps, func(int64) {
 		if sweep, err := table.DeleteExpired(t.Context(), time.Now()); sweep.Deleted > 0 || err != nil {
-			t.Errorf("DeleteExpired = %+v, %v", sweep, err)
+			t.Errorf("DeleteExpired = %+v, %v; want none deleted, nil", sweep, err)
 		}
 	})
 	for range rebuilds {

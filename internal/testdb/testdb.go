@@ -1,5 +1,5 @@
-// Package testdb has what the tests of several packages need: databases, a
-// limit on how long a test may hang, and a log that can be looked at.
+// Package testdb has helpers for the tests of several packages: databases, checks of
+// their tables, a watchdog for tests that hang, and a log that can be read.
 package testdb
 
 import (
@@ -16,8 +16,7 @@ import (
 	"github.com/chaisql/chai"
 )
 
-// The tables of sessions that there are: the one that the library creates, and
-// the one of older setups.
+// The table of sessions that the library creates, and the index of older setups.
 const (
 	CreateTable = `CREATE TABLE sessions (
 		token  TEXT      PRIMARY KEY,
@@ -49,8 +48,8 @@ func open(t testing.TB, path string) *chai.DB {
 	return db
 }
 
-// Exec runs statements, and fails the test if it can't. It must not be used
-// beside a store that writes.
+// Exec runs statements, and fails the test if one fails. It must not be used while a
+// store writes.
 func Exec(t testing.TB, db *chai.DB, statements ...string) {
 	t.Helper()
 	for _, sql := range statements {
@@ -60,8 +59,8 @@ func Exec(t testing.TB, db *chai.DB, statements ...string) {
 	}
 }
 
-// CheckIndexes fails the test unless the entries of all indexes are, byte for
-// byte, the ones that REINDEX makes. Nobody may write meanwhile.
+// CheckIndexes fails the test unless the entries of all indexes are, byte for byte,
+// those that REINDEX makes. Nobody may write meanwhile.
 func CheckIndexes(t testing.TB, db *chai.DB) {
 	t.Helper()
 	before := pairs(t, db)
@@ -89,11 +88,11 @@ func CheckIndexes(t testing.TB, db *chai.DB) {
 		}
 	}
 	if wrong+missing > 0 {
-		t.Errorf("of %d keys in the database REINDEX has removed %d and added %d", len(before), wrong, missing)
+		t.Errorf("REINDEX removed or changed %d and added %d of %d keys, want none", wrong, missing, len(before))
 	}
 }
 
-// pairs returns all that is stored in db.
+// pairs returns all keys and values stored in db.
 func pairs(t testing.TB, db *chai.DB) map[string]string {
 	t.Helper()
 	rows, err := db.DB.Store.DB().NewIter(nil)
@@ -111,8 +110,8 @@ func pairs(t testing.TB, db *chai.DB) map[string]string {
 	return all
 }
 
-// Watchdog ends the process with the stacks of all goroutines if the test still
-// runs after limit, because a deadlock in the engine can't be undone.
+// Watchdog ends the process with the stacks of all goroutines if the test still runs
+// after limit, because a deadlock in the engine can't be undone.
 func Watchdog(t testing.TB, limit time.Duration) {
 	timer := time.AfterFunc(limit, func() {
 		stacks := make([]byte, 4<<20)
@@ -122,7 +121,7 @@ func Watchdog(t testing.TB, limit time.Duration) {
 	t.Cleanup(func() { timer.Stop() })
 }
 
-// A Log keeps what is logged to its logger, for many goroutines.
+// A Log keeps the output of its loggers. Many goroutines may use it.
 type Log struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -135,19 +134,19 @@ func (l *Log) Write(p []byte) (int, error) {
 	return l.text.Write(p)
 }
 
-// String returns what has been logged.
+// String returns everything logged so far.
 func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
 }
 
-// Logger returns a logger that logs everything from level on to l.
+// Logger returns a logger that logs to l, from level on.
 func (l *Log) Logger(level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: level}))
 }
 
-// Query calls each with the rows of a statement that reads.
+// Query calls each for each row of a reading statement.
 func Query(t testing.TB, db *chai.DB, sql string, each func(*chai.Row) error, args ...any) {
 	t.Helper()
 	result, err := db.Query(sql, args...)
@@ -174,8 +173,8 @@ func Count(t testing.TB, db *chai.DB, sql string, args ...any) int {
 	return n
 }
 
-// CheckOwners checks that the table of owners has exactly a row for each session,
-// with the right owner, both by its rows and by its index.
+// CheckOwners checks that the table of owners has exactly one row for each session,
+// with the right owner, both in its rows and in its index.
 func CheckOwners(t testing.TB, db *chai.DB, ownerOf func(data []byte) string) {
 	t.Helper()
 	want, got := make(map[string]string), make(map[string]string)
@@ -193,15 +192,15 @@ func CheckOwners(t testing.TB, db *chai.DB, ownerOf func(data []byte) string) {
 		return err
 	})
 	if !maps.Equal(got, want) {
-		t.Errorf("the owners of %d sessions are wrong: there are %d rows", len(want), len(got))
+		t.Errorf("got %d owners, want those of %d sessions", len(got), len(want))
 		for token := range want {
 			if owner, ok := got[token]; !ok || owner != want[token] {
-				t.Logf("the owner of %q is %q (%v), want %q", token, owner, ok, want[token])
+				t.Logf("got owner %q (%v) of session %q, want %q", owner, ok, token, want[token])
 			}
 		}
 		for token := range got {
 			if _, ok := want[token]; !ok {
-				t.Logf("there is an owner of %q, which is gone", token)
+				t.Logf("got an owner of session %q, which does not exist", token)
 			}
 		}
 	}
@@ -211,7 +210,7 @@ func CheckOwners(t testing.TB, db *chai.DB, ownerOf func(data []byte) string) {
 			var token string
 			err := row.Scan(&token)
 			if want[token] != owner {
-				t.Errorf("by the index, the session %q is one of %q, not of %q", token, owner, want[token])
+				t.Errorf("got session %q for owner %q in the index, want owner %q", token, owner, want[token])
 			}
 			n++
 			return err
@@ -222,7 +221,7 @@ func CheckOwners(t testing.TB, db *chai.DB, ownerOf func(data []byte) string) {
 			}
 		}
 		if n != 0 {
-			t.Errorf("the index has %d sessions of %q too many", n, owner)
+			t.Errorf("got %d sessions too many of owner %q in the index", n, owner)
 		}
 	}
 }

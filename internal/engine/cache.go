@@ -166,8 +166,8 @@ type entry struct {
 // full the map is, and what the allocator adds to the key.
 const entryOverhead = 150
 
-// size returns the approximate number of bytes of an entry. The allocator adds up to
-// a fifth to a large row, and a sixteenth on average; size adds an eighth.
+// size returns about how many bytes an entry takes. The allocator adds up to a fifth
+// to a large row; size counts an eighth.
 func (e *entry) size() int { return entryOverhead + len(e.key) + len(e.row)*9/8 }
 
 func (s *shard) put(key string, row []byte, epoch *epoch, limit int) {

@@ -1,4 +1,4 @@
-// The group Advice: cases about what SCS does not demand of a store.
+// The group Advice: cases for what SCS does not require of a store.
 
 package storetest
 
@@ -8,15 +8,15 @@ import (
 )
 
 const (
-	ownData = "SCS itself does not change the bytes that it gets and gives, but others may."
-	stopOut = "Tests and servers tend to stop things twice, by a deferred call and by another one."
+	ownData = "SCS itself does not change data that it passes to a store or gets from one, but others may."
+	stopOut = "Tests and servers often stop things twice, once in a deferred call."
 )
 
 var adviceCases = []testCase{
 	{name: "FoundDataIsCopy", rule: ownData, test: testFoundDataIsCopy},
 	{name: "AllIsCopy", rule: ownData, test: testAllIsCopy, needs: needsAll},
 	{name: "CommitCopiesData", rule: ownData, test: testCommitCopiesData},
-	{name: "CommitNilData", rule: "In Go, a nil slice is as good as an empty one.", test: testAcceptsNilData},
+	{name: "CommitNilData", rule: "In Go, a nil slice is usually as good as an empty one.", test: testAcceptsNilData},
 	{name: "CommitLargeData", rule: "Sessions grow with the application.", test: testAcceptsLargeData},
 	{name: "StopTwice", rule: stopOut, test: testStopTwice, needs: needsCleanup, stops: true},
 	{name: "StopAtOnce", rule: stopOut, test: testStopAtOnce, needs: needsCleanup, stops: true},
@@ -38,7 +38,7 @@ func testFoundDataIsCopy(c *check) {
 	}
 	overwrite(data)
 	if got, _, _ := c.find(c.ctx, token("alice")); string(got) != "of alice" {
-		c.fatalf("a session has changed with the data that Find returned: it is %s", quote(got))
+		c.fatalf("writing to the data that Find returned has changed the session to %s", quote(got))
 	}
 }
 
@@ -54,7 +54,7 @@ func testAllIsCopy(c *check) {
 	clear(all)
 	for token, data := range want {
 		if got, _, _ := c.find(c.ctx, token); string(got) != data {
-			c.fatalf("a session has changed with the data that All returned: it is %s", quote(got))
+			c.fatalf("writing to the data that All returned has changed a session to %s", quote(got))
 		}
 	}
 	c.wantAll(want)
@@ -68,7 +68,7 @@ func testCommitCopiesData(c *check) {
 	}
 	overwrite(data)
 	if got, _, _ := c.find(c.ctx, token("alice")); string(got) != "of alice" {
-		c.fatalf("a session has changed with the data that was committed: it is %s", quote(got))
+		c.fatalf("writing to the data after Commit has changed the session to %s", quote(got))
 	}
 }
 
@@ -102,8 +102,9 @@ func testStopAtOnce(c *check) {
 	c.mustReturn(10, c.store.(cleaner).StopCleanup)
 }
 
-// mustReturn calls StopCleanup by n goroutines, each of which has to return a
-// second after the first one.
+// mustReturn calls stop in n goroutines. A single call must return within a second.
+// Of several calls, the first may take longer, and the others must follow within a
+// second each.
 func (c *check) mustReturn(n int, stop func()) {
 	returned := make(chan error, n)
 	for range n {
@@ -121,13 +122,13 @@ func (c *check) mustReturn(n int, stop func()) {
 			}
 			timeout = time.Second
 		case <-patience(timeout):
-			c.fatalf("%d of %d more calls of StopCleanup have not returned after %v\n%s",
+			c.fatalf("%d of %d calls of StopCleanup did not return within %v\n%s",
 				n-i, n, timeout, stacksOf(c.lifetime.label))
 		}
 	}
 }
 
-// noPanic calls f and returns a panic of it as an error.
+// noPanic calls f, and returns an error if f panics.
 func noPanic(f func()) (err error) {
 	defer func() {
 		if r := recover(); r != nil {

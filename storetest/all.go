@@ -1,4 +1,4 @@
-// The group Store: cases about All, for stores that have it.
+// The group Store: cases for All.
 
 package storetest
 
@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-// testAll has more sessions than a database may return at once: more than a
+// testAll commits more sessions than a database may return at once: more than a
 // thousand, and more than a megabyte.
 func testAll(c *check) {
 	const workers, each = 4, 300
 	data := func(token string) []byte { return bytes.Repeat([]byte(token), 24) }
-	// Commits of several goroutines can share an fsync.
+	// Concurrent commits can share an fsync.
 	c.parallel(workers, func(worker int) error {
 		for i := range each {
 			token := token(fmt.Sprint("user", worker*each+i))
@@ -63,7 +63,7 @@ func testAllEmptyData(c *check) {
 	c.wantAll(want)
 }
 
-// testAllLargeData has some data that a store may refuse.
+// testAllLargeData commits some data that is so large that a store may refuse it.
 func testAllLargeData(c *check) {
 	want := make(map[string]string)
 	for i, size := range []int{10, 1 << 20, 60_000, 20, 1 << 20, 30} {
@@ -76,8 +76,7 @@ func testAllLargeData(c *check) {
 	c.wantAll(want)
 }
 
-// testAllDataStays checks that what All has returned does not change when the
-// store is used.
+// testAllDataStays checks that later calls don't change the data that All returned.
 func testAllDataStays(c *check) {
 	want := c.fill()
 	all, err := c.all(c.ctx)
@@ -87,7 +86,7 @@ func testAllDataStays(c *check) {
 	c.useBuffers()
 	for token, data := range want {
 		if string(all[token]) != data {
-			c.fatalf("the data that All returned, %s, has become %s without the caller's doing",
+			c.fatalf("the data that All returned has changed by itself, from %s to %s",
 				quote([]byte(data)), quote(all[token]))
 		}
 	}

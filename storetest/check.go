@@ -1,4 +1,4 @@
-// Checks: what cases work with, and how they say what is wrong.
+// Checks: how cases call a store and report problems.
 
 package storetest
 
@@ -16,8 +16,7 @@ import (
 	"github.com/alexedwards/scs/v2"
 )
 
-// A check is what a case works with: a store, and the means to say what is wrong
-// with it.
+// A check gives a case a store, and methods to report problems with it.
 type check struct {
 	view       // the methods to use
 	views      []view
@@ -29,12 +28,12 @@ type check struct {
 	lifetime *lifetime
 
 	mu      sync.Mutex
-	problem string // what was wrong first
-	skip    string // why the case can't tell right from wrong
+	problem string // the first problem
+	skip    string // why the case could not be judged
 }
 
-// run calls test and returns what is wrong and why the case can't tell, if anything.
-// It does so in a goroutine that it leaves behind if it hangs.
+// run calls test in a new goroutine, which it leaves behind if it hangs. It returns
+// the first problem, and the reason to skip the case, if there are any.
 func (c *check) run(test func(c *check)) (problem, skip string) {
 	done := make(chan struct{})
 	go func() {
@@ -45,7 +44,7 @@ func (c *check) run(test func(c *check)) (problem, skip string) {
 				c.report(fmt.Sprintf("panic: %v\n%s", r, panicStack()))
 			}
 		}()
-		debug.SetPanicOnFault(true) // for data in a file that is mapped into memory
+		debug.SetPanicOnFault(true) // a store may return data in a file that it then unmaps
 		test(c)
 	}()
 	select {
@@ -58,7 +57,7 @@ func (c *check) run(test func(c *check)) (problem, skip string) {
 	return c.problem, c.skip
 }
 
-// report says what is wrong, if nothing was wrong before.
+// report records a problem, unless there was one before.
 func (c *check) report(problem string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -67,16 +66,15 @@ func (c *check) report(problem string) {
 	}
 }
 
-// fatalf is report, followed by the end of the case. It must be called by the
-// goroutine of the case.
+// fatalf reports a problem and ends the case. Only the goroutine of the case may call
+// it.
 func (c *check) fatalf(format string, args ...any) {
 	c.report(fmt.Sprintf(format, args...))
 	runtime.Goexit()
 }
 
-// inTime calls f with increasing times to wait until it returns true, because the
-// machine has been fast enough to tell right from wrong. If it never is, the case
-// is skipped.
+// inTime calls f with longer and longer units of time, until f returns true because
+// the machine was fast enough. If it never is, the case is skipped.
 func (c *check) inTime(f func(unit time.Duration) bool) {
 	const first, last = 100 * time.Millisecond, 1600 * time.Millisecond
 	for unit := first; unit <= last; unit *= 2 {
@@ -86,11 +84,11 @@ func (c *check) inTime(f func(unit time.Duration) bool) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.skip = "the machine is too slow, or the store is, for a test that depends on time"
+	c.skip = "the machine or the store is too slow for a test that depends on time"
 }
 
-// parallel calls f by n goroutines at once, waits for them, and ends the case with
-// their first error or panic.
+// parallel calls f in n goroutines and waits for them. If any of them returns an
+// error or panics, it ends the case.
 func (c *check) parallel(n int, f func(i int) error) {
 	errs := make([]error, n)
 	var wg sync.WaitGroup
@@ -111,20 +109,20 @@ func (c *check) parallel(n int, f func(i int) error) {
 	}
 }
 
-// another returns another store, which lives as long as that of the case.
+// another returns another store, which lives as long as the store of the case.
 func (c *check) another() scs.Store {
 	return c.suite.make(c.lifetime.t)
 }
 
-// token returns a token that is as long as those of SCS and has only characters
-// that are in those. It begins with name.
+// token returns a token that begins with name. It has the length of SCS's tokens and
+// only characters that SCS uses.
 func token(name string) string {
 	return name + strings.Repeat("-", 43-len(name))
 }
 
 func inAnHour() time.Time { return time.Now().Add(time.Hour) }
 
-// quote returns data for an error message.
+// quote formats data for an error message.
 func quote(data []byte) string {
 	if len(data) > 50 {
 		return fmt.Sprintf("%q… (%d bytes)", data[:20], len(data))
@@ -132,8 +130,8 @@ func quote(data []byte) string {
 	return fmt.Sprintf("%q", data)
 }
 
-// The methods of a check that begin with must and want end the case if the store
-// does not do what they say.
+// Methods whose names begin with must or want end the case if the store does not do
+// what they say.
 
 func (c *check) mustCommit(token, data string, expiry time.Time) {
 	if err := c.commit(c.ctx, token, []byte(data), expiry); err != nil {
@@ -157,20 +155,20 @@ func (c *check) wantFound(token, want string) {
 
 func (c *check) wantMissing(token string) {
 	if got, found, err := c.find(c.ctx, token); err != nil || found {
-		c.fatalf("Find(%s) = %s, %v, %v; want found to be false and err to be nil",
+		c.fatalf("Find(%s) = %s, %v, %v; want found == false and err == nil",
 			quote([]byte(token)), quote(got), found, err)
 	}
 }
 
-// wantAll compares the map that All returns with want, which has data by token.
-// It does nothing if the store has no All.
+// wantAll compares the map that All returns with want, a map of data by token. It
+// does nothing if the store has no All.
 func (c *check) wantAll(want map[string]string) {
 	if c.all == nil {
 		return
 	}
 	all, err := c.all(c.ctx)
 	if err != nil || all == nil {
-		c.fatalf("All = %q, %v; want a map that is not nil, and nil", all, err)
+		c.fatalf("All = %q, %v; want a non-nil map and a nil error", all, err)
 	}
 	for token, data := range all {
 		if wantData, ok := want[token]; !ok || string(data) != wantData {

@@ -1,6 +1,6 @@
-// The group Cleanup: cases for stores that delete expired sessions in the
-// background until StopCleanup. SCS's interfaces say nothing about it, but all its
-// stores do it as the one in memory does.
+// The group Cleanup: cases for stores that delete expired sessions in the background
+// until StopCleanup is called. SCS's interfaces don't mention a cleanup, so the rules
+// come from memstore.
 
 package storetest
 
@@ -16,7 +16,7 @@ import (
 	"github.com/alexedwards/scs/v2"
 )
 
-// A cleaner is a store with a cleanup that can be stopped.
+// A cleaner is a store whose cleanup can be stopped.
 type cleaner interface{ StopCleanup() }
 
 const (
@@ -35,7 +35,7 @@ var cleanupCases = []testCase{
 	{name: "StopInUse", doc: stopDoc, rule: stopRule, test: testStopInUse, needs: needsCleanup, stops: true},
 }
 
-// endCases have the store that was made first, when all other cases have ended.
+// endCases use the first store, after all other cases have ended.
 var endCases = []testCase{
 	{name: "Canary", doc: "scs.Store.Commit", rule: commitRule, test: testCanary, needs: needsOwnStores},
 }
@@ -59,14 +59,14 @@ func testSweep(c *check) {
 			return
 		}
 		if waited := time.Since(begin); n < 1 || waited > 3*time.Second+c.resolution {
-			c.fatalf("the store holds %d sessions %v after 40 of 41 were to expire, want 1", n, waited.Round(time.Millisecond))
+			c.fatalf("the store holds %d sessions, want 1: the other 40 have had %v to expire and be deleted", n, waited.Round(time.Millisecond))
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 }
 
-// testStopEarly stops several stores at once, whose goroutines may not even have
-// begun.
+// testStopEarly stops stores as soon as they are made, when their goroutines may not
+// even have begun.
 func testStopEarly(c *check) {
 	c.store.(cleaner).StopCleanup()
 	if c.suite.empty == nil {
@@ -77,7 +77,7 @@ func testStopEarly(c *check) {
 	c.wantNoGoroutine()
 }
 
-// awaitGoroutine waits for the goroutine of the cleanup to begin, if there is one.
+// awaitGoroutine waits for the cleanup's goroutine to begin, if there is one.
 func (c *check) awaitGoroutine() {
 	for range 10 {
 		time.Sleep(10 * time.Millisecond)
@@ -87,7 +87,7 @@ func (c *check) awaitGoroutine() {
 	}
 }
 
-// wantNoGoroutine ends the case if a goroutine of the store still runs in a while.
+// wantNoGoroutine ends the case if a goroutine of the store still runs after a while.
 func (c *check) wantNoGoroutine() {
 	var left []stack
 	for range 100 {
@@ -99,8 +99,8 @@ func (c *check) wantNoGoroutine() {
 	c.fatalf("a goroutine of the store still runs after StopCleanup:\n%s", left[0])
 }
 
-// storeGoroutines returns the stacks of the goroutines that the store has started
-// and that run in its package. Others, such as those of a database, may go on.
+// storeGoroutines returns the stacks of the store's goroutines that run in its
+// package. A database's goroutines may go on.
 func (c *check) storeGoroutines() []stack {
 	packages := packagesOf(reflect.ValueOf(c.store))
 	var stacks []stack
@@ -112,8 +112,8 @@ func (c *check) storeGoroutines() []stack {
 	return stacks
 }
 
-// packagesOf returns the packages that the type of a value belongs to, and those of
-// the structs and pointers that it embeds.
+// packagesOf returns the package of a value's type, and the packages of the types that
+// it embeds.
 func packagesOf(v reflect.Value) []string {
 	for v.Kind() == reflect.Pointer || v.Kind() == reflect.Interface {
 		v = v.Elem()
@@ -135,12 +135,11 @@ func packagesOf(v reflect.Value) []string {
 	return packages
 }
 
-// testStopDuringSweep stops the cleanup when a goroutine of the store does
-// something else than to wait. StopCleanup has to wait for it: next, the
-// application may close the database.
+// testStopDuringSweep stops the cleanup while a goroutine of the store is at work.
+// StopCleanup must wait for it, because the application may close the database next.
 func testStopDuringSweep(c *check) {
-	// Sessions that have expired give sweeps something to do. The goroutines that
-	// commit them don't count as those of the store.
+	// Expired sessions give sweeps something to do. The goroutines that commit them
+	// drop the label, so that they don't count as the store's.
 	idle := c.idle()
 	stop := make(chan struct{})
 	var commits sync.WaitGroup
@@ -165,12 +164,12 @@ func testStopDuringSweep(c *check) {
 	}
 	c.store.(cleaner).StopCleanup()
 	if sweep := c.sweep(idle); sweep != nil {
-		c.fatalf("a goroutine of the store still works after StopCleanup:\n%s", sweep)
+		c.fatalf("a goroutine of the store is still at work after StopCleanup:\n%s", sweep)
 	}
 }
 
-// sweep returns the stack of a goroutine of the store if those do something for
-// some milliseconds. One that has been stopped may take a moment to end.
+// sweep returns the stack of a goroutine of the store, or nil if none is at work. It
+// looks twice, because a goroutine that was stopped may take a moment to end.
 func (c *check) sweep(idle string) stack {
 	var stacks []stack
 	for range 2 {
@@ -183,8 +182,8 @@ func (c *check) sweep(idle string) stack {
 	return stacks[0]
 }
 
-// idle describes the goroutines of the store when they wait, as they do most of the
-// time.
+// idle describes the goroutines of the store while they wait, which they do most of
+// the time.
 func (c *check) idle() string {
 	seen := make(map[string]int)
 	for range 11 {
@@ -200,7 +199,7 @@ func (c *check) idle() string {
 	return most
 }
 
-// describe names the functions that goroutines are in.
+// describe lists the functions that goroutines are in.
 func describe(stacks []stack) string {
 	var b strings.Builder
 	for _, s := range stacks {
@@ -236,8 +235,8 @@ func testStopInUse(c *check) {
 
 func canary(v view) string { return token("canary-" + v.name) }
 
-// plantCanary commits the sessions that testCanary looks for, and returns what is
-// wrong.
+// plantCanary commits the sessions that testCanary looks for. It returns a problem, or
+// "".
 func (s *suite) plantCanary(l *lifetime, views []view) string {
 	for i, v := range views {
 		problem, _ := s.check(l, i).run(func(c *check) {
@@ -245,8 +244,8 @@ func (s *suite) plantCanary(l *lifetime, views []view) string {
 			c.wantFound(canary(v), "alive")
 		})
 		if problem != "" && v.name == "plain" && len(views) > 1 {
-			problem += "\nThe store has methods that take a context, which are those that SCS calls. " +
-				"If it is not to be used without one, give the option CtxOnly."
+			problem += "\nSCS calls the store's methods that take a context. " +
+				"If its plain methods are not meant to be used, give the option CtxOnly."
 		}
 		if problem != "" {
 			return problem

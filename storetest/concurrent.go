@@ -1,4 +1,4 @@
-// The group Store: cases in which goroutines use a store at the same time.
+// The group Store: cases for concurrent use.
 
 package storetest
 
@@ -14,14 +14,15 @@ import (
 	"time"
 )
 
-// whileWriting calls write with increasing numbers, while readers call read again
-// and again. It ends after a third of a second, but not before all have made 100
-// calls. They yield after each, so that their calls alternate on a busy machine.
+// whileWriting calls write with increasing numbers, while readers call read again and
+// again. It ends after a third of a second, but not before the writer and each reader
+// have made 100 calls. They yield after each call, so that their calls alternate on a
+// busy machine.
 func (c *check) whileWriting(write func(n int64) error, read func(reader int) error) {
 	const readers, calls = 2, 100
 	end := time.Now().Add(330 * time.Millisecond)
 	var done atomic.Bool
-	var reading atomic.Int64 // readers that have not made their calls
+	var reading atomic.Int64 // readers that have not yet made their calls
 	reading.Store(readers)
 	c.parallel(readers+1, func(i int) error {
 		defer done.Store(true)
@@ -47,8 +48,9 @@ func (c *check) whileWriting(write func(n int64) error, read func(reader int) er
 	})
 }
 
-// testFindDuringRenewal renews a session, whose data is a number, while others look
-// for it: in a store that deletes it first, or that has a copy.
+// testFindDuringRenewal renews a session while readers look for it. It catches stores
+// that delete the session before they renew it, and stores that return an old copy:
+// the data is a number that grows.
 func testFindDuringRenewal(c *check) {
 	alice := token("alice")
 	c.mustCommit(alice, "0", inAnHour())
@@ -73,18 +75,18 @@ func testFindDuringRenewal(c *check) {
 			return fmt.Errorf("calling Find or All: %v", err)
 		}
 		if !found {
-			return fmt.Errorf("a session that is active is not found while it is renewed")
+			return fmt.Errorf("an active session is not found while it is being renewed")
 		}
 		if n, err := strconv.ParseInt(string(data), 10, 64); err != nil || n < low || n > high {
-			return fmt.Errorf("the data that is found is %s; want that of renewal %d, which had ended before, or of a later one",
+			return fmt.Errorf("the data found is %s; want the data of renewal %d, which had ended before, or of a later one",
 				quote(data), low)
 		}
 		return nil
 	})
 }
 
-// testCommitAtOnce renews a session with other data and another expiry: in a store
-// that writes one after the other.
+// testCommitAtOnce renews a session with other data and another expiry. It catches
+// stores that write one after the other.
 func testCommitAtOnce(c *check) {
 	alice := token("alice")
 	c.whileWriting(func(n int64) error {
@@ -99,17 +101,17 @@ func testCommitAtOnce(c *check) {
 	}, func(int) error {
 		data, found, err := c.find(c.ctx, alice)
 		if err != nil || found && string(data) != "active" {
-			return fmt.Errorf("calling Find = %s, %v, %v: this data has only been committed with an expiry in the past", quote(data), found, err)
+			return fmt.Errorf("calling Find = %s, %v, %v: this data was only committed with an expiry in the past", quote(data), found, err)
 		}
 		return nil
 	})
 }
 
-// testCommitDuringSweep renews sessions that have just expired, which a sweep may
-// have found already.
+// testCommitDuringSweep renews sessions that have just expired, when a sweep may
+// already have found them.
 func testCommitDuringSweep(c *check) {
-	// A database whose file grows now need not map it anew while a sweep reads it,
-	// which ends the process if the store does that without a transaction.
+	// Let the database file grow now. If it had to be mapped anew while a sweep reads
+	// it without a transaction, the process would end.
 	_ = c.commit(c.ctx, token("large"), bytesOf(1<<20), inAnHour())
 	c.mustDelete(token("large"))
 
@@ -125,7 +127,7 @@ func testCommitDuringSweep(c *check) {
 		}
 		find := func(token string) error {
 			if _, found, err := c.find(c.ctx, token); !found || err != nil {
-				return fmt.Errorf("calling Find = _, %v, %v for a session that was renewed when it had just expired; want true, nil", found, err)
+				return fmt.Errorf("calling Find = _, %v, %v for a session that was renewed just after it expired; want true, nil", found, err)
 			}
 			return nil
 		}
@@ -138,7 +140,7 @@ func testCommitDuringSweep(c *check) {
 						return err
 					}
 				}
-				// Some expire before they are renewed, and some have expired now.
+				// Some expire right now, and some have expired already.
 				if err := commit(token, time.Now().Add(time.Duration(random.IntN(3)-2)*time.Millisecond)); err != nil {
 					return err
 				}
@@ -149,7 +151,7 @@ func testCommitDuringSweep(c *check) {
 				}
 			}
 		}
-		time.Sleep(100 * time.Millisecond) // for a sweep that has begun before
+		time.Sleep(100 * time.Millisecond) // for a sweep that is under way
 		for batch := range batches {
 			for i := range sessions {
 				if err := find(name(batch, i)); err != nil {
@@ -161,9 +163,9 @@ func testCommitDuringSweep(c *check) {
 	})
 }
 
-// testConcurrent lets goroutines use the store at random. Each has sessions of
-// its own, whose data it always knows, and all share some, whose data belongs to
-// the token.
+// testConcurrent has goroutines make random calls. Each goroutine has sessions of its
+// own, whose data it always knows. All share some others, whose data is their token,
+// repeated.
 func testConcurrent(c *check) {
 	const workers, sessionsEach, shared = 8, 4, 4
 	models := make([]map[string]string, workers)
@@ -190,16 +192,16 @@ func testConcurrent(c *check) {
 			case 3:
 				data := strings.Repeat(common, 1+random.IntN(50))
 				if err := c.commit(c.ctx, common, []byte(data), inAnHour()); err != nil {
-					return fmt.Errorf("calling Commit with a token that others commit too: %v", err)
+					return fmt.Errorf("calling Commit with a token that others also commit: %v", err)
 				}
 			case 4:
 				if err := c.delete(c.ctx, common); err != nil {
-					return fmt.Errorf("calling Delete with a token that others use too: %v", err)
+					return fmt.Errorf("calling Delete with a token that others also use: %v", err)
 				}
 			case 5:
 				data, _, err := c.find(c.ctx, common)
 				if err != nil || !isRepeated(data, common) {
-					return fmt.Errorf("calling Find(%q) = %s, %v, which nobody has committed", common, quote(data), err)
+					return fmt.Errorf("calling Find(%q) = %s, %v: nobody committed this data", common, quote(data), err)
 				}
 			case 6:
 				if c.all == nil {
@@ -211,14 +213,14 @@ func testConcurrent(c *check) {
 				}
 				for token, data := range model {
 					if string(all[token]) != data {
-						return fmt.Errorf("calling All has returned %s for %q; want %s", quote(all[token]), token, quote([]byte(data)))
+						return fmt.Errorf("calling All returned %s for %q; want %s", quote(all[token]), token, quote([]byte(data)))
 					}
 				}
 			}
 			want, exists := model[own]
 			data, found, err := c.find(c.ctx, own)
 			if err != nil || found != exists || found && string(data) != want {
-				return fmt.Errorf("calling Find(%q) = %s, %v, %v, where only this goroutine uses the token; want %s, %v, nil",
+				return fmt.Errorf("calling Find(%q) = %s, %v, %v; want %s, %v, nil, as only this goroutine uses the token",
 					own, quote(data), found, err, quote([]byte(want)), exists)
 			}
 		}
@@ -237,7 +239,7 @@ func testConcurrent(c *check) {
 	c.wantAll(want)
 }
 
-// isRepeated reports whether data is token, any number of times.
+// isRepeated reports whether data is the token, repeated any number of times.
 func isRepeated(data []byte, token string) bool {
 	return len(bytes.ReplaceAll(data, []byte(token), nil)) == 0
 }

@@ -1,4 +1,4 @@
-// The group Ctx: cases about methods that take a context.
+// The group Ctx: cases for methods that take a context.
 
 package storetest
 
@@ -52,22 +52,22 @@ func testDeadlineExceeded(c *check) {
 	c.callEnded(ctx)
 }
 
-// callEnded calls the store with a context that has ended. A store may ignore that,
-// or return an error. But it must not say that there is no session, or that it has
-// done what it has not: the user would be logged out, or stay logged in. Nor may it
-// do later what it has failed to do.
+// callEnded calls the store with a context that has ended. A store may ignore the
+// context, or return an error. But it must not report a session as missing, which
+// would log the user out, or return nil for a write that it did not make, which could
+// keep the user logged in. Nor may it make a write after it returned an error.
 func (c *check) callEnded(ended context.Context) {
 	alice := token("alice")
 	c.mustCommit(alice, "of alice", inAnHour())
 	data, found, err := c.find(ended, alice)
 	if err == nil && (!found || string(data) != "of alice") {
-		c.fatalf("FindCtx = %s, %v, nil, where the context has ended (%v); want an error, or the session",
+		c.fatalf("FindCtx = %s, %v, nil with an ended context (%v); want an error, or the session",
 			quote(data), found, ended.Err())
 	}
 	if c.all != nil {
 		all, err := c.all(ended)
 		if err == nil && len(all) != 1 {
-			c.fatalf("AllCtx returns %d sessions of 1 and no error, where the context has ended (%v)", len(all), ended.Err())
+			c.fatalf("AllCtx returned %d of 1 sessions and no error with an ended context (%v)", len(all), ended.Err())
 		}
 	}
 
@@ -93,18 +93,18 @@ func (c *check) callEnded(ended context.Context) {
 	for _, token := range tokens {
 		data, found, err := c.find(c.ctx, token)
 		if wantData, wantFound := want[token]; err != nil || found != wantFound || string(data) != wantData {
-			c.fatalf("Find(%q) = %s, %v, %v; want %q, %v, nil: a call whose context had ended (%v) either "+
-				"has returned an error, and has written, or has returned nil, and has not",
+			c.fatalf("Find(%q) = %s, %v, %v; want %q, %v, nil: with an ended context (%v), a call either "+
+				"returned an error but did write, or returned nil but did not",
 				token, quote(data), found, err, wantData, wantFound, ended.Err())
 		}
 	}
 
-	// The store can still be used.
+	// The store must still work.
 	c.mustDelete(alice)
 	c.wantMissing(alice)
 }
 
-// testEndsDuringCall has contexts that end at some time during a call.
+// testEndsDuringCall uses contexts that end during a call.
 func testEndsDuringCall(c *check) {
 	c.mustCommit(token("alice"), "of alice", inAnHour())
 	c.parallel(4, func(worker int) error {
@@ -112,14 +112,14 @@ func testEndsDuringCall(c *check) {
 			ctx, cancel := context.WithTimeout(c.ctx, time.Duration(n*n)*10*time.Microsecond)
 			defer cancel()
 			if data, found, err := c.find(ctx, token("alice")); err == nil && (!found || string(data) != "of alice") {
-				return fmt.Errorf("calling FindCtx = %s, %v, nil, where the context ends meanwhile; want an error, or the session", quote(data), found)
+				return fmt.Errorf("calling FindCtx while its context ended = %s, %v, nil; want an error, or the session", quote(data), found)
 			}
 			own := token(fmt.Sprint("worker", worker, "-", n))
 			if err := c.commit(ctx, own, []byte("own"), inAnHour()); err != nil {
-				continue // it is not known whether it has been written
+				continue // it may have written, or not
 			}
 			if data, found, err := c.find(c.ctx, own); err != nil || !found || string(data) != "own" {
-				return fmt.Errorf("calling Find = %s, %v, %v, after CommitCtx has returned nil, where the context ends meanwhile; want %q, true, nil",
+				return fmt.Errorf("calling Find = %s, %v, %v, although CommitCtx returned nil while its context ended; want %q, true, nil",
 					quote(data), found, err, "own")
 			}
 		}
@@ -128,7 +128,7 @@ func testEndsDuringCall(c *check) {
 	c.wantFound(token("alice"), "of alice")
 }
 
-// The context of a request ends with it, and the next request has another one.
+// Each request has its own context, which ends with the request.
 func testEndsAfterCall(c *check) {
 	call := func(f func()) {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -136,7 +136,7 @@ func testEndsAfterCall(c *check) {
 		c.ctx = ctx
 		f()
 		cancel()
-		time.Sleep(20 * time.Millisecond) // for what the end of the context starts
+		time.Sleep(20 * time.Millisecond) // for whatever the end of the context starts
 	}
 	alice := token("alice")
 	for _, data := range []string{"one", "two"} {

@@ -1,4 +1,4 @@
-// The group Store: cases about when sessions expire.
+// The group Store: cases for expiry.
 
 package storetest
 
@@ -60,14 +60,14 @@ func testExpiryInAnyZone(c *check) {
 	c.wantAll(want)
 }
 
-// testExpiryWithinSecond looks all the time at sessions whose expiries are spread
-// over a second, so that at least one of them is found too long, or too short,
-// whatever the time is when the case begins.
+// testExpiryWithinSecond keeps looking for sessions whose expiries are spread over a
+// second. In a store that rounds to whole seconds, at least one of them expires too
+// early or too late, no matter when the case begins.
 func testExpiryWithinSecond(c *check) {
 	type session struct {
 		token         string
 		expiry        time.Time
-		before, after bool // whether it was looked for just before its expiry, and just after
+		before, after bool // whether a find came just before its expiry, and just after
 	}
 	c.inTime(func(unit time.Duration) bool {
 		var sessions []*session
@@ -104,9 +104,9 @@ func testExpiryWithinSecond(c *check) {
 	})
 }
 
-// testExpiryFarAhead has expiries that need more than 31 or 32 bits when they are
-// counted from now, in microseconds or milliseconds. With the upper bits cut off,
-// they have passed, or do so soon.
+// testExpiryFarAhead commits expiries that are so far ahead that the time until then,
+// in microseconds or milliseconds, needs more than 31 or 32 bits. If a store cuts off
+// the upper bits, the sessions have expired, or expire soon.
 func testExpiryFarAhead(c *check) {
 	c.inTime(func(unit time.Duration) bool {
 		begin := time.Now()
@@ -131,8 +131,8 @@ func testExpiryFarAhead(c *check) {
 	})
 }
 
-// testExpiryLongPast has expiries that a store may take for none at all. It may
-// also refuse those that its database has no place for.
+// testExpiryLongPast commits expiries that a store may mistake for no expiry. A store
+// may refuse an expiry that its database can't represent.
 func testExpiryLongPast(c *check) {
 	for i, expiry := range []time.Time{
 		{}, time.Unix(-1, 0), time.Unix(0, 0), time.Unix(0, 1), time.Unix(1, 0), time.Unix(1, 0).AddDate(1, 0, 0),
@@ -145,7 +145,7 @@ func testExpiryLongPast(c *check) {
 		}
 		for _, token := range []string{fresh, renewed} {
 			if data, found, err := c.find(c.ctx, token); found || err != nil {
-				c.fatalf("Find = %s, %v, %v for a session with the expiry %v; want found to be false and err to be nil",
+				c.fatalf("Find = %s, %v, %v for a session with the expiry %v; want found == false and err == nil",
 					quote(data), found, err, expiry.UTC())
 			}
 		}

@@ -13,13 +13,13 @@ import (
 	"go.elara.ws/chaistore/storetest"
 )
 
-// A fault is a store that the suite must find fault with.
+// A fault is a faulty store, which must fail some cases.
 type fault struct {
 	name     string
 	newStore func(t *testing.T) scs.Store
 	opts     []storetest.Option
 	fails    []string // cases that it must fail
-	whole    bool     // whether these cases depend on the others
+	whole    bool     // whether these cases need the others to run, too
 }
 
 var faults = []fault{
@@ -68,9 +68,9 @@ var faults = []fault{
 	keyed("ignores padding", func(token string) string { return strings.TrimRight(token, "=") }, "Store/FindTampered"),
 	keyed("ignores hyphens", func(token string) string { return strings.ReplaceAll(token, "-", "") },
 		"Store/FindTampered", "Store/DeleteTampered", "Store/CommitSimilarTokens"),
-	keyed("ignores a character", func(token string) string { return token[:min(len(token), 20)] + token[min(len(token), 21):] },
+	keyed("ignores one character", func(token string) string { return token[:min(len(token), 20)] + token[min(len(token), 21):] },
 		"Store/FindTampered", "Store/DeleteTampered", "Store/CommitSimilarTokens"),
-	keyed("ignores what follows", func(token string) string { return token[:min(len(token), 43)] },
+	keyed("ignores extra characters", func(token string) string { return token[:min(len(token), 43)] },
 		"Store/FindTampered", "Store/DeleteTampered"),
 	keyed("decodes base64 laxly", func(token string) string {
 		if key, err := base64.RawURLEncoding.DecodeString(token); err == nil {
@@ -99,7 +99,7 @@ var faults = []fault{
 		fails:    []string{"Store/DeleteTampered", "Store/CommitSimilarTokens"},
 	},
 	{
-		name: "cuts tokens",
+		name: "truncates tokens",
 		newStore: func(t *testing.T) scs.Store {
 			return edited(t, edits{token: func(token string) string { return token[:min(len(token), 255)] }})
 		},
@@ -107,17 +107,17 @@ var faults = []fault{
 	},
 	// Data.
 	{
-		name:     "gives its own slice",
+		name:     "returns its own slice",
 		newStore: func(t *testing.T) scs.Store { return givesSlice{newMemory(t)} },
 		fails:    []string{"Advice/FoundDataIsCopy"},
 	},
 	{
-		name:     "uses its buffers again",
+		name:     "reuses its buffers",
 		newStore: func(t *testing.T) scs.Store { return &reusesBuffers{memory: newMemory(t)} },
 		fails:    []string{"Store/FoundDataStays", "Store/AllDataStays"},
 	},
 	{
-		name:     "gives its own slices in All",
+		name:     "returns its own slices from All",
 		newStore: func(t *testing.T) scs.Store { return givesSlices{newMemory(t)} },
 		fails:    []string{"Advice/AllIsCopy"},
 	},
@@ -146,7 +146,7 @@ var faults = []fault{
 		fails: []string{"Store/CommitBinaryData"},
 	},
 	{
-		name: "cuts data",
+		name: "truncates data",
 		newStore: func(t *testing.T) scs.Store {
 			return edited(t, edits{data: func(b []byte) []byte { return b[:min(len(b), 1<<16-1)] }})
 		},
@@ -165,7 +165,7 @@ var faults = []fault{
 		fails:    []string{"Advice/CommitNilData"},
 	},
 	{
-		name:     "keeps the same data once",
+		name:     "keeps equal data once",
 		newStore: func(t *testing.T) scs.Store { return sharesData{newMemory(t), make(map[string]int)} },
 		fails:    []string{"Store/CommitSameData"},
 	},
@@ -181,12 +181,12 @@ var faults = []fault{
 		fails:    []string{"Store/CommitLengthensExpiry", "Store/CommitShortensExpiry", "Manager/IdleTimeout"},
 	},
 	{
-		name:     "sweeps away what was renewed",
+		name:     "sweeps renewed sessions",
 		newStore: func(t *testing.T) scs.Store { return staleIndex{newMemory(t), make(map[string]time.Time)} },
 		fails:    []string{"Store/CommitLengthensExpiry"},
 	},
 	{
-		name: "finds expired ones",
+		name: "finds expired sessions",
 		newStore: func(t *testing.T) scs.Store {
 			m := newMemory(t)
 			return edited(t, edits{memory: m, found: func(token string, _ session, _ bool) (session, bool, error) {
@@ -248,18 +248,18 @@ var faults = []fault{
 		return time.Now().Add(time.Duration(uint32(time.Until(e).Microseconds())) * time.Microsecond)
 	}, "Store/ExpiryFarAhead"),
 	expiring("a month at most", func(e time.Time) time.Time {
-		if time.Until(e) > 30*24*time.Hour { // a duration that is taken for a date
+		if time.Until(e) > 30*24*time.Hour { // a duration that is mistaken for a date
 			return time.Unix(0, 0).Add(time.Until(e))
 		}
 		return e
 	}, "Store/ExpiryFarAhead"),
-	expiring("no expiry is for ever", func(e time.Time) time.Time {
+	expiring("the zero time means never", func(e time.Time) time.Time {
 		if e.IsZero() {
 			return time.Now().Add(time.Hour)
 		}
 		return e
 	}, "Store/ExpiryLongPast"),
-	expiring("1970 is for ever", func(e time.Time) time.Time {
+	expiring("1970 means never", func(e time.Time) time.Time {
 		if e.Unix() == 0 {
 			return time.Now().Add(time.Hour)
 		}
@@ -272,7 +272,7 @@ var faults = []fault{
 		return e
 	}, "Store/ExpiryLongPast"),
 	{
-		name:     "finding renews",
+		name:     "a find renews the session",
 		newStore: func(t *testing.T) scs.Store { return findingRenews{newMemory(t)} },
 		fails:    []string{"Store/ExpiryWithinSecond"},
 	},
@@ -321,11 +321,11 @@ var faults = []fault{
 		fails:    []string{"Store/DeleteEmptyToken", "Manager/DestroyNewSession"},
 	},
 	// All.
-	paged("100 sessions in All", func(n, _ int) bool { return n <= 100 }, "Store/All"),
-	paged("1,000 sessions in All", func(n, _ int) bool { return n <= 1000 }, "Store/All"),
-	paged("a megabyte in All", func(_, bytes int) bool { return bytes <= 1<<20 }, "Store/All", "Store/AllLargeData"),
+	paged("All stops at 100 sessions", func(n, _ int) bool { return n <= 100 }, "Store/All"),
+	paged("All stops at 1,000 sessions", func(n, _ int) bool { return n <= 1000 }, "Store/All"),
+	paged("All stops at a megabyte", func(_, bytes int) bool { return bytes <= 1<<20 }, "Store/All", "Store/AllLargeData"),
 	{
-		name:     "an iterator's buffers in All",
+		name:     "All returns an iterator's buffers",
 		newStore: func(t *testing.T) scs.Store { return iteratorBuffers{newMemory(t)} },
 		fails:    []string{"Store/All"},
 	},
@@ -344,7 +344,7 @@ var faults = []fault{
 		fails: []string{"Store/AllLargeData"},
 	},
 	{
-		name:     "All has expired ones",
+		name:     "All returns expired sessions",
 		newStore: func(t *testing.T) scs.Store { return allExpired{newMemory(t)} },
 		fails:    []string{"Store/AllWithoutExpired", "Store/AllEmpty", "Manager/Iterate"},
 	},
@@ -388,7 +388,7 @@ var faults = []fault{
 		fails:    []string{"Store/Concurrent"},
 	},
 	{
-		name:     "twins do not share",
+		name:     "twins don't share sessions",
 		newStore: func(t *testing.T) scs.Store { return twoStores{newMemory(t), withCtx{newMemory(t)}} },
 		fails:    []string{"Ctx/Twins"},
 	},
@@ -398,17 +398,17 @@ var faults = []fault{
 		fails:    []string{"Advice/CommitNilData"},
 	},
 	{
-		name:     "canceled is missing",
+		name:     "canceled means missing",
 		newStore: func(t *testing.T) scs.Store { return canceledIsMissing{withCtx{newMemory(t)}} },
 		fails:    []string{"Ctx/Canceled"},
 	},
 	{
-		name:     "late is missing",
+		name:     "deadline exceeded means missing",
 		newStore: func(t *testing.T) scs.Store { return lateIsMissing{withCtx{newMemory(t)}} },
 		fails:    []string{"Ctx/DeadlineExceeded"},
 	},
 	{
-		name:     "canceled meanwhile is missing",
+		name:     "canceled during the call means missing",
 		newStore: func(t *testing.T) scs.Store { return canceledMeanwhile{withCtx{newMemory(t)}} },
 		fails:    []string{"Ctx/EndsDuringCall"},
 	},
@@ -418,12 +418,12 @@ var faults = []fault{
 		fails:    []string{"Ctx/Canceled", "Ctx/DeadlineExceeded"},
 	},
 	{
-		name:     "a write ends with its context",
+		name:     "a write is undone when its context ends",
 		newStore: func(t *testing.T) scs.Store { return rollsBack{withCtx{newMemory(t)}} },
 		fails:    []string{"Ctx/EndsAfterCall"},
 	},
 	{
-		name:     "canceled is not done",
+		name:     "a canceled commit returns nil",
 		newStore: func(t *testing.T) scs.Store { return canceledIsNotDone{withCtx{newMemory(t)}} },
 		fails:    []string{"Ctx/Canceled"},
 	},
@@ -434,12 +434,12 @@ var faults = []fault{
 		fails:    []string{"Cleanup/StopEarly"},
 	},
 	{
-		name:     "does not wait for its end",
+		name:     "does not wait for a sweep to end",
 		newStore: func(t *testing.T) scs.Store { return newSlowSweep(t) },
 		fails:    []string{"Cleanup/StopDuringSweep"},
 	},
 	{
-		name:     "leaves a goroutine of a commit",
+		name:     "leaves a goroutine behind after a commit",
 		newStore: func(t *testing.T) scs.Store { return leavesGoroutine{newMemory(t)} },
 		fails:    []string{"Cleanup/StopInUse"},
 	},
@@ -454,7 +454,7 @@ var faults = []fault{
 		fails: []string{"Cleanup/Sweep"},
 	},
 	{
-		name: "sweeps active ones",
+		name: "sweeps active sessions",
 		newStore: func(t *testing.T) scs.Store {
 			m := newMemory(t)
 			return edited(t, edits{memory: m, commit: func(string) error {
@@ -480,19 +480,19 @@ var faults = []fault{
 		fails:    []string{"Advice/StopTwice", "Advice/StopAtOnce"},
 	},
 	{
-		name:     "ends when stopped",
+		name:     "fails once stopped",
 		newStore: func(t *testing.T) scs.Store { return &endsWhenStopped{memory: newMemory(t)} },
 		fails:    []string{"Cleanup/StopInUse"},
 	},
 	{
-		name:     "is forgotten after a while",
+		name:     "forgets everything after a while",
 		newStore: func(t *testing.T) scs.Store { return forgetsAfter{newMemory(t), time.Now().Add(2 * time.Second)} },
 		whole:    true,
 		fails:    []string{"End/Canary"},
 	},
 }
 
-// keyed returns a store that keeps its sessions by something else than the token.
+// keyed returns a store that uses a key other than the token.
 func keyed(name string, key func(token string) string, fails ...string) fault {
 	return fault{
 		name:     name,
@@ -501,7 +501,7 @@ func keyed(name string, key func(token string) string, fails ...string) fault {
 	}
 }
 
-// expiring returns a store that changes expiries.
+// expiring returns a store that changes the expiries.
 func expiring(name string, expiry func(time.Time) time.Time, fails ...string) fault {
 	return fault{
 		name:     name,
@@ -510,8 +510,7 @@ func expiring(name string, expiry func(time.Time) time.Time, fails ...string) fa
 	}
 }
 
-// paged returns a store whose All has only the first of its sessions: fits is given
-// how many they are, and how many bytes.
+// paged returns a store whose All returns only as many sessions as fit.
 func paged(name string, fits func(sessions, bytes int) bool, fails ...string) fault {
 	return fault{
 		name:     name,

@@ -1,5 +1,5 @@
-// Lifetimes: how stores are made and closed, so that one that hangs or panics
-// meanwhile does not end the run.
+// Lifetimes: how stores are made and closed, so that a hang or a panic does not end
+// the run.
 
 package storetest
 
@@ -17,34 +17,34 @@ import (
 	"github.com/alexedwards/scs/v2"
 )
 
-// labelKey is the label of the goroutines that belong to a store: those that use
-// it and those that it has started. Its value is the store's alone, even if the
-// flag -count runs a test again while goroutines of the first run are left.
+// labelKey labels the goroutines that use a store or that the store has started. Each
+// store has its own value, even if the -count flag runs a test again while goroutines
+// of the first run are left.
 const labelKey = "storetest"
 
-// labels counts the values of the label.
+// labels counts the values of the label so far.
 var labels atomic.Int64
 
-// A lifetime is that of a store. It is a subtest, which runs newStore and the
-// functions that newStore gives to t.Cleanup, while the test of the case goes on.
-// If it does not end, it is left behind, which the package testing does not notice.
+// A lifetime makes and closes a store in a subtest, which runs newStore and the
+// functions that newStore passes to t.Cleanup. The case runs beside it. A subtest that
+// does not end is left behind, and package testing does not notice.
 type lifetime struct {
 	store scs.Store
 	t     *testing.T // the subtest
 	label string     // of the store's goroutines
 
-	opened  chan struct{} // closed when store is there
+	opened  chan struct{} // closed when store is set
 	release chan struct{} // closed when the store is no longer needed
 	closed  chan struct{} // closed when the subtest has ended
-	panics  chan string   // has what a cleanup function panics with
+	panics  chan string   // receives the stack if a cleanup function panics
 
 	mu        sync.Mutex
 	abandoned bool
 	ending    bool // whether all cleanup functions have run
 }
 
-// open makes a store that is used until close. It ends the test t if it can't. The
-// subtest has the first of the names that the flags -run and -skip don't leave out.
+// open makes a store, which lives until close. If it can't, it ends the test t. The
+// subtest gets the first of the names that the flags -run and -skip don't leave out.
 func (s *suite) open(t *testing.T, names ...string) *lifetime {
 	t.Helper()
 	l := &lifetime{
@@ -60,7 +60,7 @@ func (s *suite) open(t *testing.T, names ...string) *lifetime {
 		run := func(t *testing.T) {
 			l.t = t
 			pprof.SetGoroutineLabels(l.labels())
-			t.Cleanup(l.end) // the last one, after those of newStore
+			t.Cleanup(l.end) // runs after the cleanup functions of newStore
 			defer func() { skipped = t.Skipped() }()
 			l.store = s.make(t)
 			if s.empty != nil {
@@ -82,12 +82,12 @@ func (s *suite) open(t *testing.T, names ...string) *lifetime {
 			t.FailNow()
 		}
 		if skipped {
-			t.Skip("the function that makes stores has skipped the test")
+			t.Skip("newStore skipped the test")
 		}
-		t.Skip("the flags -run and -skip leave out the subtest in which the store is made")
+		t.Skip("the flags -run and -skip leave out the subtest that makes the store")
 	case <-time.After(s.timeout):
 		l.abandon()
-		t.Fatalf("the function that makes stores has not returned after %v\n%s", s.timeout, stacksOf(l.label))
+		t.Fatalf("newStore has not returned after %v\n%s", s.timeout, stacksOf(l.label))
 	}
 	return l
 }
@@ -98,12 +98,12 @@ func (s *suite) make(t *testing.T) scs.Store {
 	defer s.making.Unlock()
 	defer func() {
 		if r := recover(); r != nil {
-			t.Fatalf("the function that makes stores panics: %v\n%s", r, panicStack())
+			t.Fatalf("newStore panics: %v\n%s", r, panicStack())
 		}
 	}()
 	store := s.newStore(t)
 	if store == nil {
-		t.Fatal("the function that makes stores has returned nil")
+		t.Fatal("newStore returned nil")
 	}
 	return store
 }
@@ -113,9 +113,10 @@ func (l *lifetime) labels() context.Context {
 	return pprof.WithLabels(context.Background(), pprof.Labels(labelKey, l.label))
 }
 
-// close ends a lifetime, and returns what is wrong with it, or "". A cleanup function
-// gets a second if it is in StopCleanup, if the store has failed, or if another one
-// hangs. Otherwise it may have a database to close.
+// close ends a lifetime, and returns a problem with it, or "". The cleanup functions
+// get one second if one of them is in StopCleanup, if the case has failed, or if
+// another store's have hung. Otherwise they may have a database to close, and get ten
+// seconds more.
 func (s *suite) close(l *lifetime, failed bool) string {
 	close(l.release)
 	for _, limit := range []time.Duration{time.Second, 10 * time.Second} {
@@ -139,7 +140,7 @@ func (s *suite) close(l *lifetime, failed bool) string {
 	panic("unreachable")
 }
 
-// abandon leaves the lifetime behind. It returns false if it has just ended.
+// abandon leaves the lifetime behind. It returns false if the lifetime has just ended.
 func (l *lifetime) abandon() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -147,9 +148,9 @@ func (l *lifetime) abandon() bool {
 	return l.abandoned
 }
 
-// end is the last cleanup function. It keeps a subtest that is left behind from
-// ending, because its parent has ended. One that panics would end the process
-// after this; it is left behind, too.
+// end is the last cleanup function. An abandoned subtest must not end, because its
+// parent has ended. Nor may a subtest whose cleanup panics, because the panic would
+// end the process. So end blocks them forever.
 func (l *lifetime) end() {
 	stack := panicStack()
 	l.mu.Lock()
@@ -162,8 +163,8 @@ func (l *lifetime) end() {
 	}
 }
 
-// patience returns a channel that is closed after a time in which other goroutines
-// that can run have had their turns, too, even if there are many of them.
+// patience returns a channel that is closed after d, or later on a busy machine: all
+// goroutines that can run get their turns first, even if there are many of them.
 func patience(d time.Duration) <-chan struct{} {
 	done := make(chan struct{})
 	go func() {

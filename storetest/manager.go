@@ -69,7 +69,7 @@ var managerCases = []testCase{
 	},
 }
 
-// newManager returns a session manager with the store of the case.
+// newManager returns a session manager for the store of the case.
 func (c *check) newManager() *scs.SessionManager {
 	manager := scs.New()
 	manager.Store = c.store
@@ -83,11 +83,11 @@ func (c *check) newManager() *scs.SessionManager {
 type browser struct {
 	c       *check
 	manager *scs.SessionManager
-	token   string // the value of the cookie, "" if there is none
+	token   string // the value of the cookie, or ""
 }
 
-// request makes a request with the cookie, in which the server calls handle, and
-// keeps the cookie that comes back.
+// request sends a request with the cookie, has the server call handle, and keeps the
+// cookie of the response.
 func (b *browser) request(handle func(ctx context.Context)) {
 	handler := b.manager.LoadAndSave(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		handle(r.Context())
@@ -99,7 +99,7 @@ func (b *browser) request(handle func(ctx context.Context)) {
 	w := httptest.NewRecorder()
 	handler.ServeHTTP(w, r)
 	if w.Code != http.StatusOK {
-		b.c.fatalf("a request has failed with status %d: %s", w.Code, w.Body)
+		b.c.fatalf("a request failed with status %d: %s", w.Code, w.Body)
 	}
 	for _, cookie := range w.Result().Cookies() {
 		b.token = cookie.Value
@@ -110,8 +110,8 @@ func (b *browser) put(value string) {
 	b.request(func(ctx context.Context) { b.manager.Put(ctx, "value", value) })
 }
 
-// want fails the case if the session of the browser does not have the value,
-// which is "" if the browser has no session.
+// want fails the case unless the browser's session has the value. Without a session,
+// the value is "".
 func (b *browser) want(value string) {
 	b.request(func(ctx context.Context) {
 		if got := b.manager.GetString(ctx, "value"); got != value {
@@ -134,7 +134,7 @@ func testLoadAndSave(c *check) {
 	bob := &browser{c: c, manager: manager}
 	alice.want("")
 	if alice.token != "" {
-		c.fatalf("a client that has no session data has got the cookie %q", alice.token)
+		c.fatalf("a client without session data got the cookie %q", alice.token)
 	}
 	alice.put("of alice")
 	bob.put("of bob")
@@ -146,13 +146,13 @@ func testLoadAndSave(c *check) {
 	before := alice.token
 	alice.put("changed")
 	if alice.token != before {
-		c.fatalf("the token has changed with the session data")
+		c.fatalf("the token changed with the session data")
 	}
 	alice.want("changed")
 	bob.want("of bob")
 	(&browser{c: c, manager: manager}).want("")
 
-	// Another manager, as after a restart of the program.
+	// A new manager, as after a restart of the program.
 	(&browser{c: c, manager: c.newManager(), token: alice.token}).want("changed")
 }
 
@@ -191,7 +191,7 @@ func testDestroy(c *check) {
 	bob.want("of bob")
 }
 
-// SCS deletes the token of the session also if it has none yet.
+// SCS deletes the session's token even if it has none yet.
 func testDestroyNewSession(c *check) {
 	alice := &browser{c: c, manager: c.newManager()}
 	alice.destroy()
@@ -199,8 +199,8 @@ func testDestroyNewSession(c *check) {
 	alice.want("of alice")
 }
 
-// A token that the server has not given to anyone must not become that of a
-// session: whoever has planted it in a browser would know it after the login.
+// A token that the server did not issue must not become a session's token: an attacker
+// who planted it in a browser would know it after the login.
 func testTokenFixation(c *check) {
 	manager := c.newManager()
 	victim := &browser{c: c, manager: manager}
@@ -216,7 +216,7 @@ func testTokenFixation(c *check) {
 		victim.want("")
 		victim.put("secret")
 		if victim.token == planted {
-			c.fatalf("the session has the token %q, which the client has made up", planted)
+			c.fatalf("the session has the token %q, which the client made up", planted)
 		}
 		victim.want("secret")
 		c.wantMissing(planted)
@@ -229,7 +229,7 @@ func testIdleTimeout(c *check) {
 		manager := c.newManager()
 		manager.IdleTimeout = 2*unit + 2*c.resolution
 		alice := &browser{c: c, manager: manager}
-		begin := time.Now() // of the request before
+		begin := time.Now() // of the previous request
 		alice.put("of alice")
 		for range 3 {
 			time.Sleep(manager.IdleTimeout / 2)
@@ -243,7 +243,7 @@ func testIdleTimeout(c *check) {
 				return false // the session may have ended
 			}
 			if ended {
-				c.fatalf("the session has ended after %v without a request; the timeout is %v", idle, manager.IdleTimeout)
+				c.fatalf("the session ended after %v without a request; the timeout is %v", idle, manager.IdleTimeout)
 			}
 			begin = next
 		}
@@ -274,7 +274,7 @@ func testLifetime(c *check) {
 		})
 		inTime := age < manager.Lifetime-c.resolution
 		if ended && inTime {
-			c.fatalf("the session has ended after %v; the lifetime is %v", age, manager.Lifetime)
+			c.fatalf("the session ended after %v; the lifetime is %v", age, manager.Lifetime)
 		}
 		time.Sleep(time.Until(deadline))
 		c.wantMissing(token)
@@ -293,7 +293,7 @@ func testHashTokenInStore(c *check) {
 	if c.all != nil {
 		all, err := c.all(c.ctx)
 		if _, ok := all[alice.token]; err != nil || ok || len(all) != 1 {
-			c.fatalf("All returns %d sessions, among them the token itself: %v, %v; want 1, false, nil", len(all), ok, err)
+			c.fatalf("All returned %d sessions, including one under the token itself: %v, %v; want 1, false, nil", len(all), ok, err)
 		}
 	}
 	stolen := *alice
@@ -307,7 +307,7 @@ func (c *check) iterate(manager *scs.SessionManager) map[string]string {
 	err := manager.Iterate(c.ctx, func(ctx context.Context) error {
 		token := manager.Token(ctx)
 		if _, ok := values[token]; ok {
-			return fmt.Errorf("token %q comes twice", token)
+			return fmt.Errorf("token %q appears twice", token)
 		}
 		values[token] = manager.GetString(ctx, "value")
 		return nil
@@ -321,7 +321,7 @@ func (c *check) iterate(manager *scs.SessionManager) map[string]string {
 func testIterate(c *check) {
 	manager := c.newManager()
 	if got := c.iterate(manager); len(got) != 0 {
-		c.fatalf("Iterate goes through %d sessions, want 0", len(got))
+		c.fatalf("Iterate visited %d sessions, want 0", len(got))
 	}
 	want := make(map[string]string)
 	for i := range 10 {
@@ -339,7 +339,7 @@ func testIterate(c *check) {
 		manager.SetDeadline(ctx, time.Now().Add(-time.Hour))
 	})
 	if got := c.iterate(manager); !maps.Equal(got, want) {
-		c.fatalf("Iterate goes through %q, want %q", got, want)
+		c.fatalf("Iterate visited %q, want %q", got, want)
 	}
 }
 
@@ -363,6 +363,6 @@ func testIterateAndDestroy(c *check) {
 		c.fatalf("Iterate: %v", err)
 	}
 	if got := c.iterate(manager); !maps.Equal(got, want) {
-		c.fatalf("after the other sessions are destroyed, Iterate goes through %q, want %q", got, want)
+		c.fatalf("after the other sessions were destroyed, Iterate visited %q, want %q", got, want)
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// The rules are what SCS's doc comments say, word for word.
+// The rules quote SCS's doc comments word for word.
 func TestRulesAreQuotations(t *testing.T) {
 	pkg, err := build.Import("github.com/alexedwards/scs/v2", ".", build.FindOnly)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Stacks of goroutines, in as few lines as say what is going on.
+// Stacks of goroutines, in as few lines as possible.
 
 package storetest
 
@@ -15,7 +15,7 @@ import (
 	"strings"
 )
 
-// Limits of what is shown.
+// Limits of the output.
 const (
 	maxStacks = 4
 	maxFrames = 8
@@ -24,16 +24,15 @@ const (
 // stackFrame matches a frame in a goroutine profile: its function, file and line.
 var stackFrame = regexp.MustCompile(`(?m)^#\t0x[0-9a-f]+\t+(\S+)\+0x[0-9a-f]+\t+(.+):(\d+)$`)
 
-// A stack is what goroutines that do the same have in common: their functions, the
-// innermost first.
+// A stack has the functions that a goroutine is in, the innermost first.
 type stack []runtime.Frame
 
-// goroutines returns the stacks of the goroutines with a label, without the
-// runtime's functions at their beginning.
+// goroutines returns the stacks of the goroutines with a label, without the runtime's
+// innermost functions. Goroutines with equal stacks share one.
 func goroutines(label string) []stack {
 	var profile bytes.Buffer
 	if err := pprof.Lookup("goroutine").WriteTo(&profile, 1); err != nil {
-		return nil // a bytes.Buffer has no errors
+		return nil // writing to a bytes.Buffer does not fail
 	}
 	var stacks []stack
 	labels := fmt.Sprintf("%q:%q", labelKey, label)
@@ -51,8 +50,8 @@ func goroutines(label string) []stack {
 	return stacks
 }
 
-// stacksOf describes the goroutines with a label that are not waiting for the
-// suite.
+// stacksOf describes the goroutines with a label, except goroutines that are in one of
+// the suite's own functions.
 func stacksOf(label string) string {
 	var texts []string
 	for _, s := range goroutines(label) {
@@ -66,8 +65,8 @@ func stacksOf(label string) string {
 	return strings.Join(texts, "\n")
 }
 
-// panicStack describes where the calling goroutine panics, or returns "" if it
-// does not. It is to be called by a deferred function.
+// panicStack describes where the calling goroutine panics, or returns "" if it does
+// not. Call it in a deferred function.
 func panicStack() string {
 	pcs := make([]uintptr, 100)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(1, pcs)])
@@ -90,7 +89,7 @@ func panicStack() string {
 	return s.String()
 }
 
-// String returns a line for each function, down to the first one of this package.
+// String returns a line for each function, ending with the first one of this package.
 func (s stack) String() string {
 	var b strings.Builder
 	for i, frame := range s {
@@ -109,7 +108,7 @@ func (s stack) String() string {
 // packagePath is the import path of this package.
 var packagePath = reflect.TypeFor[stack]().PkgPath()
 
-// runsIn reports whether the goroutine runs in one of the packages.
+// runsIn reports whether any of the functions is in one of the packages.
 func (s stack) runsIn(packages []string) bool {
 	return slices.ContainsFunc(s, func(frame runtime.Frame) bool {
 		return slices.ContainsFunc(packages, func(pkg string) bool { return strings.HasPrefix(frame.Function, pkg+".") })

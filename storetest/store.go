@@ -1,4 +1,4 @@
-// The group Store: cases that call the methods of a store themselves.
+// The group Store: cases that call the methods of a store directly.
 
 package storetest
 
@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// The rules that several cases check.
+// Rules that several cases check.
 const (
 	findRule = "If the session token is not found or is expired, the found return value should be false " +
 		"(and the err return value should be nil)."
@@ -85,7 +85,7 @@ func testCommit(c *check) {
 		c.wantFound(token, data)
 	}
 	for token, data := range want {
-		c.wantFound(token, data) // finding it does not use it up
+		c.wantFound(token, data) // the first find did not use it up
 	}
 }
 
@@ -112,7 +112,7 @@ func testCommitOverwritesData(c *check) {
 	c.wantAll(map[string]string{token("alice"): "three", token("bob"): "of bob"})
 	c.wantFound(token("bob"), "of bob")
 	c.mustDelete(token("alice"))
-	c.wantMissing(token("alice")) // there was only one
+	c.wantMissing(token("alice")) // no earlier version is left
 }
 
 func testDelete(c *check) {
@@ -138,8 +138,8 @@ func testDeleteMissing(c *check) {
 	c.wantFound(token("bob"), "of bob")
 }
 
-// fill commits so many sessions that a store does not treat its few as a special
-// case, and returns their data by token.
+// fill commits so many sessions that they are not a special case for the store. It
+// returns their data by token.
 func (c *check) fill() map[string]string {
 	sessions := make(map[string]string)
 	for i := range 20 {
@@ -150,7 +150,7 @@ func (c *check) fill() map[string]string {
 	return sessions
 }
 
-// useBuffers uses the store so much that it has to use its buffers again.
+// useBuffers makes so many calls that the store must reuse its buffers.
 func (c *check) useBuffers() {
 	for range 20 {
 		c.mustCommit(token("other0"), "anew", inAnHour())
@@ -165,8 +165,7 @@ func (c *check) useBuffers() {
 	c.mustDelete(token("other0"))
 }
 
-// testFoundDataStays checks that what Find has returned does not change when the
-// store is used.
+// testFoundDataStays checks that later calls don't change the data that Find returned.
 func testFoundDataStays(c *check) {
 	want := c.fill()
 	got := make(map[string][]byte)
@@ -180,7 +179,7 @@ func testFoundDataStays(c *check) {
 	c.useBuffers()
 	for token, data := range want {
 		if string(got[token]) != data {
-			c.fatalf("the data that Find returned, %s, has become %s without the caller's doing",
+			c.fatalf("the data that Find returned has changed by itself, from %s to %s",
 				quote([]byte(data)), quote(got[token]))
 		}
 	}
@@ -194,7 +193,7 @@ func testCommitEmptyData(c *check) {
 	c.wantFound(token("renewed"), "")
 }
 
-// A store may refuse nil data, but it must not lose it.
+// A store may refuse nil data, but must not lose it.
 func testCommitNilData(c *check) {
 	if err := c.commit(c.ctx, token("alice"), nil, inAnHour()); err != nil {
 		return
@@ -202,14 +201,14 @@ func testCommitNilData(c *check) {
 	c.wantFound(token("alice"), "")
 }
 
-// A store may refuse large data, but it must not cut it off.
+// A store may refuse large data, but must not truncate it.
 func testCommitLargeData(c *check) {
 	for _, size := range []int{1<<16 - 1, 1 << 16, 1 << 20} {
 		c.mustCommit(token("alice"), "small", inAnHour())
 		data := bytesOf(size)
 		if err := c.commit(c.ctx, token("alice"), data, inAnHour()); err != nil {
 			if data, found, err := c.find(c.ctx, token("alice")); err != nil || found && string(data) != "small" {
-				c.fatalf("Commit of %d bytes has failed, but then Find = %s, %v, %v", size, quote(data), found, err)
+				c.fatalf("Commit of %d bytes failed, but then Find = %s, %v, %v", size, quote(data), found, err)
 			}
 			continue
 		}
@@ -219,7 +218,7 @@ func testCommitLargeData(c *check) {
 	c.wantFound(token("alice"), "small")
 }
 
-// bytesOf returns data of a size, in which bytes differ.
+// bytesOf returns data of the given size, with varying bytes.
 func bytesOf(size int) []byte {
 	data := make([]byte, size)
 	for i := range data {
@@ -228,7 +227,8 @@ func bytesOf(size int) []byte {
 	return data
 }
 
-// testCommitSameData has sessions with the same data, which a store may keep once.
+// testCommitSameData commits sessions with the same data, which a store may keep
+// only once.
 func testCommitSameData(c *check) {
 	same := strings.Repeat("same", 100)
 	for _, name := range []string{"alice", "bob", "carol"} {

@@ -17,7 +17,7 @@ import (
 	"github.com/alexedwards/scs/v2"
 )
 
-// memory is a correct store. The broken ones are made of it.
+// memory is a correct store. The faulty ones embed it.
 type memory struct {
 	mu       sync.Mutex
 	sessions map[string]session
@@ -60,7 +60,7 @@ func (m *memory) StopCleanup() {
 	<-m.done
 }
 
-// get returns the session as it is in the store.
+// get returns an active session, without a copy of its data.
 func (m *memory) get(token string) (session, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -133,14 +133,14 @@ func (s withCtx) AllCtx(ctx context.Context) (map[string][]byte, error) {
 	return s.All()
 }
 
-// someCtx is a correct store of which one method takes a context, and ignores it.
+// someCtx is a correct store with a single method that takes a context, and ignores it.
 type someCtx struct{ *memory }
 
 func (s someCtx) CommitCtx(_ context.Context, token string, b []byte, expiry time.Time) error {
 	return s.Commit(token, b, expiry)
 }
 
-// ctxOnly panics without a context.
+// ctxOnly is a store whose plain methods panic.
 type ctxOnly struct{ withCtx }
 
 func (ctxOnly) Find(string) ([]byte, bool, error)      { panic("missing context") }
@@ -148,9 +148,9 @@ func (ctxOnly) Commit(string, []byte, time.Time) error { panic("missing context"
 func (ctxOnly) Delete(string) error                    { panic("missing context") }
 func (ctxOnly) All() (map[string][]byte, error)        { panic("missing context") }
 
-// edits is what an editedStore does differently.
+// edits are what an editedStore does differently.
 type edits struct {
-	memory *memory // newMemory if nil
+	memory *memory // a new one if nil
 
 	token  func(token string) string
 	data   func(b []byte) []byte
@@ -161,7 +161,7 @@ type edits struct {
 	delete func(token string) error
 }
 
-// editedStore is a memory without StopCleanup with some edits.
+// editedStore is a memory with some edits and without StopCleanup.
 type editedStore struct {
 	memory *memory
 	edits  edits
@@ -171,7 +171,7 @@ func edited(t *testing.T, e edits) editedStore {
 	if e.memory == nil {
 		e.memory = newMemory(t)
 	}
-	e.memory.StopCleanup() // so that the edits see the expired ones
+	e.memory.StopCleanup() // so that the edits see expired sessions
 	return editedStore{e.memory, e}
 }
 
@@ -231,7 +231,7 @@ func refuseBinary(token string) error {
 	return nil
 }
 
-// The faulty stores that edits can't make.
+// Faulty stores that edits can't make.
 type (
 	givesSlice      struct{ *memory }
 	givesSlices     struct{ *memory }
@@ -301,7 +301,7 @@ func (s deletesExisting) Delete(token string) error {
 }
 
 func (s allExpired) Commit(token string, b []byte, expiry time.Time) error {
-	s.StopCleanup() // so that they stay
+	s.StopCleanup() // so that expired sessions stay
 	return s.memory.Commit(token, b, expiry)
 }
 
@@ -347,7 +347,7 @@ func (s canceledIsNotDone) CommitCtx(ctx context.Context, token string, b []byte
 	return nil
 }
 
-// reusesBuffers writes over the data that it has given away. It does so for one
+// reusesBuffers overwrites the data that it has returned. It does so only for one
 // token, which no two goroutines use, to be free of data races.
 type reusesBuffers struct {
 	*memory
@@ -383,7 +383,7 @@ func (s *reusesBuffers) Commit(token string, b []byte, expiry time.Time) error {
 	return s.memory.Commit(token, b, expiry)
 }
 
-// keepsFirst does not overwrite the data, or the expiry, of an active session.
+// keepsFirst keeps the data of a session, or its expiry while the session is active.
 type keepsFirst struct {
 	*memory
 	data, expiry bool
@@ -402,7 +402,7 @@ func (s keepsFirst) Commit(token string, b []byte, expiry time.Time) error {
 	return s.memory.Commit(token, b, expiry)
 }
 
-// staleIndex sweeps, before each Find, by an index that it does not maintain.
+// staleIndex sweeps before each Find, by an index that renewals don't update.
 type staleIndex struct {
 	*memory
 	index map[string]time.Time
@@ -429,7 +429,7 @@ func (s staleIndex) Commit(token string, b []byte, expiry time.Time) error {
 	return s.memory.Commit(token, b, expiry)
 }
 
-// twoStores has other sessions with contexts than without.
+// twoStores keeps the sessions of its Ctx methods apart from the others.
 type twoStores struct {
 	*memory
 	ctx withCtx
@@ -456,7 +456,7 @@ func (s twoStores) StopCleanup() {
 	s.ctx.StopCleanup()
 }
 
-// losesUpdates writes all sessions for each, and others may do so at the same
+// losesUpdates rewrites all sessions at each commit, even if others do so at the same
 // time.
 type losesUpdates struct{ *memory }
 
@@ -472,7 +472,7 @@ func (s *losesUpdates) Commit(token string, b []byte, expiry time.Time) error {
 	return nil
 }
 
-// deadlocks has two locks, which its methods take in no certain order.
+// deadlocks has two locks, which its methods take in different orders.
 type deadlocks struct {
 	*memory
 	mu1, mu2 sync.Mutex
@@ -496,7 +496,7 @@ func (s *deadlocks) Delete(token string) error {
 	return s.memory.Delete(token)
 }
 
-// stopsOnce is stopped by a message, as SCS's own stores are.
+// stopsOnce is stopped by a message, like SCS's own stores.
 type stopsOnce struct {
 	*memory
 	stop chan struct{}
@@ -513,7 +513,7 @@ func (s stopsOnce) StopCleanup() {
 	s.stop <- struct{}{}
 }
 
-// closesTwice closes its channel each time.
+// closesTwice closes its channel each time it is stopped.
 type closesTwice struct {
 	*memory
 	stop chan struct{}
@@ -547,7 +547,7 @@ func (s *endsWhenStopped) Commit(token string, b []byte, expiry time.Time) error
 	return s.memory.Commit(token, b, expiry)
 }
 
-// like reports whether a token matches a pattern of SQL.
+// like reports whether a token matches an SQL pattern.
 func like(token, pattern string) bool {
 	quoted := regexp.QuoteMeta(pattern)
 	return regexp.MustCompile("(?s)^" + strings.NewReplacer("_", ".", "%", ".*").Replace(quoted) + "$").MatchString(token)
@@ -563,7 +563,7 @@ func (s findsByPattern) Find(token string) ([]byte, bool, error) {
 	return nil, false, err
 }
 
-// deletesMatching deletes other sessions, too.
+// deletesMatching deletes all sessions whose tokens match.
 type deletesMatching struct {
 	*memory
 	match func(token, pattern string) bool
@@ -576,7 +576,7 @@ func (s deletesMatching) Delete(token string) error {
 	return nil
 }
 
-// firstPage returns as many sessions as fit.
+// firstPage returns only as many sessions as fit.
 type firstPage struct {
 	*memory
 	fits func(sessions, bytes int) bool
@@ -595,7 +595,7 @@ func (s firstPage) All() (map[string][]byte, error) {
 	return all, err
 }
 
-// All reads a hundred sessions ahead, and then uses a buffer again.
+// All copies the data of a hundred sessions. The others share a buffer.
 func (s iteratorBuffers) All() (map[string][]byte, error) {
 	all, err := s.memory.All()
 	n := 0
@@ -633,7 +633,7 @@ func (s refuses) Commit(token string, b []byte, expiry time.Time) error {
 	return s.memory.Commit(token, b, expiry)
 }
 
-// sharesData forgets data with the first of the sessions that have it.
+// sharesData loses data when the first of the sessions that share it is deleted.
 type sharesData struct {
 	*memory
 	deleted map[string]int
@@ -666,7 +666,7 @@ func (s findingRenews) Find(token string) ([]byte, bool, error) {
 	return bytes.Clone(got.data), ok, nil
 }
 
-// slow takes longer than a session without requests may live, at first.
+// slow makes a request take longer than the shortest idle timeout of the suite.
 type slow struct{ scs.Store }
 
 func (s slow) Find(token string) ([]byte, bool, error) {
@@ -697,7 +697,7 @@ func (s twoWrites) Commit(token string, b []byte, expiry time.Time) error {
 	return s.memory.Commit(token, b, expiry)
 }
 
-// staleCache finds what it has found before, for some milliseconds.
+// staleCache keeps the sessions that it finds for some milliseconds.
 type staleCache struct {
 	*memory
 	cacheMu sync.Mutex
@@ -717,7 +717,7 @@ func (s *staleCache) Find(token string) ([]byte, bool, error) {
 	return data, found, err
 }
 
-// newTwoSteps returns a store that looks for expired sessions, and then deletes
+// newTwoSteps returns a store that first looks for expired sessions, and later deletes
 // them.
 func newTwoSteps(t *testing.T) *memory {
 	m := newMemory(t)
@@ -741,8 +741,8 @@ func newTwoSteps(t *testing.T) *memory {
 	return m
 }
 
-// startSweeps calls sweep every 20 milliseconds, until the end of the test or the
-// call of stop, which does not wait.
+// startSweeps calls sweep every 20 milliseconds, until the test ends or stop is called.
+// The function stop does not wait for a sweep.
 func startSweeps(t *testing.T, sweep func()) (stop func()) {
 	done := make(chan struct{})
 	stop = sync.OnceFunc(func() { close(done) })
@@ -762,7 +762,7 @@ func startSweeps(t *testing.T, sweep func()) (stop func()) {
 	return stop
 }
 
-// slowSweep does not wait for the end of a sweep.
+// slowSweep has a StopCleanup that does not wait for a sweep to end.
 type slowSweep struct {
 	*memory
 	stop func()
@@ -806,7 +806,7 @@ func (s canceledMeanwhile) FindCtx(ctx context.Context, token string) ([]byte, b
 	return s.Find(token)
 }
 
-// CommitCtx leaves its write behind when the context ends.
+// CommitCtx returns when the context ends, but still writes later.
 func (s writesLate) CommitCtx(ctx context.Context, token string, b []byte, expiry time.Time) error {
 	done := make(chan error, 1)
 	go func() {
@@ -821,13 +821,13 @@ func (s writesLate) CommitCtx(ctx context.Context, token string, b []byte, expir
 	}
 }
 
-// CommitCtx takes back what it has written when the context ends.
+// CommitCtx undoes its write when the context ends.
 func (s rollsBack) CommitCtx(ctx context.Context, token string, b []byte, expiry time.Time) error {
 	context.AfterFunc(ctx, func() { s.Delete(token) })
 	return s.withCtx.CommitCtx(ctx, token, b, expiry)
 }
 
-// forgetsAfter has no sessions from some time on.
+// forgetsAfter finds no sessions after a point in time.
 type forgetsAfter struct {
 	*memory
 	end time.Time
@@ -840,7 +840,7 @@ func (s forgetsAfter) Find(token string) ([]byte, bool, error) {
 	return s.memory.Find(token)
 }
 
-// countRows counts the sessions in a store that embeds a memory.
+// countRows counts the sessions in a memory.
 func countRows(store scs.Store) (int, error) {
 	m := store.(*memory)
 	m.mu.Lock()

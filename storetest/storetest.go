@@ -1,6 +1,6 @@
 // Package storetest tests session stores for [github.com/alexedwards/scs/v2].
 //
-// A test of a store gives [Run] a function that makes one:
+// The test of a store calls [Run] with a function that makes one:
 //
 //	func TestStore(t *testing.T) {
 //		storetest.Run(t, func(t *testing.T) scs.Store {
@@ -15,40 +15,40 @@
 //		})
 //	}
 //
-// Each case is a subtest, and its failure quotes the sentence of SCS's
-// documentation that the store breaks. [Cases] lists them. To leave out a case
-// that a store is known to fail, use the flag -skip of go test.
+// Each case is a subtest. A failed case quotes the sentence of SCS's documentation
+// that the store breaks. [Cases] lists all cases. To leave out a case that a store
+// is known to fail, use the -skip flag of go test.
 //
 // # What is tested
 //
 // The group Store tests Find, Commit, Delete and All. If the store has methods
 // that take a context, these cases run twice: as "plain" with the methods that
-// take none, and as "ctx" with those that SCS calls. SCS prefers the method with a
-// context for each operation. The group Ctx tests that both kinds agree and what
-// happens when a context ends. The group Manager uses the store through
-// [scs.SessionManager]. The group Cleanup tests the deletion of expired sessions
-// and StopCleanup. End/Canary looks for a session that was committed before
-// all other cases.
+// take none, and as "ctx" with the methods that SCS calls. For each operation, SCS
+// prefers the method that takes a context. The group Ctx tests that both methods
+// agree, and that a store copes with contexts that end. The group Manager uses the
+// store through [scs.SessionManager]. The group Cleanup tests that expired sessions
+// are deleted until StopCleanup is called. After all other cases, End/Canary looks
+// for a session that was committed before them.
 //
-// The group Advice has demands that SCS does not make, such as that StopCleanup
-// can be called twice. A store that doesn't meet one skips the case, with a
-// message that begins with "advice:", unless the option [Strict] is given.
+// The group Advice tests what SCS does not require, such as calling StopCleanup
+// twice. If a store does not follow the advice, the case is skipped with a message
+// that begins with "advice:". With the option [Strict], it fails.
 //
-// Cases for what a store does not have are skipped. So are cases that depend on
-// time, when the machine is too slow to tell right from wrong, even with longer
-// times. SCS does not say which tokens a store accepts beyond those that SCS
-// makes: a store may refuse others with an error, but it must not confuse them.
+// Cases for features that a store lacks are skipped. Cases that depend on time are
+// tried again with longer waits, and skipped if the machine is still too slow. SCS
+// does not say whether a store accepts tokens that SCS does not make: a store may
+// refuse to commit them, but it must not confuse them.
 //
 // # What to expect
 //
-// A run makes 60 stores, or 101 if methods take a context. With two CPUs and a store
-// in memory, it takes about 5 seconds, and more where a commit waits for a disk. Most
-// cases wait most of the time: -parallel 16 helps.
+// A run makes 60 stores, or 101 if methods take a context. With an in-memory store
+// on two CPUs, it takes about 5 seconds, and more if commits wait for a disk. Most
+// cases wait most of the time, so -parallel 16 helps.
 //
-// Three settings find more faults. A short cleanup interval, as above, lets sweeps
-// meet other calls. The flag -race finds data races, even those in which the
-// result happens to be right. A time zone other than UTC, such as that of TZ=Asia/Tokyo
-// in the environment, finds stores that mix up zones.
+// Three settings find more faults. With a short cleanup interval, as above, sweeps
+// run during other calls. The -race flag finds data races, even if the results
+// happen to be right. A time zone other than UTC, such as TZ=Asia/Tokyo in the
+// environment, finds stores that mix up time zones.
 package storetest
 
 import (
@@ -64,7 +64,7 @@ import (
 	"github.com/alexedwards/scs/v2"
 )
 
-// An Option tells [Run] about a store.
+// An Option configures [Run] for a store.
 type Option func(*config)
 
 type config struct {
@@ -76,50 +76,50 @@ type config struct {
 	rows       func(store scs.Store) (int, error)
 }
 
-// Strict turns advice into demands: the cases of the group Advice fail where they
-// would be skipped. The default is to skip them.
+// Strict makes the cases of the group Advice fail if the store does not follow the
+// advice. By default, they are skipped.
 func Strict() Option {
 	return func(cfg *config) { cfg.strict = true }
 }
 
-// CtxOnly leaves out the store's plain methods where there are ones that take a
-// context. It is for stores whose plain methods panic; SCS never calls those. The
-// default is to test both.
+// CtxOnly tests only the methods that SCS calls: if an operation has a method that
+// takes a context, its plain method is left out. Use it for stores whose plain
+// methods panic. By default, both are tested.
 func CtxOnly() Option {
 	return func(cfg *config) { cfg.ctxOnly = true }
 }
 
-// ExpiryResolution says how exact the store's expiries are: a session may
-// disappear by d too early or too late. A store that keeps them in whole seconds
-// needs time.Second, and its test takes longer. The default is 10 milliseconds.
+// ExpiryResolution sets the precision of the store's expiries: a session may expire
+// up to d too early or too late. A store that keeps expiries in whole seconds needs
+// time.Second, and its test takes longer. The default is 10 milliseconds.
 func ExpiryResolution(d time.Duration) Option {
 	return func(cfg *config) { cfg.resolution = d }
 }
 
 // Timeout limits the time that the store may take in each case. A case that takes
-// longer fails and shows where its goroutines are, because it is probably in a
-// deadlock. The default is a minute.
+// longer is probably deadlocked: it fails, and shows the stacks of its goroutines.
+// The default is one minute.
 func Timeout(d time.Duration) Option {
 	return func(cfg *config) { cfg.timeout = d }
 }
 
-// Shared is for stores that share one database, such as that of a server. The
-// cases run one after another, so the test takes longer. Before each of them,
-// [Run] calls the function that makes stores, which may return the same store each
-// time, and then empty, which deletes all sessions from the database. End/Canary
-// is skipped. If the store is always the same, only one of the cases that stop its
-// cleanup runs. The default is to run cases in parallel, with a database each.
+// Shared is for stores that share one database, for example on a server. The cases
+// run one after another, so the test takes longer. Before each case, [Run] calls
+// newStore, which may return the same store each time, and then empty, which must
+// delete all sessions from the database. End/Canary is skipped. If newStore always
+// returns the same store, only the first case that stops its cleanup runs. By
+// default, cases run in parallel on separate databases.
 func Shared(empty func(t *testing.T)) Option {
 	return func(cfg *config) { cfg.empty = empty }
 }
 
-// Rows tests whether the store deletes expired sessions, which its methods don't
-// show: count returns the number of sessions that its database holds, active or
-// not. The store has to have a cleanup interval of less than a second. The default
-// is to skip Cleanup/Sweep.
+// Rows enables Cleanup/Sweep, which tests that the store deletes expired sessions.
+// The store's methods don't show this, so count must return the number of sessions
+// in the database, expired ones included. The store needs a cleanup interval of less
+// than a second. By default, Cleanup/Sweep is skipped.
 //
-// If count needs more than the store has, the test can return a struct that embeds
-// the store and has the database in another field:
+// If count needs the database, newStore can return a struct that embeds the store
+// and has the database in another field:
 //
 //	storetest.Rows(func(store scs.Store) (int, error) {
 //		return store.(testStore).db.Count()
@@ -129,22 +129,20 @@ func Rows(count func(store scs.Store) (int, error)) Option {
 }
 
 // Run tests the stores that newStore returns, with a subtest for each case. It
-// returns when all of them have ended.
+// returns when all subtests have ended.
 //
-// Each call of newStore returns another store without sessions. Several of them
-// are in use at the same time, so they must not share their sessions, unless the
-// option [Shared] is given. newStore is not called by several goroutines at once.
-// It gets the T of a subtest of the case: it releases what the store needs with
-// t.Cleanup, ends the case with t.Fatal if it can't make a store, or skips it with
-// t.Skip.
+// Each call of newStore must return a new store without sessions. Several stores are
+// in use at the same time, so they must not share sessions, unless the option
+// [Shared] is given. Calls of newStore don't overlap. Its t belongs to a subtest of
+// the case: use t.Cleanup to release what the store needs, t.Fatal if the store
+// can't be made, and t.Skip to skip the case.
 //
-// Whatever a store does, the run goes on: a case fails if a method of the store
-// panics or hangs, and if a function that newStore gave to t.Cleanup does. Such a
-// case leaves its goroutines and files behind. Only a panic in a goroutine that the
-// store itself has started ends the run.
+// A faulty store does not end the run. If a method of the store or a function passed
+// to t.Cleanup panics or hangs, the case fails, and may leave goroutines and files
+// behind. Only a panic in a goroutine that the store itself started ends the run.
 //
-// If a new store does not find a session that was committed to it, the test fails
-// and no case runs.
+// If the first store does not find a session that was just committed to it, the test
+// fails and no case runs.
 func Run(t *testing.T, newStore func(t *testing.T) scs.Store, opts ...Option) {
 	t.Helper()
 	s := &suite{
@@ -155,7 +153,7 @@ func Run(t *testing.T, newStore func(t *testing.T) scs.Store, opts ...Option) {
 	for _, opt := range opts {
 		opt(&s.config)
 	}
-	// The cases wait for expiries, not for the timeout.
+	// Waiting for expiries must not use up the timeout.
 	s.timeout += 10 * s.resolution
 
 	probe := s.open(t, probeNames()...)
@@ -177,7 +175,7 @@ func Run(t *testing.T, newStore func(t *testing.T) scs.Store, opts ...Option) {
 	}
 
 	for _, g := range groups {
-		// The group's subtest ends when its parallel subtests have.
+		// The group's subtest ends after its parallel subtests.
 		t.Run(g.name, func(t *testing.T) {
 			for _, tc := range g.cases {
 				t.Run(tc.name, func(t *testing.T) {
@@ -192,8 +190,8 @@ func Run(t *testing.T, newStore func(t *testing.T) scs.Store, opts ...Option) {
 	s.summarize(t)
 }
 
-// Cases returns the names of all cases, in their order. A case is the subtest of
-// that name of the test that calls [Run], such as "Store/FindMissing".
+// Cases returns the names of all cases, in order. In the test that calls [Run], each
+// case is a subtest with its name, such as "Store/FindMissing".
 func Cases() []string {
 	var names []string
 	for _, g := range groups {
@@ -204,8 +202,8 @@ func Cases() []string {
 	return names
 }
 
-// probeNames returns names for the subtest of the store that is made first. One of
-// them is not left out by the flags -run and -skip, if they don't leave out all.
+// probeNames returns candidate names for the subtest of the first store. Unless the
+// flags -run and -skip leave out every case, they select one of these names.
 func probeNames() []string {
 	var names []string
 	for _, name := range Cases() {
@@ -226,55 +224,55 @@ var groups = []group{
 type group struct {
 	name   string
 	cases  []testCase
-	once   bool // whether the cases run with SCS's methods alone
-	advice bool // whether SCS does not demand what the cases test
-	probe  bool // whether the cases use the store that Run has made first
+	once   bool // whether the cases run only with the methods that SCS calls
+	advice bool // whether the cases test what SCS does not require
+	probe  bool // whether the cases use the first store
 }
 
 type testCase struct {
 	name string
-	doc  string // what has the rule in its doc comment; "" for advice
-	rule string // one or two sentences of it, as they are there; for advice, a reason
+	doc  string // the symbol whose doc comment states the rule; "" for advice
+	rule string // one or two sentences of that comment, verbatim; for advice, a reason
 	test func(c *check)
 
-	// needs says what the suite or the store lacks for the case, or "" if nothing
-	// is missing. If needs is nil, the case is for all stores.
+	// needs returns what the suite or the store lacks for the case, or "". If needs is
+	// nil, the case is for all stores.
 	needs func(s *suite, store scs.Store, views []view) string
 
 	stops bool // whether the case calls StopCleanup
 }
 
-// A suite is a run of the cases.
+// A suite is one run of the cases.
 type suite struct {
 	config
 	newStore func(t *testing.T) scs.Store
 
 	making  sync.Mutex  // held while newStore runs
-	stopped []scs.Store // stores whose cleanup has been stopped, if they are shared
+	stopped []scs.Store // shared stores whose cleanup has been stopped
 	hangs   atomic.Bool // whether a cleanup function hangs
 
 	mu       sync.Mutex
 	outcomes map[outcome][]string // names of cases
 }
 
-// An outcome is how a case has ended. The largest one counts if a case runs more
-// than once.
+// An outcome is how a case ended. If a case runs more than once, its largest outcome
+// counts.
 type outcome int
 
 const (
 	passed outcome = iota
 	skipped
-	advised // skipped, because the store does not follow advice
+	advised // skipped, because the store does not follow the advice
 	failed
 )
 
-// A verdict is the outcome of a case and what to say about it.
+// A verdict is the outcome of a case, with an explanation.
 type verdict struct {
 	outcome outcome
 	text    string
 }
 
-// runCase runs a case with each view that it is for.
+// runCase runs a case with each of its views.
 func (s *suite) runCase(t *testing.T, g group, tc testCase, probe *lifetime, views []view) {
 	var worst verdict
 	judge := func(t *testing.T, v verdict) {
@@ -291,7 +289,7 @@ func (s *suite) runCase(t *testing.T, g group, tc testCase, probe *lifetime, vie
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if t.Failed() { // also if newStore has failed the test
+		if t.Failed() { // newStore may have failed the test
 			worst.outcome = failed
 		}
 		s.outcomes[worst.outcome] = append(s.outcomes[worst.outcome], g.name+"/"+tc.name)
@@ -317,7 +315,7 @@ func (s *suite) runCase(t *testing.T, g group, tc testCase, probe *lifetime, vie
 	}
 }
 
-// run runs a case with a new store, whose view with the given index it uses.
+// run runs a case with a new store, through the view with the given index.
 func (s *suite) run(t *testing.T, g group, tc testCase, view int) verdict {
 	l := s.open(t, "store")
 	if tc.stops && s.empty != nil {
@@ -332,7 +330,7 @@ func (s *suite) run(t *testing.T, g group, tc testCase, view int) verdict {
 	switch {
 	case problem == "" || v.outcome == failed:
 	case tc.stops:
-		// It may have been the second call of StopCleanup.
+		// The cleanup function may have called StopCleanup for the second time.
 		t.Log("after the case has called StopCleanup: " + problem)
 	default:
 		v = verdict{failed, problem}
@@ -345,9 +343,9 @@ func (s *suite) judge(g group, tc testCase, l *lifetime, view int) verdict {
 	problem, skip := s.check(l, view).run(tc.test)
 	switch {
 	case problem != "" && g.advice && !s.strict:
-		return verdict{advised, fmt.Sprintf("advice: %s\nSCS does not demand it. %s", problem, tc.rule)}
+		return verdict{advised, fmt.Sprintf("advice: %s\nSCS does not require this. %s", problem, tc.rule)}
 	case problem != "" && g.advice:
-		return verdict{failed, fmt.Sprintf("%s\nSCS does not demand it, but the option Strict does. %s", problem, tc.rule)}
+		return verdict{failed, fmt.Sprintf("%s\nSCS does not require this, but the option Strict does. %s", problem, tc.rule)}
 	case problem != "":
 		return verdict{failed, fmt.Sprintf("%s\nThe documentation of %s says: %q", problem, tc.doc, tc.rule)}
 	case skip != "":
@@ -356,7 +354,7 @@ func (s *suite) judge(g group, tc testCase, l *lifetime, view int) verdict {
 	return verdict{}
 }
 
-// check returns a check with a view of the given store.
+// check returns a check of the given store, through the view with the given index.
 func (s *suite) check(l *lifetime, view int) *check {
 	views := viewsOf(l.store, s.config)
 	return &check{
@@ -365,7 +363,8 @@ func (s *suite) check(l *lifetime, view int) *check {
 	}
 }
 
-// summarize logs how many cases have passed, and names those that have not.
+// summarize logs how many cases had each outcome. It names the cases that failed and
+// the advice that the store does not follow.
 func (s *suite) summarize(t *testing.T) {
 	t.Helper()
 	names := func(o outcome) string {
@@ -380,7 +379,8 @@ func (s *suite) summarize(t *testing.T) {
 		len(s.outcomes[failed]), names(failed), len(s.outcomes[advised]), names(advised))
 }
 
-// same reports whether two stores are the same one, if that can be told.
+// same reports whether a and b are the same store. If they can't be compared, it
+// returns false.
 func same(a, b scs.Store) bool {
 	return reflect.TypeOf(a).Comparable() && reflect.TypeOf(b).Comparable() && a == b
 }

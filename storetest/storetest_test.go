@@ -23,7 +23,7 @@ type subject struct {
 	name     string
 	newStore func(t *testing.T) scs.Store
 	opts     []storetest.Option
-	skips    []string // patterns of cases that are skipped
+	skips    []string // patterns of the cases that it skips
 }
 
 var (
@@ -70,7 +70,7 @@ var subjects = []subject{
 		newStore: func(t *testing.T) scs.Store {
 			return edited(t, edits{commit: func(token string) error {
 				if len(token) != 43 {
-					return errors.New("token is not one of SCS")
+					return errors.New("token was not made by SCS")
 				}
 				return nil
 			}})
@@ -79,12 +79,12 @@ var subjects = []subject{
 	},
 }
 
-// childEnv is the variable of the environment that is set in the processes in
-// which the suite runs: it may fail there.
+// childEnv is an environment variable. It is set in the processes that run the suite,
+// where the suite may fail.
 const childEnv = "STORETEST_CHILD"
 
-// TestMain lets more tests run in parallel than there are CPUs: they wait for other
-// processes, which wait for time to pass.
+// TestMain lets more tests run in parallel than there are CPUs, because they wait for
+// other processes, which in turn wait for time to pass.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if os.Getenv(childEnv) == "" {
@@ -95,10 +95,10 @@ func TestMain(m *testing.M) {
 	m.Run()
 }
 
-// TestChild is only a part of other tests.
+// TestChild runs the suite in the processes that other tests start.
 func TestChild(t *testing.T) {
 	if os.Getenv(childEnv) == "" {
-		t.Skip("a part of other tests")
+		t.Skip("runs only in processes that other tests start")
 	}
 	for _, s := range subjects {
 		t.Run(s.name, func(t *testing.T) { storetest.Run(t, s.newStore, append(s.opts, storetest.Strict())...) })
@@ -114,12 +114,12 @@ func TestChild(t *testing.T) {
 // A child is a process in which the suite runs.
 type child struct {
 	out     string
-	results map[string]string           // of each case: PASS, FAIL or SKIP
-	text    map[string]*strings.Builder // what each case has said
+	results map[string]string           // PASS, FAIL or SKIP, by case
+	text    map[string]*strings.Builder // the messages, by case
 }
 
-// start runs the suite for the subject, fault or example with a name: the cases
-// that match a pattern of the flag -run, or all if it is empty.
+// start runs the suite for the subject, fault or example with the given name. It runs
+// the cases that match a pattern of the -run flag, or all if the pattern is empty.
 func start(t *testing.T, name, cases string, flags ...string) *child {
 	t.Helper()
 	pattern := "^TestChild$/^" + regexp.QuoteMeta(strings.ReplaceAll(name, " ", "_")) + "$"
@@ -193,8 +193,8 @@ func match(pattern, name string) bool {
 	return ok && err == nil
 }
 
-// TestFaults runs the cases that faulty stores must fail, and checks that what they
-// say is short.
+// TestFaults checks that faulty stores fail the cases that they must fail, with short
+// messages.
 func TestFaults(t *testing.T) {
 	mustFail := make(map[string]bool)
 	for _, f := range faults {
@@ -218,32 +218,32 @@ func TestFaults(t *testing.T) {
 					continue
 				}
 				text := c.text[name].String()
-				if !strings.Contains(text, "The documentation of ") && !strings.Contains(text, "SCS does not demand it") {
+				if !strings.Contains(text, "The documentation of ") && !strings.Contains(text, "SCS does not require this") {
 					t.Errorf("%s does not say whose rule is broken:\n%s", name, text)
 				}
 				if lines := strings.Count(text, "\n"); lines > 45 {
-					t.Errorf("%s says what is wrong in %d lines:\n%s", name, lines, text)
+					t.Errorf("%s needs %d lines to say what is wrong:\n%s", name, lines, text)
 				}
 			}
 		})
 	}
 	for _, name := range storetest.Cases() {
 		if !mustFail[name] {
-			t.Errorf("%s: there is no faulty store that must fail it", name)
+			t.Errorf("%s: no faulty store must fail it", name)
 		}
 	}
 }
 
-// examples are uses of the suite of which the output is tested.
+// examples are uses of the suite whose output is tested.
 var examples = []struct {
 	name  string
 	run   func(t *testing.T)
 	flags []string
 	want  map[string]string // results of some cases
-	text  []string          // what the output has
+	text  []string          // parts of the output
 }{
 	{
-		// As the package documentation says, with a store like SCS's own.
+		// As in the package documentation, with a store like SCS's own.
 		name: "as documented",
 		run: func(t *testing.T) {
 			storetest.Run(t, func(t *testing.T) scs.Store {
@@ -252,7 +252,7 @@ var examples = []struct {
 				return store
 			})
 		},
-		flags: []string{"-test.count=2"}, // what the first run leaves behind must not disturb the second one
+		flags: []string{"-test.count=2"}, // leftovers of the first run must not disturb the second
 		want: map[string]string{
 			"Store/Commit": "PASS", "Manager/Iterate": "PASS", "Cleanup/StopEarly": "PASS", "Cleanup/StopInUse": "PASS",
 			"Cleanup/StopDuringSweep": "PASS", "Advice/FoundDataIsCopy": "PASS", "Advice/StopTwice": "SKIP", "Advice/StopAtOnce": "SKIP",
@@ -352,7 +352,7 @@ var examples = []struct {
 	},
 }
 
-// hangs can't be stopped.
+// hangs has a StopCleanup that never returns.
 type hangs struct{}
 
 func (hangs) StopCleanup() { select {} }
@@ -373,7 +373,7 @@ func TestExamples(t *testing.T) {
 				}
 			}
 			if strings.Contains(c.out, "\npanic: ") {
-				t.Error("the run has ended with a panic")
+				t.Error("the run ended with a panic")
 			}
 			if t.Failed() {
 				t.Logf("the whole output:\n%s", c.out)
@@ -382,7 +382,7 @@ func TestExamples(t *testing.T) {
 	}
 }
 
-// What the flag -run leaves out must not pass.
+// Cases that the -run flag leaves out must not pass.
 func TestRunOfNoStore(t *testing.T) {
 	c := start(t, "with contexts", "^Store$/^FindMissing$/^plain$/^none$")
 	if got := c.results["TestChild/with_contexts"]; got != "SKIP" {

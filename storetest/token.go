@@ -1,5 +1,5 @@
-// The group Store: cases about tokens that are not like those of SCS, or like one
-// that is.
+// The group Store: cases for tokens that SCS does not make, and for tokens that
+// resemble each other.
 
 package storetest
 
@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// scsToken is a token as SCS makes them, with capital and small letters, digits,
-// and the two other characters of base64 in URLs.
+// scsToken is a token in SCS's format. It has uppercase and lowercase letters, digits,
+// and the other two characters of URL-safe base64.
 const scsToken = "UvEWIOOX-Ge32fGeSMrrZGWDVqa10XE4wA3Z_q9detY"
 
 func testFindEmptyToken(c *check) {
@@ -38,8 +38,8 @@ func testFindMalformed(c *check) {
 	c.wantFound(token("alice"), "of alice")
 }
 
-// A store may refuse a token that is not like those of SCS, but it must not take
-// it for another one.
+// A store may refuse a token that SCS does not make, but must not confuse it with
+// another token.
 func testCommitOddTokens(c *check) {
 	tokens := []string{
 		"", "a", "A", "a ", " a", "a\x00", "a\x00b", "\xff", "\xfe", "é", "e\u0301", "a%", "a_", "ab",
@@ -52,7 +52,7 @@ func testCommitOddTokens(c *check) {
 		if err := c.commit(c.ctx, token, []byte(data), inAnHour()); err == nil {
 			want[token] = data
 		} else if got, found, _ := c.find(c.ctx, token); found {
-			c.fatalf("Commit(%s) has failed, but Find returns %s", quote([]byte(token)), quote(got))
+			c.fatalf("Commit(%s) failed, but Find returns %s", quote([]byte(token)), quote(got))
 		}
 	}
 	for token, data := range want {
@@ -61,8 +61,7 @@ func testCommitOddTokens(c *check) {
 	c.wantAll(want)
 }
 
-// SCS deletes the empty token when a session is destroyed that was never
-// committed.
+// SCS deletes the empty token when it destroys a session that was never committed.
 func testDeleteEmptyToken(c *check) {
 	c.mustDelete("")
 	c.mustCommit(token("alice"), "of alice", inAnHour())
@@ -78,8 +77,8 @@ func testDeleteMalformed(c *check) {
 	c.wantFound(token("alice"), "of alice")
 }
 
-// tampered returns tokens that differ from scsToken at position i: in case, in the
-// lowest bits, by a character that SQL takes for a wildcard, and by its absence.
+// tampered returns tokens that differ from scsToken at position i: it leaves out the
+// character, swaps its case, changes its lowest bits, or puts a wildcard of SQL there.
 func tampered(i int) []string {
 	before, char, after := scsToken[:i], scsToken[i], scsToken[i+1:]
 	tokens := []string{before + after}
@@ -91,7 +90,7 @@ func tampered(i int) []string {
 	return tokens
 }
 
-// swapCase returns a letter in the other case, and other characters as they are.
+// swapCase swaps the case of a letter, and returns other characters unchanged.
 func swapCase(char byte) byte {
 	if lower := char | 0x20; 'a' <= lower && lower <= 'z' {
 		return char ^ 0x20
@@ -99,7 +98,7 @@ func swapCase(char byte) byte {
 	return char
 }
 
-// rewritten returns tokens that differ from scsToken as a whole.
+// rewritten returns tokens that differ from scsToken in other ways.
 func rewritten() []string {
 	return []string{
 		strings.ToLower(scsToken), strings.ToUpper(scsToken), scsToken[1:], scsToken + scsToken,
@@ -126,7 +125,7 @@ func testFindTampered(c *check) {
 
 func testDeleteTampered(c *check) {
 	c.mustCommit(scsToken, "of alice", inAnHour())
-	// Deletions of several goroutines can share an fsync.
+	// Concurrent deletes can share an fsync.
 	const workers = 4
 	c.parallel(workers, func(worker int) error {
 		for i := worker; i < len(scsToken); i += workers {
@@ -139,7 +138,7 @@ func testDeleteTampered(c *check) {
 					return fmt.Errorf("calling Delete(%q) = %v, want nil", token, err)
 				}
 				if _, found, err := c.find(c.ctx, scsToken); !found || err != nil {
-					return fmt.Errorf("calling Find(%q) = _, %v, %v after deletions of other tokens, such as %q; want true, nil", scsToken, found, err, token)
+					return fmt.Errorf("calling Find(%q) = _, %v, %v after deleting other tokens, such as %q; want true, nil", scsToken, found, err, token)
 				}
 			}
 		}
@@ -147,11 +146,11 @@ func testDeleteTampered(c *check) {
 	})
 }
 
-// testCommitSimilarTokens has tokens that SCS may make, and that differ in one
+// testCommitSimilarTokens commits tokens that SCS may make and that differ in one
 // character.
 func testCommitSimilarTokens(c *check) {
 	want := map[string]string{scsToken: "of alice"}
-	for i := range len(scsToken) - 1 { // the last one has bits that SCS leaves 0
+	for i := range len(scsToken) - 1 { // in the last character, SCS leaves some bits 0
 		for _, char := range []byte{swapCase(scsToken[i]), '-', '_'} {
 			if token := scsToken[:i] + string(char) + scsToken[i+1:]; token != scsToken {
 				want[token] = fmt.Sprintf("has %c at %d", char, i)

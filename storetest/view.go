@@ -9,18 +9,19 @@ import (
 	"github.com/alexedwards/scs/v2"
 )
 
-// A view is a choice of methods of a store, one for each operation. The plain
-// ones ignore the context.
+// A view has one method of a store for each operation. If the method takes no
+// context, the view ignores the context.
 type view struct {
 	name   string
 	find   func(ctx context.Context, token string) ([]byte, bool, error)
 	commit func(ctx context.Context, token string, b []byte, expiry time.Time) error
 	delete func(ctx context.Context, token string) error
-	all    func(ctx context.Context) (map[string][]byte, error) // nil if there is none
+	all    func(ctx context.Context) (map[string][]byte, error) // nil if the store has none
 }
 
-// viewsOf returns the plain view, if it may be used, and the one with context, if
-// the store has any method that takes one. The last one is SCS's.
+// viewsOf returns the plain view, and the ctx view if any method of the store takes a
+// context. With CtxOnly, the ctx view replaces the plain one. The last view has the
+// methods that SCS calls.
 func viewsOf(store scs.Store, cfg config) []view {
 	plain := view{
 		name:   "plain",

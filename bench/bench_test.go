@@ -1,5 +1,5 @@
-// Package bench_test measures session stores. The name of a benchmark says what is
-// measured:
+// Package bench_test measures session stores. The name of a benchmark says what it
+// measures:
 //
 //	BenchmarkStore/store=boltstore/sessions=20000/bytes=300/workload=commit/goroutines=8
 package bench_test
@@ -18,7 +18,7 @@ import (
 	"go.elara.ws/chaistore/bench/internal/rivals"
 )
 
-// A size says how many sessions there are, and how many bytes each has.
+// A size is the number of sessions, and the number of bytes in each.
 type size struct{ sessions, bytes int }
 
 func (s size) String() string { return fmt.Sprintf("sessions=%d/bytes=%d", s.sessions, s.bytes) }
@@ -49,7 +49,7 @@ func benchmarkRivals(b *testing.B, rivals []rivals.Rival, sizes []size) {
 	}
 }
 
-// benchmarkWorkloads runs all workloads but the sweep on one database.
+// benchmarkWorkloads runs all workloads except the sweep on one database.
 func benchmarkWorkloads(b *testing.B, rival rivals.Rival, size size) {
 	s := load(b, rival, size, false)
 	heap := max(heapInUse()-s.heapBefore, 0)
@@ -57,7 +57,7 @@ func benchmarkWorkloads(b *testing.B, rival rivals.Rival, size size) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	// Space is measured when the store has done nothing but load.
+	// Space was measured before any other workload ran.
 	b.Run("workload=space", func(b *testing.B) {
 		b.ReportMetric(disk, "disk-bytes")
 		b.ReportMetric(heap, "heap-bytes")
@@ -77,7 +77,7 @@ func benchmarkWorkloads(b *testing.B, rival rivals.Rival, size size) {
 		stop := beside(8, s.renew)
 		drive(b, 1, "finds/s", s.find)
 		if _, err := stop(); err != nil {
-			b.Errorf("a commit beside the finds failed: %v", err)
+			b.Errorf("a commit during the finds failed: %v", err)
 		}
 	})
 	for _, goroutines := range []int{1, 8, 64, 256} {
@@ -87,8 +87,8 @@ func benchmarkWorkloads(b *testing.B, rival rivals.Rival, size size) {
 }
 
 // benchmarkSweep deletes the expired half of the sessions while 4 goroutines renew
-// others, and reports how long the slowest renewal took. What prepares a sweep is
-// timed too, so that b.N is 1 even where a sweep takes less than -benchtime.
+// others, and reports how long the slowest renewal took. Its timer includes the
+// preparation, so that b.N is 1 even if a sweep takes less than -benchtime.
 func benchmarkSweep(b *testing.B, rival rivals.Rival, size size) {
 	var worst, sweeps time.Duration
 	for range b.N {
@@ -104,7 +104,7 @@ func benchmarkSweep(b *testing.B, rival rivals.Rival, size size) {
 		sweeps += time.Since(before)
 		slowest, err := stop()
 		if err != nil {
-			b.Fatalf("a commit beside the sweep failed: %v", err)
+			b.Fatalf("a commit during the sweep failed: %v", err)
 		}
 		worst = max(worst, slowest)
 	}
@@ -112,8 +112,8 @@ func benchmarkSweep(b *testing.B, rival rivals.Rival, size size) {
 	b.ReportMetric(float64(worst), "worst-commit-ns")
 }
 
-// load opens a rival on an empty directory and loads it with sessions, of which
-// each second one has expired if so desired.
+// load opens a rival in an empty directory and loads it with sessions. If halfExpired
+// is set, every second session has expired.
 func load(b *testing.B, rival rivals.Rival, size size, halfExpired bool) *sessions {
 	b.Helper()
 	s, err := newSessions(size)
@@ -136,16 +136,15 @@ func load(b *testing.B, rival rivals.Rival, size size, halfExpired bool) *sessio
 	if err := s.store.Load(s.all(halfExpired)); err != nil {
 		b.Fatalf("load: %v", err)
 	}
-	// Engines tidy up in the background after so fast a load: 2 seconds for 500,000
+	// Engines tidy up in the background after such a load. Allow 2 seconds for 500,000
 	// small sessions.
 	time.Sleep(time.Duration(size.sessions*(size.bytes+100)) * 10 * time.Nanosecond)
 	return s
 }
 
-// heapInUse returns the size of what is alive on the heap.
+// heapInUse returns the size of the live heap.
 func heapInUse() float64 {
-	// A finalizer or a cleanup that one collection runs may free memory that only a
-	// later one finds.
+	// A finalizer or a cleanup may free memory that only a later collection finds.
 	for before := math.Inf(1); ; {
 		runtime.GC()
 		time.Sleep(10 * time.Millisecond)
@@ -159,15 +158,15 @@ func heapInUse() float64 {
 	}
 }
 
-// diskUsage returns the size of the blocks of all files below dir. Files that
-// vanish meanwhile don't count.
+// diskUsage returns the disk space of all files below dir. It ignores files that vanish
+// meanwhile.
 func diskUsage(dir string) (total float64, err error) {
 	err = filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
 		if err == nil && !entry.IsDir() {
 			var info fs.FileInfo
 			if info, err = entry.Info(); err == nil {
-				// The unit is 512 bytes on each file system. A file may be longer than its
-				// blocks: Badger's log of values is.
+				// A block is 512 bytes on every file system. A file may be longer than its
+				// blocks, like Badger's value log.
 				total += float64(info.Sys().(*syscall.Stat_t).Blocks * 512)
 			}
 		}

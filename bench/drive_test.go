@@ -11,20 +11,21 @@ import (
 )
 
 // An operation is one call of a store. Its source of random numbers belongs to the
-// goroutine that calls it.
+// calling goroutine.
 type operation func(random *rand.Rand) error
 
-// newRandom returns a source of random numbers, another one for each goroutine.
+// newRandom returns a source of random numbers for a goroutine.
 func newRandom(goroutine int) *rand.Rand {
 	return rand.New(rand.NewPCG(uint64(goroutine), uint64(time.Now().UnixNano())))
 }
 
 // drive has goroutines call op until b.N calls have ended. It reports their rate and
-// latencies, and how many calls failed, if any did. It fails if all did.
+// latencies, and the number of failed calls, if any. If all calls fail, the benchmark
+// fails.
 //
-// All goroutines are busy until the end. If they shared out b.N calls instead, the
-// last calls of a store that lets some wait long would end long after the others,
-// and the rate would be too low.
+// All goroutines stay busy until the end. If they divided b.N calls among them, a store
+// that keeps some calls waiting would end with a few slow calls, and the rate would be
+// too low.
 func drive(b *testing.B, goroutines int, rateUnit string, op operation) {
 	b.Helper()
 	var stopped atomic.Bool
@@ -65,8 +66,8 @@ func drive(b *testing.B, goroutines int, rateUnit string, op operation) {
 	}
 }
 
-// beside has goroutines call op until stop is called, which returns how long the
-// slowest call took, and the error of one that failed.
+// beside has goroutines call op until stop is called. The function stop returns how
+// long the slowest call took, and the error of a failed call, if any.
 func beside(goroutines int, op operation) (stop func() (slowest time.Duration, err error)) {
 	var stopped atomic.Bool
 	var group sync.WaitGroup
@@ -105,13 +106,13 @@ func TestDriveCountsFailures(t *testing.T) {
 			time.Sleep(time.Microsecond)
 			if calls.Add(1)%10 == 0 {
 				failures.Add(1)
-				return errors.New("it is one of those days")
+				return errors.New("no luck")
 			}
 			return nil
 		})
 	})
 	if got, want := result.Extra["failures"], float64(failures.Load()); got != want || want == 0 {
-		t.Errorf("%v failures are reported, want %v", got, want)
+		t.Errorf("the benchmark reports %v failures, want %v", got, want)
 	}
 	if got := calls.Load(); got < int64(result.N) {
 		t.Errorf("there were %d calls, want %d or more", got, result.N)
@@ -124,6 +125,6 @@ func TestDriveCountsFailures(t *testing.T) {
 		drive(b, 1, "calls/s", func(*rand.Rand) error { return errors.New("no") })
 	})
 	if result.N > 0 {
-		t.Errorf("a benchmark whose calls all fail has a result: %v", result)
+		t.Errorf("a benchmark in which all calls fail has a result: %v", result)
 	}
 }

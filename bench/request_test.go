@@ -14,9 +14,8 @@ import (
 )
 
 // requests starts a server on the loopback interface, and returns an operation that
-// requests a page of it, as a random visitor. Its handler counts the visits in the
-// session, so that each request finds a session and commits it. The server runs
-// until the benchmark ends.
+// requests a page as a random visitor. The server counts visits in the session, so each
+// request finds a session and commits it. The server runs until the benchmark ends.
 func (s *sessions) requests(b *testing.B, clients int) operation {
 	var failure atomic.Pointer[error]
 	manager := scs.New()
@@ -53,7 +52,7 @@ func (s *sessions) requests(b *testing.B, clients int) operation {
 		if response.StatusCode != http.StatusOK {
 			return fmt.Errorf("request: %s: %w", response.Status, *failure.Load())
 		}
-		// With a session that it does not find, SCS begins a new one.
+		// If SCS does not find the session, it begins a new one.
 		cookies := response.Cookies()
 		if len(cookies) != 1 || cookies[0].Value != token {
 			return errors.New("a session is missing")

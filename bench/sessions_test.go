@@ -18,12 +18,12 @@ import (
 
 const (
 	lifetime   = 24 * time.Hour
-	workingSet = 1000 // sessions that are found again and again
+	workingSet = 1000 // number of sessions in the working set
 )
 
-// Sessions are a store and the sessions that it is loaded with: tokens and data like
-// those that SCS makes, of random bytes that no engine can compress. They are the
-// same each time.
+// Sessions are a store and the sessions that it is loaded with. Their tokens and data
+// have SCS's formats, and random bytes that no engine can compress. The random bytes are
+// the same in each run.
 type sessions struct {
 	store      rivals.Store
 	dir        string
@@ -32,16 +32,16 @@ type sessions struct {
 	size    size
 	tokens  []string
 	unknown []string // tokens of no session
-	data    [][]byte // what sessions are renewed with
+	data    [][]byte // data for renewals
 
-	template []byte // a session's data, which ends in a payload
+	template []byte // a session's data, with a payload in it
 	payload  []byte // the part of template that is random
 	expiry   time.Time
 }
 
 func newSessions(size size) (*sessions, error) {
 	s := &sessions{size: size, expiry: time.Now().Add(lifetime)}
-	// What the encoding adds depends on the length, so that it takes a few tries.
+	// The overhead of the encoding depends on the length, so it takes a few tries.
 	for length := size.bytes; len(s.template) != size.bytes; length += size.bytes - len(s.template) {
 		if length <= 0 {
 			return nil, fmt.Errorf("a session can't have %d bytes", size.bytes)
@@ -80,7 +80,7 @@ func (s *sessions) randomData(random *rand.ChaCha8) []byte {
 	return bytes.Clone(s.template)
 }
 
-// all yields every session, of which each second one has expired if so desired.
+// all yields every session. If halfExpired is set, every second session has expired.
 func (s *sessions) all(halfExpired bool) iter.Seq[rivals.Session] {
 	return func(yield func(rivals.Session) bool) {
 		random := rand.NewChaCha8([32]byte{1})
@@ -96,12 +96,12 @@ func (s *sessions) all(halfExpired bool) iter.Seq[rivals.Session] {
 	}
 }
 
-// renew commits a random session anew.
+// renew commits a random session again.
 func (s *sessions) renew(random *rand.Rand) error {
 	return s.store.Commit(pick(s.tokens, random), pick(s.data, random), time.Now().Add(lifetime))
 }
 
-// renewActive is renew for sessions of which each second one has expired.
+// renewActive is like renew if every second session has expired.
 func (s *sessions) renewActive(random *rand.Rand) error {
 	token := s.tokens[random.IntN((len(s.tokens)+1)/2)*2]
 	return s.store.Commit(token, pick(s.data, random), time.Now().Add(lifetime))
@@ -112,7 +112,7 @@ func (s *sessions) find(random *rand.Rand) error {
 	return s.findToken(pick(s.tokens, random))
 }
 
-// findWarm finds a session of a small working set.
+// findWarm finds a random session of the working set.
 func (s *sessions) findWarm(random *rand.Rand) error {
 	return s.findToken(pick(s.tokens[:min(workingSet, len(s.tokens))], random))
 }

@@ -1,13 +1,12 @@
 //go:build unix
 
 // Package postgres starts PostgreSQL servers for tests and measurements, from the
-// binaries that are installed on the system, each with an empty cluster of its
-// own.
+// binaries that are installed on the system. Each server has its own, empty cluster.
 //
-// A server has the default settings, and listens on a Unix socket alone. It trusts
-// the superuser, whom [Server.URL] names, and asks other users for their
-// passwords. It keeps running if the process that started it ends without
-// [Server.Stop], until somebody deletes its directory.
+// A server has the default settings, and listens only on a Unix socket. It trusts the
+// superuser, which [Server.URL] names, and asks other users for passwords. If the
+// process that started a server ends without [Server.Stop], the server keeps running
+// until its directory is deleted.
 package postgres
 
 import (
@@ -26,14 +25,14 @@ import (
 	"syscall"
 )
 
-// ErrNotInstalled is the error of [Start] and of [Version] where there are no
-// PostgreSQL binaries.
+// ErrNotInstalled is the error of [Start] and [Version] if there are no PostgreSQL
+// binaries.
 var ErrNotInstalled = errors.New("PostgreSQL is not installed")
 
 // superuser is the name of the role that owns a cluster.
 const superuser = "postgres"
 
-// A Server is a PostgreSQL server that runs.
+// A Server is a running PostgreSQL server.
 type Server struct {
 	bin     string
 	data    string
@@ -41,14 +40,14 @@ type Server struct {
 	owner   *syscall.Credential
 }
 
-// Start creates a cluster in dir, which must be empty or not exist, and starts a
-// server on it. It returns when the server takes connections. If PostgreSQL is
-// not installed, the error is [ErrNotInstalled].
+// Start creates a cluster in dir, which must be empty or not exist, and starts a server
+// on it. It returns when the server accepts connections. If PostgreSQL is not installed,
+// the error is [ErrNotInstalled].
 //
-// PostgreSQL refuses to be run by root: a process of root starts it as the user
-// postgres, or nobody, to whom dir then belongs. That user has to be able to pass
-// through the directories above dir. For a directory like those that
-// [testing.T.TempDir] and [os.MkdirTemp] make, Start sees to that.
+// PostgreSQL refuses to run as root. If the process runs as root, Start makes the user
+// postgres, or else nobody, the owner of dir, and runs the server as that user. The user
+// must be able to pass through the directories above dir. If dir was made by
+// [testing.T.TempDir] or [os.MkdirTemp], Start sets their permissions.
 func Start(dir string) (*Server, error) {
 	bin, err := binaries()
 	if err != nil {
@@ -64,7 +63,7 @@ func Start(dir string) (*Server, error) {
 	if err := os.MkdirAll(s.data, 0o700); err != nil {
 		return nil, fmt.Errorf("start PostgreSQL: %w", err)
 	}
-	// The path of a socket may have about 100 bytes, which that of dir may exceed.
+	// The path of a socket is limited to about 100 bytes, and dir may be longer.
 	if s.sockets, err = os.MkdirTemp("", "postgres"); err != nil {
 		return nil, fmt.Errorf("start PostgreSQL: %w", err)
 	}
@@ -86,8 +85,8 @@ func (s *Server) start() error {
 			return err
 		}
 	}
-	// Without --no-sync initdb waits until the empty cluster is on the disk, which
-	// is of no use here. The server itself syncs.
+	// Without --no-sync, initdb would wait until the empty cluster is on the disk. The
+	// server itself syncs.
 	if err := s.run("initdb", "--no-sync", "--auth=trust", "--username="+superuser,
 		"--encoding=UTF8", "--locale=C", "--pgdata="+s.data); err != nil {
 		return err
@@ -105,14 +104,14 @@ func (s *Server) start() error {
 	return nil
 }
 
-// URL returns the URL of the server's database for a client's connections.
+// URL returns the URL with which clients connect to the server's database.
 func (s *Server) URL() string {
 	query := url.Values{"host": {s.sockets}, "user": {superuser}}
 	return "postgres:///postgres?" + query.Encode()
 }
 
-// Stop disconnects the clients, shuts the server down, and waits for its end. The
-// cluster stays. It must be called once.
+// Stop disconnects the clients, shuts the server down, and waits until it has ended. It
+// leaves the cluster in place. Stop must be called only once.
 func (s *Server) Stop() error {
 	err := s.run("pg_ctl", "stop", "--wait", "--silent", "--mode=fast", "--pgdata="+s.data)
 	if err != nil {
@@ -121,14 +120,14 @@ func (s *Server) Stop() error {
 	return os.RemoveAll(s.sockets)
 }
 
-// run runs one of PostgreSQL's programs, and waits for its end.
+// run runs one of PostgreSQL's programs until it ends.
 func (s *Server) run(program string, args ...string) error {
 	cmd := exec.Command(filepath.Join(s.bin, program), args...)
-	cmd.Dir = string(filepath.Separator) // the owner of the cluster may not enter ours
+	cmd.Dir = string(filepath.Separator) // the cluster's owner may lack access to ours
 	if s.owner != nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.owner}
 	}
-	// A pipe would stay open until the server that pg_ctl leaves behind ends.
+	// pg_ctl leaves the server running, which would keep a pipe open.
 	out, err := os.CreateTemp("", program)
 	if err != nil {
 		return err
@@ -143,7 +142,7 @@ func (s *Server) run(program string, args ...string) error {
 	return nil
 }
 
-// owner returns the user that the server runs as, or nil if it is our own.
+// owner returns the user to run the server as, or nil for the current user.
 func owner() (*syscall.Credential, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
@@ -166,8 +165,7 @@ func owner() (*syscall.Credential, error) {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
 }
 
-// letPassTo lets all users pass through the directories between that of temporary
-// files and dir.
+// letPassTo lets all users pass through the directories between [os.TempDir] and dir.
 func letPassTo(dir string) error {
 	for {
 		dir = filepath.Dir(dir)
@@ -198,8 +196,8 @@ func Version() (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// Debian, Fedora and Homebrew keep the server's binaries out of PATH, so that
-// several versions can be installed.
+// installations has patterns for directories that are not in PATH. Debian, Fedora and
+// Homebrew keep several versions of the server there.
 var installations = []string{
 	"/usr/lib/postgresql/*/bin",
 	"/usr/pgsql-*/bin",
@@ -209,11 +207,11 @@ var installations = []string{
 
 var number = regexp.MustCompile(`[0-9]+`)
 
-// binaries returns the directory of the newest server's binaries, of those in
-// PATH if there are any.
+// binaries returns the directory of the server's binaries: the one in PATH if there is
+// one, or else the newest installation.
 func binaries() (string, error) {
 	if path, err := exec.LookPath("initdb"); err == nil {
-		// Beside a link there need not be links to the other programs.
+		// initdb may be a link, without links to the other programs beside it.
 		if path, err = filepath.EvalSymlinks(path); err != nil {
 			return "", fmt.Errorf("find the programs of PostgreSQL: %w", err)
 		}

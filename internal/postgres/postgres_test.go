@@ -24,7 +24,7 @@ func start(t *testing.T, dir string) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Some systems have PostgreSQL's client in a package of its own.
+	// Some systems package PostgreSQL's client separately.
 	if _, err := os.Stat(filepath.Join(bin, "psql")); err != nil {
 		t.Skip("psql is not installed beside the server")
 	}
@@ -57,7 +57,7 @@ func TestServer(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 30))
 	server := start(t, dir)
 	defer server.Stop()
-	// Each commit is on the disk when it returns.
+	// A commit must be on the disk when it returns.
 	for _, setting := range []string{"fsync", "synchronous_commit"} {
 		if got := query(t, server, "SHOW "+setting); got != "on" {
 			t.Errorf("%s is %q, want on", setting, got)
@@ -68,11 +68,11 @@ func TestServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	if running := query(t, server, "SHOW server_version"); !strings.Contains(version, running) {
-		t.Errorf("the server is of version %q, and Version returns %q", running, version)
+		t.Errorf("the server has the version %q, but Version returns %q", running, version)
 	}
 }
 
-// A user other than the superuser needs a password.
+// Users other than the superuser need a password.
 func TestPassword(t *testing.T) {
 	server := start(t, t.TempDir())
 	defer server.Stop()
@@ -125,7 +125,7 @@ func TestTwoServers(t *testing.T) {
 	defer one.Stop()
 	const identifier = "SELECT system_identifier::text FROM pg_control_system()"
 	if query(t, one, identifier) == query(t, two, identifier) {
-		t.Error("the two servers have one cluster")
+		t.Error("the two servers share a cluster")
 	}
 }
 

@@ -1,5 +1,5 @@
 // Compare runs the benchmarks of chaistore and of other session stores, and makes
-// tables and plots of the results.
+// tables and plots from the results.
 package main
 
 import (
@@ -38,7 +38,7 @@ func main() {
 	}
 }
 
-// The published results, and what shows them.
+// The published results, and the file that shows them.
 const (
 	resultsDir = "results"
 	readme     = "README.md"
@@ -59,8 +59,8 @@ func stores() []rivals.Rival {
 func run(ctx context.Context, args []string, stderr io.Writer) error {
 	flags := flag.NewFlagSet("compare", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	quick := flags.Bool("quick", false, "measure less, and leave the published results as they are")
-	from := flags.String("report", "", "measure nothing: make the tables and plots of the raw.txt in this `directory`")
+	quick := flags.Bool("quick", false, "measure less, and leave the published results alone")
+	from := flags.String("report", "", "measure nothing: make tables and plots from raw.txt in this `directory`")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -111,9 +111,9 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 type plan struct {
 	stores      []rivals.Rival
 	repetitions int
-	benchmarks  string        // a pattern of what follows the name of the store
+	benchmarks  string        // a pattern for the rest of the name, after the store
 	benchtime   string        // of each benchmark
-	timeout     time.Duration // of all benchmarks of a store, once
+	timeout     time.Duration // of one run of a store's benchmarks
 }
 
 // build builds the benchmarks.
@@ -125,12 +125,12 @@ func build(ctx context.Context, binary string) error {
 	return nil
 }
 
-// measure writes raw results to a file. In each repetition, each store has a
-// process of its own. Repetitions begin with another store each, so that none
-// always comes after the same one.
+// measure writes raw results to a file. In each repetition, each store has a process
+// of its own. Each repetition begins with another store, so that none has the same
+// position every time.
 func (p plan) measure(ctx context.Context, binary, path string, stderr io.Writer) error {
-	// What a process that is killed leaves behind goes with this directory, in which
-	// PostgreSQL's user has to find its files.
+	// If a process is killed, its files are removed with this directory. PostgreSQL's
+	// user must be able to reach its own files in it.
 	tmp, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return err
@@ -185,8 +185,8 @@ func (p plan) measure(ctx context.Context, binary, path string, stderr io.Writer
 	return file.Close()
 }
 
-// header returns what stands before the raw results: which of their units are
-// better the higher they are, and what the results depend on.
+// header returns the head of the raw results: the units for which higher is better, and
+// the conditions of the measurement.
 func (p plan) header(dir string) (string, error) {
 	machine, err := report.Machine(dir)
 	if err != nil {
@@ -199,14 +199,14 @@ func (p plan) header(dir string) (string, error) {
 		if store.Engine == nil {
 			continue
 		}
-		if engine, err := store.Engine(); err == nil { // or it is not installed
+		if engine, err := store.Engine(); err == nil { // otherwise it is not installed
 			engines = append(engines, engine)
 		}
 	}
 	return header + fmt.Sprintf("engines: %s\n", strings.Join(engines, ", ")), nil
 }
 
-// runStore runs the benchmarks of a store once, and returns their output.
+// runStore runs a store's benchmarks once, and returns their output.
 func (p plan) runStore(ctx context.Context, binary, tmp, store string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
@@ -220,7 +220,7 @@ func (p plan) runStore(ctx context.Context, binary, tmp, store string) ([]byte, 
 	return out, err
 }
 
-// copyResults copies the results in the output of benchmarks, and reports whether
+// copyResults copies the results from the output of benchmarks, and reports whether
 // there are any.
 func copyResults(raw *benchfmt.Writer, out []byte) (found bool, err error) {
 	reader := benchfmt.NewReader(bytes.NewReader(out), "results")
@@ -235,11 +235,11 @@ func copyResults(raw *benchfmt.Writer, out []byte) (found bool, err error) {
 	return found, reader.Err()
 }
 
-// expected matches the lines in the output of benchmarks that tell no problem.
+// expected matches the lines that benchmarks without a problem print.
 var expected = regexp.MustCompile(`(?m)^(Benchmark|goos:|goarch:|pkg:|cpu:|PASS|FAIL).*\n`)
 
-// writeReport makes tables and plots of the raw results in a directory. The README
-// shows those that are published.
+// writeReport makes tables and plots from the raw results in a directory. It also
+// updates the README, which shows the published results.
 func writeReport(dir string) error {
 	file, err := os.Open(filepath.Join(dir, rawFile))
 	if err != nil {

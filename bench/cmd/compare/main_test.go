@@ -18,9 +18,9 @@ import (
 	"go.elara.ws/chaistore/bench/internal/rivals"
 )
 
-var binary string // the benchmarks
+var binary string // the path of the compiled benchmarks
 
-// TestMain runs the tests where the command is run, in the directory of the module.
+// TestMain runs the tests in the directory of the module, where users run the command.
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "compare")
 	if err == nil {
@@ -34,8 +34,8 @@ func TestMain(m *testing.M) {
 	os.RemoveAll(dir)
 }
 
-// TestMeasure runs all benchmarks of all stores, each for a moment, and makes
-// tables and plots of the results.
+// TestMeasure runs all benchmarks of all stores, each for a moment, and makes tables
+// and plots from the results.
 func TestMeasure(t *testing.T) {
 	dir := t.TempDir()
 	p := plan{
@@ -49,7 +49,7 @@ func TestMeasure(t *testing.T) {
 	if err := writeReport(dir); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range append([]string{rawFile, summaryFile, tablesFile}, report.Plots[:3]...) { // and no growth
+	for _, name := range append([]string{rawFile, summaryFile, tablesFile}, report.Plots[:3]...) { // one size shows no growth
 		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Size() == 0 {
 			t.Errorf("%s is missing or empty (%v)", name, err)
 		}
@@ -60,7 +60,7 @@ func TestMeasure(t *testing.T) {
 	}
 	for _, line := range []string{"\nmemory: ", "\nrepetitions: 1, of 1x for each benchmark\n", "\ngoos: ", "\nengines: "} {
 		if got := strings.Count(string(raw), line); got != 1 {
-			t.Errorf("the raw results have %q %d times, want it once", line, got)
+			t.Errorf("the raw results have %q %d times, want once", line, got)
 		}
 	}
 	progress := stderr.String()
@@ -93,13 +93,13 @@ func TestMeasure(t *testing.T) {
 			}
 			name := fmt.Sprintf("\nBenchmarkStore/store=%s/sessions=%d/bytes=300/workload=%s-", store.Name, size, workload)
 			if got := strings.Count(string(raw), name); got != 1 {
-				t.Errorf("the raw results have %q %d times, want it once", name, got)
+				t.Errorf("the raw results have %q %d times, want once", name, got)
 			}
 		}
 	}
 }
 
-// TestRepetitions checks that each repetition begins with another store.
+// TestRepetitions checks that each repetition begins with a different store.
 func TestRepetitions(t *testing.T) {
 	p := plan{
 		stores: []rivals.Rival{rivals.Memstore, rivals.Pebble}, repetitions: 2, timeout: time.Minute,
@@ -122,12 +122,11 @@ func TestRepetitions(t *testing.T) {
 	}
 	want := []string{"memstore", "pebble", "pebble", "memstore"}
 	if !slices.Equal(got, want) {
-		t.Errorf("the results are of %v, want %v", got, want)
+		t.Errorf("the results are for %v, want %v", got, want)
 	}
 }
 
-// TestStoreThatHangs checks that a store which takes too long is left out, and the
-// others are measured nevertheless.
+// TestStoreThatHangs checks that a store that takes too long is left out from then on.
 func TestStoreThatHangs(t *testing.T) {
 	p := plan{
 		stores: []rivals.Rival{rivals.Memstore}, repetitions: 2, timeout: time.Second,
@@ -146,10 +145,10 @@ func TestStoreThatHangs(t *testing.T) {
 func TestMeasureEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	p := plan{stores: []rivals.Rival{rivals.Memstore}, repetitions: 1, timeout: time.Minute, benchmarks: "^sessions=1000$", benchtime: "1h"}
-	// The line of progress is written when the store's process begins.
+	// The progress is written just before the store's process begins.
 	err := p.measure(ctx, binary, filepath.Join(t.TempDir(), rawFile), writerFunc(cancel))
 	if !errors.Is(err, context.Canceled) {
-		t.Errorf("the error is %v, want that of the context", err)
+		t.Errorf("the error is %v, want context.Canceled", err)
 	}
 }
 
@@ -179,12 +178,12 @@ func TestCopyResults(t *testing.T) {
 func TestArguments(t *testing.T) {
 	for _, args := range [][]string{{"now"}, {"-fast"}, {"-report", t.TempDir()}} {
 		if err := run(t.Context(), args, io.Discard); err == nil {
-			t.Errorf("no error of %v", args)
+			t.Errorf("no error for the arguments %v", args)
 		}
 	}
 }
 
-// TestPublished checks that the tables are those of the raw results.
+// TestPublished checks that the published tables and plots match the raw results.
 func TestPublished(t *testing.T) {
 	dir := t.TempDir()
 	raw, err := os.ReadFile(filepath.Join(resultsDir, rawFile))
@@ -204,7 +203,7 @@ func TestPublished(t *testing.T) {
 			t.Fatal(err)
 		}
 		if string(got) != string(want) {
-			t.Errorf("%s is not made of %s: run go run ./cmd/compare -report %s", name, rawFile, resultsDir)
+			t.Errorf("%s does not match %s: run go run ./cmd/compare -report %s", name, rawFile, resultsDir)
 		}
 	}
 }

@@ -1,5 +1,5 @@
-// Conformance runs the suite of storetest on chaistore and on the stores that come
-// with SCS, and writes tables of what each of them passes.
+// Conformance runs the storetest suite on chaistore and on the stores that come with
+// SCS, and writes tables of the cases that each store passes.
 package main
 
 import (
@@ -37,7 +37,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	flags.SetOutput(stderr)
 	dir := flags.String("output", "results", "`directory` of the results")
 	readme := flags.String("readme", "../storetest/README.md", "`file` that shows the table")
-	times := flags.Int("count", 3, "how often the suite runs; a case is passed if it is passed each time")
+	times := flags.Int("count", 3, "how often to run the suite; a case passes if it passes each time")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

@@ -1,5 +1,5 @@
-// Package conformance finds out which cases of the suite of storetest the stores
-// pass, and tabulates it.
+// Package conformance runs the storetest suite on stores, and makes tables of the cases
+// that they pass.
 package conformance
 
 import (
@@ -18,8 +18,7 @@ import (
 	"go.elara.ws/chaistore/storetest"
 )
 
-// Env is the variable of the environment with which TestConformance of package
-// rivals is not skipped.
+// Env is the environment variable that enables TestConformance in package rivals.
 const Env = "CHAISTORE_CONFORMANCE"
 
 // A Verdict is the result of a case.
@@ -31,13 +30,13 @@ const (
 	Skipped Verdict = "skip" // the case is for something that the store does not have
 )
 
-// Results has the verdict of each case, by the names of the store and the case. A
-// store that was not tested has the verdict of the case "".
+// Results has verdicts by the names of the store and of the case. A store that was not
+// tested has the verdict Skipped for the case "".
 type Results map[string]map[string]Verdict
 
-// Run runs the suite on the stores with these names. What depends on chance fails
-// now and then only: a case is passed if it is passed each time of several. A store
-// that this machine has no server for has no cases in the results.
+// Run runs the suite several times on the stores with these names. A case passes if it
+// passes each time, because some faults depend on chance. If this machine lacks a
+// store's server, no case of that store is in the results.
 func Run(ctx context.Context, stores []string, times int) (Results, error) {
 	cmd := exec.CommandContext(ctx, "go", "test", "-json", "-run", "^TestConformance$",
 		"-count", fmt.Sprint(times), "-timeout", fmt.Sprint(time.Duration(times)*5*time.Minute),
@@ -46,7 +45,7 @@ func Run(ctx context.Context, stores []string, times int) (Results, error) {
 	cmd.Env = append(os.Environ(), Env+"=1")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	// The status says whether all tests have passed, and so says nothing.
+	// The exit status is of no use: some tests always fail.
 	out, err := cmd.Output()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
 		return nil, fmt.Errorf("run the suite: %w", err)
@@ -103,19 +102,19 @@ func read(r io.Reader, stores []string) (Results, error) {
 	return results, nil
 }
 
-// marks are what the tables show.
+// The marks in the tables.
 var (
 	marks       = map[Verdict]string{Passed: "✓", Failed: "**✗**", Skipped: "–", "": "n/a"}
 	adviceMarks = map[Verdict]string{Passed: "✓", Failed: "no", Skipped: "–", "": "n/a"}
 )
 
-// isAdvice reports whether a case is about what SCS does not demand.
+// isAdvice reports whether a case tests what SCS does not require.
 func isAdvice(name string) bool {
 	return strings.HasPrefix(name, "Advice/")
 }
 
-// Summary returns two tables in Markdown: of the cases that some store fails, the
-// others of which share its last row, and of the advice.
+// Summary returns two tables in Markdown. The first has the cases that some store
+// fails, and counts the other cases in its last row. The second has the advice.
 func (r Results) Summary(stores []string) string {
 	var failed, rest, advice []string
 	for _, name := range storetest.Cases() {
@@ -147,7 +146,7 @@ func (r Results) Summary(stores []string) string {
 	return b.String()
 }
 
-// Table returns two tables in Markdown: of all cases, and of the advice.
+// Table returns two tables in Markdown: all cases except the advice, and the advice.
 func (r Results) Table(stores []string) string {
 	cases := storetest.Cases()
 	advice := slices.DeleteFunc(slices.Clone(cases), func(name string) bool { return !isAdvice(name) })

@@ -12,9 +12,9 @@ import (
 	"go.elara.ws/chaistore/storetest"
 )
 
-// TestCommittedResults runs the suite once and checks that the stores still pass
-// the cases that they pass in the results of the command. What they fail there
-// they may pass here by chance.
+// TestCommittedResults runs the suite once and checks that the stores still pass the
+// cases that they pass in the committed results. A case that failed there may pass here
+// by chance.
 func TestCommittedResults(t *testing.T) {
 	text, err := os.ReadFile("../../results/conformance.json")
 	if err != nil {
@@ -42,12 +42,12 @@ func TestCommittedResults(t *testing.T) {
 		}
 	}
 	if len(committed["chaistore"]) == 0 || slices.Contains(slices.Collect(maps.Values(committed["chaistore"])), Failed) {
-		t.Error("chaistore does not pass everything in the committed results")
+		t.Error("chaistore fails a case in the committed results")
 	}
 }
 
-// output is what go test -json writes of a test with one store, which has the
-// given verdicts, and passes all other cases.
+// output returns what go test -json prints for a store that has the given verdicts and
+// passes all other cases.
 func output(store string, verdicts map[string]Verdict) string {
 	var b strings.Builder
 	event := func(verdict Verdict, test string) {
@@ -67,7 +67,7 @@ func output(store string, verdicts map[string]Verdict) string {
 }
 
 func TestRead(t *testing.T) {
-	// Of three runs, one fails.
+	// Store a fails a case in one of three runs.
 	results, err := read(strings.NewReader(
 		output("a", nil)+
 			output("a", map[string]Verdict{"Store/Commit": Failed})+
@@ -79,7 +79,7 @@ func TestRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := slices.Sorted(maps.Keys(results)); !slices.Equal(got, []string{"a", "b", "c"}) {
-		t.Errorf("there are results of the stores %q", got)
+		t.Errorf("there are results for the stores %q", got)
 	}
 	for _, want := range []struct {
 		store, name string
@@ -108,7 +108,7 @@ func TestRead(t *testing.T) {
 |---|:-:|:-:|:-:|
 `, others, others-1)
 	if !strings.HasPrefix(summary, want) || !strings.Contains(summary, "\n| StopTwice | ✓ | no | n/a |\n") {
-		t.Errorf("the summary is\n%s\nwant\n%s…\nand for StopTwice, that b does not", summary, want)
+		t.Errorf("the summary is\n%s\nwant\n%s…\nand that b does not follow StopTwice", summary, want)
 	}
 	if got, want := strings.Count(results.Table([]string{"a", "b"}), "\n"), len(storetest.Cases())+5; got != want {
 		t.Errorf("the tables have %d lines, want %d", got, want)
@@ -123,7 +123,7 @@ func TestReadOfAborted(t *testing.T) {
 		whole[:100],
 	} {
 		if results, err := read(strings.NewReader(text), []string{"a"}); err == nil {
-			t.Errorf("no error of results that are not complete: %v", results)
+			t.Errorf("no error for incomplete results: %v", results)
 		}
 	}
 }

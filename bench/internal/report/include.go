@@ -9,12 +9,12 @@ import (
 	"strings"
 )
 
-// included matches what a Markdown file includes: the text between two comments,
-// the first of which names the file that it comes from.
+// included matches an included file in a Markdown file: two comments, the first of which
+// names the file, and the text between them.
 var included = regexp.MustCompile(`(?s)(<!-- include (\S+) -->\n)(.*?)(<!-- end -->)`)
 
-// Include brings what a Markdown file includes of other files up to date: the text
-// between lines like these, where the path is relative to the file.
+// Include updates the contents of other files that a Markdown file includes between
+// lines like these. Paths are relative to the Markdown file.
 //
 //	<!-- include bench/results/short.md -->
 //	<!-- end -->
@@ -39,7 +39,7 @@ func Include(path string) error {
 	return os.WriteFile(path, []byte(updated), 0o666)
 }
 
-// block returns what stands between the comments for a file with this content.
+// block returns the text between the comments for an included file with this content.
 func block(content string) string {
 	return "\n" + strings.TrimSpace(content) + "\n\n"
 }

@@ -43,10 +43,10 @@ func TestInclude(t *testing.T) {
 	}
 	write(filepath.Join(dir, "results", "a.md"), "new")
 	if err := Include(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the error is %v, want one that says that a file does not exist", err)
+		t.Errorf("the error is %v, want fs.ErrNotExist", err)
 	}
 	if got, err := os.ReadFile(path); string(got) != want {
-		t.Errorf("after an error, the file is\n%s\n(%v), want the one before", got, err)
+		t.Errorf("an error changed the file to\n%s\n(%v)", got, err)
 	}
 }
 
@@ -66,7 +66,7 @@ func TestReadmes(t *testing.T) {
 				t.Fatal(err)
 			}
 			if want := block(string(content)); parts[3] != want {
-				t.Errorf("what %s shows of %s is\n%s\nwant\n%s", path, parts[2], parts[3], want)
+				t.Errorf("%s includes %s as\n%s\nwant\n%s", path, parts[2], parts[3], want)
 			}
 		}
 	}

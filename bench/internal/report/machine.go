@@ -11,9 +11,9 @@ import (
 	"github.com/shirou/gopsutil/v4/mem"
 )
 
-// Machine describes this machine beyond what the package testing does, with the
-// file system that dir is on, the version of Go and those of the modules, as lines
-// of configuration of a file of results.
+// Machine returns configuration lines for a file of results. They describe what package
+// testing does not: the machine, the file system of dir, and the versions of Go and of
+// the modules.
 func Machine(dir string) (string, error) {
 	memory, err := mem.VirtualMemory()
 	if err != nil {
@@ -27,7 +27,7 @@ func Machine(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("find out the file system: %w", err)
 	}
-	words := strings.Fields(string(disk)) // two of the heading, and those two
+	words := strings.Fields(string(disk)) // two words of heading, then the values
 	modules, err := exec.Command("go", "list", "-m", "-f",
 		"{{if not (or .Main .Indirect)}}{{.Path}} {{if .Replace}}of this repository{{else}}{{.Version}}{{end}}{{end}}", "all").Output()
 	if err != nil {

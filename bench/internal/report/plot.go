@@ -19,11 +19,11 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// Plots are the files that [Results.WritePlots] writes.
+// Plots has the names of the files that [Results.WritePlots] writes.
 var Plots = []string{"commits.svg", "find.svg", "requests.svg", "growth.svg"}
 
-// colours are those of the stores, in their order: a palette that can also be
-// told apart by those who don't see red, or green.
+// colours are the stores' colours, in the order of the stores. The palette suits readers
+// who can't tell red from green.
 var colours = []color.RGBA{
 	{0xd5, 0x5e, 0x00, 0xff},
 	{0x00, 0x72, 0xb2, 0xff},
@@ -43,7 +43,8 @@ const (
 	gap         = 0.4 * vg.Centimeter
 )
 
-// WritePlots writes the plots to dir. One that has nothing to show is left out.
+// WritePlots writes the plots to dir. It removes the file of a plot that has nothing to
+// show.
 func (r *Results) WritePlots(dir string, stores []Store) error {
 	stores = slices.DeleteFunc(slices.Clone(stores), func(s Store) bool { return !s.Plotted })
 	plots := []func([]Store) (*picture, error){r.plotCommits, r.plotFinds, r.plotRequests, r.plotGrowth}
@@ -62,13 +63,13 @@ func (r *Results) WritePlots(dir string, stores []Store) error {
 	return nil
 }
 
-// caption says what the numbers of the plots depend on, and what they show.
+// caption describes the machine, and the numbers in the plots.
 func (r *Results) caption() string {
 	return fmt.Sprintf("%s, %s cores; %s; Go %s. Medians; the whiskers go from the least to the greatest repetition.",
 		r.get("cpu"), r.get("cores"), r.get("disk"), r.get("go"))
 }
 
-// A picture is plots side by side, with a legend at the right unless it is empty.
+// A picture has plots side by side, and a legend to their right unless it is empty.
 type picture struct {
 	plots  []*plot.Plot
 	legend plot.Legend
@@ -85,7 +86,7 @@ func newPicture(plots ...*plot.Plot) *picture {
 	return &picture{plots: plots, legend: legend}
 }
 
-// explain adds a label to the legend, unless it is there already.
+// explain adds a label to the legend, unless the legend already has it.
 func (p *picture) explain(label string, thumbnail plot.Thumbnailer) {
 	if !slices.Contains(p.keys, label) {
 		p.keys = append(p.keys, label)
@@ -143,11 +144,11 @@ func newPlot(title, x, y string) *plot.Plot {
 	return p
 }
 
-// A logarithmic axis is a linear one of exponents of ten here: gonum leaves room
-// for the label of a [plot.LogScale] where it would be if the axis were linear.
+// Logarithmic axes here are linear axes of exponents of ten. With a [plot.LogScale],
+// gonum makes room for the labels where they would be on a linear axis.
 
-// logarithmic labels the powers of ten on an axis of exponents with a unit, and
-// extends the axis to whole ones.
+// logarithmic extends an axis of exponents to whole powers of ten, and labels them with
+// a unit.
 func logarithmic(axis *plot.Axis, unit string) {
 	axis.Min, axis.Max = math.Floor(axis.Min), math.Ceil(axis.Max)
 	var ticks plot.ConstantTicks
@@ -172,8 +173,8 @@ func logarithmicAt(axis *plot.Axis, values []int) {
 	axis.Tick.Marker = ticks
 }
 
-// A spread is a median on an axis, with how far it is to the least and to the
-// greatest of the repetitions.
+// A spread is a median on an axis, and its distances to the lowest and the highest
+// repetition.
 type spread struct{ median, below, above float64 }
 
 // spreadOf returns the spread of a sample on an axis that shows f of each value.
@@ -187,14 +188,14 @@ func (r *Results) spreadOf(k key, f func(float64) float64) (s spread, ok bool) {
 	return s, true
 }
 
-// A curve is the points of a store, with the spread of each on the Y axis.
+// A curve has the points of a store, with their spreads on the Y axis.
 type curve struct {
 	plotter.XYs
 	plotter.YErrors
 }
 
-// addCurves adds a curve of the medians of a unit for each store, with a point for
-// each value on the X axis, to a plot with two logarithmic axes.
+// addCurves adds a curve of medians for each store to a plot, with a point for each
+// value of xs. Both axes are logarithmic.
 func (r *Results) addCurves(pic *picture, p *plot.Plot, stores []Store, unit, axisUnit string, xs []int,
 	at func(x int) (workload string, size benchproc.Key)) error {
 	thumbnails := make([]plot.Thumbnailer, len(stores))
@@ -247,7 +248,8 @@ func (r *Results) plotCommits(stores []Store) (*picture, error) {
 		func(goroutines int) (string, benchproc.Key) { return fmt.Sprint("commit ", goroutines), r.mainSize() })
 }
 
-// plotGrowth shows what a commit and a find cost with more and more sessions.
+// plotGrowth shows how the cost of a commit and of a find grows with the number of
+// sessions.
 func (r *Results) plotGrowth(stores []Store) (*picture, error) {
 	_, mainBytes, _ := parseSize(r.mainSize())
 	bySessions := make(map[int]benchproc.Key)
@@ -290,7 +292,7 @@ type bar struct {
 	plotter.XErrors
 }
 
-// addRows adds the series to a plot whose Y axis has a row for each store that was
+// addRows adds the series to a plot. The Y axis has a row for each store that was
 // measured, from the top. The X axis shows f of each value.
 func (r *Results) addRows(pic *picture, p *plot.Plot, stores []Store, all []series, f func(float64) float64) error {
 	var measured []Store

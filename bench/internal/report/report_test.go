@@ -20,8 +20,8 @@ var stores = []Store{
 	{Name: "absent", Plotted: true},
 }
 
-// rawResults returns results of stores of which ours is twice as fast as theirs,
-// and a third one of which only commits were measured.
+// rawResults returns results in which ours is twice as fast as theirs, and in which
+// only the commits of third were measured.
 func rawResults() string {
 	var raw strings.Builder
 	raw.WriteString("cpu: abacus\ncores: 7\ndisk: drum\ngo: 1.0\n")
@@ -105,7 +105,7 @@ func TestTables(t *testing.T) {
 		rest = after
 	}
 	if strings.Contains(got, "misses") {
-		t.Error("the tables have a column of what was not measured")
+		t.Error("the tables have a column that was not measured")
 	}
 }
 
@@ -166,7 +166,7 @@ func svgTexts(t *testing.T, path string) (texts []string) {
 	}
 }
 
-// TestOneResult has the least that can be shown.
+// TestOneResult shows as little as possible.
 func TestOneResult(t *testing.T) {
 	results := read(t, "BenchmarkStore/store=theirs/sessions=5/bytes=300/workload=commit/goroutines=1-2 10 100 ns/op 1000 commits/s\n")
 	dir := t.TempDir()
@@ -181,7 +181,7 @@ func TestOneResult(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(files) != 1 || files[0].Name() != "commits.svg" {
-		t.Errorf("the plots are %v, want that of the commits alone", files)
+		t.Errorf("the plots are %v, want only commits.svg", files)
 	}
 }
 
@@ -191,11 +191,11 @@ func TestReadRefusesOtherResults(t *testing.T) {
 		"Store/sessions=5/bytes=300/workload=space-2", "Store/store=ours/sessions=5/bytes=300-2",
 	} {
 		if _, err := Read(strings.NewReader("Benchmark" + name + " 1 1 ns/op\n")); err == nil {
-			t.Errorf("no error of reading %q", name)
+			t.Errorf("no error for reading %q", name)
 		}
 	}
 	if _, err := Read(strings.NewReader("")); err == nil {
-		t.Error("no error of reading nothing")
+		t.Error("no error for reading nothing")
 	}
 }
 
@@ -206,7 +206,7 @@ func TestMachine(t *testing.T) {
 	}
 	for line := range strings.Lines(got) {
 		if key, value, _ := strings.Cut(strings.TrimSpace(line), ": "); value == "" {
-			t.Errorf("%s is not known", key)
+			t.Errorf("%s is unknown", key)
 		}
 	}
 	if !strings.Contains(got, "github.com/chaisql/chai v0.16.1, ") || !strings.Contains(got, "\ndisk: ") {

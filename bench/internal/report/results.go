@@ -1,5 +1,5 @@
-// Package report makes tables and plots of results in the Go benchmark format. The
-// name of a benchmark says what was measured:
+// Package report makes tables and plots from results in the Go benchmark format. The
+// name of a benchmark says what it measured:
 //
 //	BenchmarkStore/store=chaistore/sessions=20000/bytes=300/workload=commit/goroutines=8
 package report
@@ -17,8 +17,8 @@ import (
 	"golang.org/x/perf/benchproc"
 )
 
-// The units of the results as [benchfmt.Reader] has them: it turns the ns of the
-// raw results into seconds.
+// The units of the results, as [benchfmt.Reader] returns them. It converts the
+// nanoseconds of the raw results to seconds.
 const (
 	unitCommits     = "commits/s"
 	unitFinds       = "finds/s"
@@ -32,15 +32,15 @@ const (
 	unitFailures    = "failures"
 )
 
-// A key is what a sample is of.
+// A key identifies a sample.
 type key struct {
-	workload string // like "commit 8", with the number of goroutines
+	workload string // with the number of goroutines, like "commit 8"
 	size     benchproc.Key
 	store    string
 	unit     string
 }
 
-// Results are all the results of a run.
+// Results has all the results of a run.
 type Results struct {
 	config   []benchfmt.Config
 	samples  map[key][]float64
@@ -79,7 +79,7 @@ func Read(r io.Reader) (*Results, error) {
 			workload: projections[2].Project(result).StringValues(),
 		}
 		if _, _, err := parseSize(k.size); err != nil || k.store == "" || k.workload == "" {
-			return nil, fmt.Errorf("result %q is not one of a store", result.Name)
+			return nil, fmt.Errorf("result %q is not about a store", result.Name)
 		}
 		if results.config == nil {
 			results.config = result.Clone().Config
@@ -105,7 +105,7 @@ func Read(r io.Reader) (*Results, error) {
 	return results, nil
 }
 
-// parseSize returns how many sessions there were, of how many bytes.
+// parseSize returns the number of sessions, and the number of bytes in each.
 func parseSize(size benchproc.Key) (sessions, bytes int, err error) {
 	fields := size.Projection().Fields()
 	bytes, err1 := strconv.Atoi(size.Get(fields[0]))
@@ -114,7 +114,7 @@ func parseSize(size benchproc.Key) (sessions, bytes int, err error) {
 }
 
 func sizeLabel(size benchproc.Key) string {
-	sessions, bytes, _ := parseSize(size) // without an error, as Read has checked
+	sessions, bytes, _ := parseSize(size) // Read has checked for errors
 	return english.Sprintf("%d sessions of %d bytes", sessions, bytes)
 }
 
@@ -128,7 +128,7 @@ func (r *Results) median(k key) (float64, bool) {
 	return benchmath.AssumeNothing.Summary(sample, 0.95).Center, true
 }
 
-// get returns what the results' file says in a line of configuration.
+// get returns the value of a configuration line in the results, or "".
 func (r *Results) get(key string) string {
 	for _, config := range r.config {
 		if config.Key == key {
@@ -138,7 +138,7 @@ func (r *Results) get(key string) string {
 	return ""
 }
 
-// mainSize is the size that is shown where there is room for one.
+// mainSize returns the size to show where there is room for only one.
 func (r *Results) mainSize() benchproc.Key {
 	for _, size := range r.sizes {
 		if sessions, bytes, _ := parseSize(size); sessions == 20_000 && bytes == 300 {

@@ -13,10 +13,10 @@ import (
 	"golang.org/x/text/message"
 )
 
-// A Store is a row of the tables. The others are compared with the first one.
+// A Store is a row of the tables. All stores are compared with the first one.
 type Store struct {
 	Name     string // in the results
-	Remark   string // what to say of it in brackets, if anything
+	Remark   string // appended to the name in brackets, if not empty
 	Settings string // how it was set up
 	Plotted  bool   // whether it is in the plots
 	Dashed   bool   // whether its lines are dashed
@@ -29,7 +29,7 @@ func (s Store) label() string {
 	return fmt.Sprintf("%s (%s)", s.Name, s.Remark)
 }
 
-// A column is something that was measured.
+// A column shows one measurement.
 type column struct {
 	title    string
 	workload string
@@ -37,7 +37,7 @@ type column struct {
 	format   func(float64) string
 }
 
-// A table is about one workload, or a few that belong together.
+// A table shows one workload, or a few related ones.
 type table struct {
 	title   string
 	text    string
@@ -118,7 +118,7 @@ var summary = []column{
 	{"disk, MiB", "space", unitDisk, mebibytes},
 }
 
-// Summary returns a table of what matters most, at one size.
+// Summary returns a table of the most important columns, at one size.
 func (r *Results) Summary(stores []Store) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Medians with %s", sizeLabel(r.mainSize()))
@@ -130,8 +130,7 @@ func (r *Results) Summary(stores []Store) string {
 	return b.String()
 }
 
-// Tables returns tables of everything, with the conditions in which it was
-// measured.
+// Tables returns all tables, with the conditions of the measurement.
 func (r *Results) Tables(stores []Store) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Results\n\nMedians of the repetitions; in brackets, the ratio to the value of %s.\n", stores[0].Name)
@@ -161,7 +160,7 @@ func (r *Results) Tables(stores []Store) string {
 	return b.String()
 }
 
-// writeFailures writes how many calls failed, where some did.
+// writeFailures lists the workloads in which calls failed, and how many did.
 func (r *Results) writeFailures(w io.Writer) {
 	heading := "\n## Failures\n\nCalls that returned an error, or a wrong result, in all repetitions together.\n\n"
 	for _, k := range slices.SortedFunc(maps.Keys(r.samples), func(a, b key) int {
@@ -180,13 +179,12 @@ func (r *Results) writeFailures(w io.Writer) {
 	}
 }
 
-// value returns the median of what a column shows of a store, and whether it was
-// measured.
+// value returns the median in a column of a store's row, and whether it was measured.
 func (r *Results) value(store string, c column, size benchproc.Key) (float64, bool) {
 	return r.median(key{c.workload, size, store, c.unit})
 }
 
-// has reports whether anything of the columns was measured.
+// has reports whether any of the columns was measured for any store.
 func (r *Results) has(columns []column, size benchproc.Key) bool {
 	for store := range r.measured {
 		for _, column := range columns {
@@ -198,8 +196,8 @@ func (r *Results) has(columns []column, size benchproc.Key) bool {
 	return false
 }
 
-// writeTable writes a table with the columns and the stores of which something was
-// measured. A sweep has a size of its own, whichever that of the table is.
+// writeTable writes a table. It leaves out columns and stores that were not measured.
+// A sweep always has its own size, not the size of the table.
 func (r *Results) writeTable(w *strings.Builder, stores []Store, columns []column, size benchproc.Key) {
 	sizeOf := func(c column) benchproc.Key {
 		if c.workload == workloadSweep {
@@ -246,7 +244,7 @@ func micros(seconds float64) string  { return threeDigits(seconds * 1e6) }
 func millis(seconds float64) string  { return threeDigits(seconds * 1e3) }
 func mebibytes(bytes float64) string { return english.Sprintf("%.1f", bytes/(1<<20)) }
 
-// threeDigits formats a number with three digits, or more if it is large.
+// threeDigits formats a number with three significant digits, or more if it is large.
 func threeDigits(n float64) string {
 	switch {
 	case n < 9.995:

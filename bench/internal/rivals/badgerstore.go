@@ -8,9 +8,8 @@ import (
 	"github.com/dgraph-io/badger"
 )
 
-// Badgerstore is SCS's store on Badger, a tree of sorted files beside a log of
-// values. It has no sweep: Badger leaves out what has expired when it merges
-// files.
+// Badgerstore is SCS's store on Badger, an LSM tree with a separate log of values. It
+// has no sweep: Badger drops expired sessions when it merges files.
 var Badgerstore = Rival{
 	Name:     "badgerstore",
 	Kind:     Durable,
@@ -35,7 +34,7 @@ func (s badgerStore) Load(sessions iter.Seq[Session]) error {
 	batch := s.db.NewWriteBatch()
 	defer batch.Cancel()
 	for session := range sessions {
-		// The prefix is that of badgerstore.New.
+		// badgerstore.New uses the same prefix.
 		entry := badger.NewEntry([]byte("scs:session:"+session.Token), session.Data)
 		if err := batch.SetEntry(entry.WithTTL(time.Until(session.Expiry))); err != nil {
 			return err

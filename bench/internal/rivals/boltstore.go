@@ -27,8 +27,8 @@ type boltStore struct {
 func openBoltstore(dir string) (Store, error) {
 	db, err := bbolt.Open(filepath.Join(dir, "sessions.db"), 0o600, &bbolt.Options{
 		// The store returns memory of the mapped file. When the file outgrows the
-		// mapping, it is mapped elsewhere, and whoever reads what was returned before
-		// ends the process.
+		// mapping, bbolt maps it elsewhere, and reading data that the store returned
+		// earlier ends the process.
 		InitialMmapSize: 4 << 30,
 	})
 	if err != nil {
@@ -37,8 +37,8 @@ func openBoltstore(dir string) (Store, error) {
 	return boltStore{boltstore.NewWithCleanupInterval(db, 0), db}, nil
 }
 
-// The bucket of the sessions and the form of a value are those of the package
-// boltstore, in boltstore.go.
+// The bucket and the format of its values are defined in boltstore.go of package
+// boltstore.
 var boltBucket = []byte("scs:session")
 
 func (s boltStore) Load(sessions iter.Seq[Session]) error {

@@ -11,8 +11,9 @@ import (
 	"github.com/chaisql/chai"
 )
 
-// Chai is what one would write without a library: a statement for each call, and
-// a mutex, because Chai deadlocks when two goroutines write.
+// Chai is a store as one would write it without a library: it runs a statement for each
+// call, and holds a mutex while it writes, because two concurrent writers deadlock in
+// Chai.
 var Chai = Rival{
 	Name:     "chai+mutex",
 	Kind:     Yardstick,
@@ -23,7 +24,7 @@ var Chai = Rival{
 
 type plainChai struct {
 	db    *chai.DB
-	write sync.Mutex // held by whoever writes
+	write sync.Mutex // held during writes
 }
 
 func openChai(dir string) (Store, error) {
@@ -68,10 +69,10 @@ func (s *plainChai) Delete(token string) error {
 	return s.db.Exec("DELETE FROM sessions WHERE token = ?", token)
 }
 
-// Load adds many sessions in a transaction. Of each, Chai keeps about 100 bytes on
-// the heap until it is closed, which it does not of commits: the keys of rows that
-// were written after others in one transaction (RollbackSegment in its
-// internal/kv).
+// Load adds many sessions in each transaction. For each of them, Chai keeps about 100
+// bytes on the heap until it is closed: the keys of all rows but the first that a
+// transaction writes (RollbackSegment in its internal/kv). Commits, which write one row
+// each, don't have that cost.
 func (s *plainChai) Load(sessions iter.Seq[Session]) error {
 	s.write.Lock()
 	defer s.write.Unlock()

@@ -22,7 +22,7 @@ var Chaistore = Rival{
 	Open:     openChaistore,
 }
 
-// ChaistoreIndexed is chaistore on a table that has an index on the expiry.
+// ChaistoreIndexed is chaistore on a table with an index on the expiry.
 var ChaistoreIndexed = Rival{
 	Name:     "chaistore+index",
 	Kind:     Durable,
@@ -40,8 +40,8 @@ var ChaistoreIndexed = Rival{
 	},
 }
 
-// ChaistoreShared is chaistore beside an application that writes to a table of its
-// own in the same database, one row after the other, and takes no lock for that.
+// ChaistoreShared is chaistore beside an application that inserts rows into its own
+// table in the same database, one after another, without a lock.
 var ChaistoreShared = Rival{
 	Name:     "chaistore+app",
 	Kind:     Durable,
@@ -80,7 +80,7 @@ func openChaistore(dir string) (Store, error) {
 
 func (s chaiStore) Load(sessions iter.Seq[Session]) error {
 	var group errgroup.Group
-	group.SetLimit(256) // as many as share an fsync
+	group.SetLimit(256) // so many commits share an fsync
 	for session := range sessions {
 		group.Go(func() error { return s.Commit(session.Token, session.Data, session.Expiry) })
 	}
@@ -103,7 +103,7 @@ type sharedChaiStore struct {
 	closed atomic.Bool
 }
 
-// Load starts the application once the sessions are there.
+// Load loads the sessions, and then starts the application.
 func (s *sharedChaiStore) Load(sessions iter.Seq[Session]) error {
 	if err := s.chaiStore.Load(sessions); err != nil {
 		return err

@@ -24,15 +24,15 @@ import (
 	"go.elara.ws/chaistore/storetest"
 )
 
-// TestConformance runs the suite of storetest on each store but the yardsticks,
-// set up as they are measured, but with a cleanup. Advice counts, too. It fails,
-// because most stores fail some case, and so it is skipped unless package
-// conformance runs it, which tabulates them.
+// TestConformance runs the storetest suite on each store except the yardsticks. The
+// stores are set up as for the measurement, but with a cleanup. Advice counts, too. Most
+// stores fail some cases, so the test is skipped unless package conformance runs it to
+// make its tables.
 func TestConformance(t *testing.T) {
 	if os.Getenv(conformance.Env) == "" {
-		t.Skip("a part of the test of package conformance")
+		t.Skip("runs only as a part of package conformance")
 	}
-	log.SetOutput(io.Discard) // the complaints of cleanups that outlive their database
+	log.SetOutput(io.Discard) // errors of cleanups that outlive their databases
 	for _, rival := range All() {
 		if rival.Kind == Yardstick {
 			continue
@@ -62,8 +62,8 @@ func TestConformance(t *testing.T) {
 
 const cleanupInterval = 50 * time.Millisecond
 
-// withCleanup returns a store as an application has it: without what a [Store]
-// adds, and with a cleanup, if it has any.
+// withCleanup returns a store as an application uses it: without the methods that
+// [Store] adds, and with a cleanup, if the store has one.
 func withCleanup(t *testing.T, store Store) scs.Store {
 	switch s := store.(type) {
 	case chaiStore:
@@ -91,9 +91,9 @@ func withCleanup(t *testing.T, store Store) scs.Store {
 	return nil
 }
 
-// stopped returns the store, whose cleanup ends with the test. To stop it blocks
-// for ever in most of the stores if the test has done that already, and would
-// keep their databases open.
+// stopped returns the store, whose cleanup ends with the test. In most stores, a second
+// StopCleanup blocks forever. It runs in a goroutine, so that the databases are closed
+// even if the test has already stopped the cleanup.
 func stopped[S interface {
 	scs.Store
 	StopCleanup()
@@ -102,8 +102,8 @@ func stopped[S interface {
 	return store
 }
 
-// onServer starts a server that runs until the end of the test, and returns a
-// function that makes stores with a schema each.
+// onServer starts a server that runs until the end of the test. It returns a function
+// that makes stores, each with its own schema.
 func onServer(t *testing.T) func(t *testing.T) scs.Store {
 	server, err := postgres.Start(filepath.Join(t.TempDir(), "postgres"))
 	if errors.Is(err, postgres.ErrNotInstalled) {

@@ -11,7 +11,7 @@ import (
 	"gorm.io/gorm/logger"
 )
 
-// Gormstore is SCS's store on GORM, here on SQLite, set up as for sqlite3store.
+// Gormstore is SCS's store on GORM, here with SQLite, set up as for sqlite3store.
 var Gormstore = Rival{
 	Name:     "gormstore",
 	Kind:     Durable,

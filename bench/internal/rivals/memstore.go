@@ -6,8 +6,8 @@ import (
 	"github.com/alexedwards/scs/v2/memstore"
 )
 
-// Memstore is SCS's default store, a map. It sweeps when its ticker says so, which
-// can't be had sooner.
+// Memstore is SCS's default store, a map. It has no sweep that can be started or waited
+// for: it sweeps only when its ticker fires.
 var Memstore = Rival{
 	Name:     "memstore",
 	Kind:     Volatile,

@@ -10,8 +10,7 @@ import (
 	"github.com/cockroachdb/pebble"
 )
 
-// Pebble is the engine that Chai is built on, without Chai: no store on Chai can
-// be faster.
+// Pebble is the engine below Chai, without Chai. It shows what the engine can do.
 var Pebble = Rival{
 	Name:     "pebble",
 	Kind:     Yardstick,
@@ -19,7 +18,7 @@ var Pebble = Rival{
 	Open:     openPebble,
 }
 
-// A plainPebble keeps a session under its token: 8 bytes of expiry, then its data.
+// A plainPebble stores each session under its token: 8 bytes of expiry, then the data.
 type plainPebble struct {
 	db *pebble.DB
 }

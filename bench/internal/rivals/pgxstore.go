@@ -15,8 +15,8 @@ import (
 	"go.elara.ws/chaistore/internal/postgres"
 )
 
-// Pgxstore is SCS's store on PostgreSQL, which runs on the same machine. The table
-// and its index are those of the README.
+// Pgxstore is SCS's store on PostgreSQL, with a server on the same machine. The table
+// and its index are as in pgxstore's README.
 var Pgxstore = Rival{
 	Name:     "pgxstore",
 	Kind:     Durable,
@@ -40,8 +40,8 @@ func openPgxstore(dir string) (Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	// By default, a pool has no more connections than there are CPUs, or 4, and
-	// finds wait for the commits of others. The server takes 100.
+	// By default, a pool has at most as many connections as there are CPUs, or 4 if
+	// that is more. Then finds wait for commits. The server accepts 100 connections.
 	pool, err := openPool(server.URL(), 64)
 	if err != nil {
 		return nil, errors.Join(err, server.Stop())
@@ -67,7 +67,7 @@ func openPool(url string, connections int) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
-// The store panics in its methods without a context.
+// The store's methods without a context panic, so these call the others.
 
 func (s pgxStore) Find(token string) (b []byte, exists bool, err error) {
 	return s.FindCtx(context.Background(), token)

@@ -1,6 +1,6 @@
-// Package rivals has the stores that are compared: chaistore, the stores that come
-// with SCS, two yardsticks, and variants of chaistore. There is one file for each of them, which says
-// how it is set up.
+// Package rivals has the stores that are compared: chaistore and its variants, the
+// stores that come with SCS, and two yardsticks. Each has a file, which says how it is
+// set up.
 package rivals
 
 import (
@@ -13,17 +13,17 @@ import (
 	"github.com/alexedwards/scs/v2"
 )
 
-// ErrNotInstalled is the error of opening a store that needs something that this
-// machine does not have.
+// ErrNotInstalled is the error of [Rival.Open] if this machine lacks something that the
+// store needs.
 var ErrNotInstalled = errors.New("not installed")
 
 // A Kind says what a rival can be compared with.
 type Kind int
 
 const (
-	Durable   Kind = iota // a store whose commits have reached the disk when they return
+	Durable   Kind = iota // a store whose commits are on the disk when they return
 	Volatile              // a store whose sessions are lost with the process
-	Yardstick             // a store that nobody would use, for comparison
+	Yardstick             // not for use, only for comparison
 )
 
 // A Rival is a store to compare.
@@ -33,24 +33,24 @@ type Rival struct {
 	Settings string // how it is set up, in a sentence
 	Sweeps   bool   // whether Sweep does something
 
-	// Engine returns the name and the version of an engine that is not a module.
-	// It is nil if there is none.
+	// Engine returns the name and the version of an engine that is not a Go module. It
+	// is nil if there is no such engine.
 	Engine func() (string, error)
 
-	// Open opens the store in an empty directory. If the machine lacks something
-	// that it needs, the error is [ErrNotInstalled].
+	// Open opens the store in an empty directory. If this machine lacks something that
+	// the store needs, the error is [ErrNotInstalled].
 	Open func(dir string) (Store, error)
 }
 
-// A Store is a store that is open.
+// A Store is an open store.
 type Store interface {
 	scs.Store
 
-	// Load adds sessions in the fastest way that leaves the store as commits of the
-	// same sessions would.
+	// Load adds sessions as fast as possible, and leaves the store as if they had been
+	// committed one by one.
 	Load(sessions iter.Seq[Session]) error
 
-	// Sweep deletes the sessions that have expired, in the store's own way.
+	// Sweep deletes expired sessions in the store's own way.
 	Sweep() error
 
 	// Close closes the store and its database.
@@ -64,7 +64,7 @@ type Session struct {
 	Expiry time.Time
 }
 
-// All returns the rivals, with chaistore first and the yardsticks last.
+// All returns the rivals: chaistore first, and the yardsticks last.
 func All() []Rival {
 	return []Rival{
 		Chaistore,
@@ -79,15 +79,15 @@ func All() []Rival {
 	}
 }
 
-// Variants returns chaistore in other circumstances than it is compared in.
+// Variants returns chaistore in circumstances that the other stores are not measured in.
 func Variants() []Rival {
 	return []Rival{ChaistoreIndexed, ChaistoreShared}
 }
 
-// errNoSweep is the error of Sweep where [Rival.Sweeps] is false.
+// errNoSweep is the error of Sweep if [Rival.Sweeps] is false.
 var errNoSweep = errors.New("a sweep can't be started")
 
-// batches returns the sessions in groups of n, for a transaction each.
+// batches returns the sessions in groups of n, one for each transaction.
 func batches(sessions iter.Seq[Session], n int) iter.Seq[[]Session] {
 	return func(yield func([]Session) bool) {
 		batch := make([]Session, 0, n)
@@ -106,8 +106,8 @@ func batches(sessions iter.Seq[Session], n int) iter.Seq[[]Session] {
 	}
 }
 
-// sweepByCleanup has the cleanup goroutine of a store sweep. The stores of SCS
-// sweep there alone, at each tick, and stop between two sweeps.
+// sweepByCleanup has a store's cleanup goroutine sweep until no expired session is left.
+// SCS's stores sweep only there, at each tick, and stop only between sweeps.
 func sweepByCleanup(start func(interval time.Duration) (stop func()), expired func() (int, error)) error {
 	for {
 		stop := start(time.Millisecond)
@@ -120,8 +120,7 @@ func sweepByCleanup(start func(interval time.Duration) (stop func()), expired fu
 	}
 }
 
-// byToken sorts sessions by their tokens, the order in which a B+ tree takes
-// them fastest.
+// byToken sorts sessions by their tokens, the fastest order for inserts into a B+ tree.
 func byToken(sessions iter.Seq[Session]) []Session {
 	return slices.SortedFunc(sessions, func(a, b Session) int { return strings.Compare(a.Token, b.Token) })
 }

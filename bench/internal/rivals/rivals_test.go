@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// TestRivals checks of each rival that what is measured is what it should be.
+// TestRivals checks that each rival does what the benchmarks measure.
 func TestRivals(t *testing.T) {
 	for _, rival := range slices.Concat(All(), Variants()) {
 		t.Run(rival.Name, func(t *testing.T) {

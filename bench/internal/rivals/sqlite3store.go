@@ -13,8 +13,8 @@ import (
 	_ "github.com/mattn/go-sqlite3"
 )
 
-// SQLite3store is SCS's store on SQLite, with the driver that its README uses,
-// which is SQLite in C. The table and its index are those of the README.
+// SQLite3store is SCS's store on SQLite, with the driver that its README uses, which
+// wraps SQLite's C code. The table and its index are as in the README.
 var SQLite3store = Rival{
 	Name:     "sqlite3store",
 	Kind:     Durable,
@@ -31,7 +31,7 @@ type sqlite3Store struct {
 	db *sql.DB
 }
 
-// sqliteName returns the name of a data source for the driver.
+// sqliteName returns a data source name for the driver.
 func sqliteName(dir string) string {
 	query := url.Values{
 		"_journal_mode": {"WAL"},
@@ -41,9 +41,9 @@ func sqliteName(dir string) string {
 	return "file:" + filepath.Join(dir, "sessions.sqlite") + "?" + query.Encode()
 }
 
-// limitSQLite limits how many connections db opens. With one, finds wait for
-// the commits of others. With as many as there are goroutines, most of those that
-// commit sleep most of the time, because SQLite makes them try again and again.
+// limitSQLite limits the number of connections. With a single connection, finds wait
+// for commits. With a connection for each goroutine, most committing goroutines sleep
+// most of the time, because SQLite makes them retry again and again.
 func limitSQLite(db *sql.DB) {
 	const connections = 16
 	db.SetMaxOpenConns(connections)
@@ -60,8 +60,8 @@ func sqliteVersion() (version string, err error) {
 	return version, err
 }
 
-// sqliteError makes it clear that SQLite is missing in a program that was built
-// without a C compiler.
+// sqliteError recognizes the error of a program that was built without a C compiler, and
+// so without SQLite.
 func sqliteError(err error) error {
 	if strings.Contains(err.Error(), "CGO_ENABLED=0") {
 		return fmt.Errorf("%w: a C compiler, which SQLite is built with", ErrNotInstalled)
@@ -92,8 +92,8 @@ func (s sqlite3Store) Load(sessions iter.Seq[Session]) error {
 		sessions, func(expiry time.Time) any { return expiry.UTC().Format("2006-01-02T15:04:05.999") })
 }
 
-// loadSQL adds sessions in one transaction. The form of an expiry is the store's
-// affair.
+// loadSQL adds sessions in one transaction. The function form converts an expiry to the
+// value that the store expects.
 func loadSQL(db *sql.DB, insert string, sessions iter.Seq[Session], form func(time.Time) any) error {
 	tx, err := db.Begin()
 	if err != nil {

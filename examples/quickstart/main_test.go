@@ -21,14 +21,14 @@ import (
 	"go.elara.ws/chaistore"
 )
 
-// A process is the program, running.
+// A process is a running instance of the program.
 type process struct {
 	t   *testing.T
 	cmd *exec.Cmd
 	url string
 }
 
-// The tests run this test binary again, as the program.
+// The tests run this test binary again as the program.
 const childEnv = "QUICKSTART_TEST_CHILD"
 
 func TestMain(m *testing.M) {
@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 func command(t *testing.T, dir string) *exec.Cmd {
 	t.Helper()
 	if runtime.GOOS == "windows" {
-		t.Skip("a process can't be interrupted by another one on Windows")
+		t.Skip("on Windows, one process can't interrupt another")
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Dir = dir
@@ -133,8 +133,8 @@ func TestSessionSurvivesRestart(t *testing.T) {
 	p.stop()
 }
 
-// Requests under way are finished when the program is interrupted: what it has
-// counted, it has answered.
+// An interrupted program finishes the requests under way: it answers each visit that it
+// counts.
 func TestInterruptUnderLoad(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, dir)
@@ -224,7 +224,7 @@ func TestREADMEShowsThisProgram(t *testing.T) {
 	}
 }
 
-// The curl lines of the README print what it says.
+// The curl commands in the README print what it says.
 func TestREADMEShowsWhatCurlPrints(t *testing.T) {
 	if _, err := exec.LookPath("curl"); err != nil {
 		t.Skip(err)
@@ -240,7 +240,7 @@ func TestREADMEShowsWhatCurlPrints(t *testing.T) {
 	dir := t.TempDir() // for the cookies
 	lines := strings.Split(strings.TrimSpace(console), "\n")
 	if len(lines) != 4 {
-		t.Fatalf("the README has %d lines of a terminal, want 4", len(lines))
+		t.Fatalf("the README shows %d lines of a terminal, want 4", len(lines))
 	}
 	for i := 0; i < len(lines); i += 2 {
 		command := strings.ReplaceAll(strings.TrimPrefix(lines[i], "$ "), "http://localhost:4000", p.url)

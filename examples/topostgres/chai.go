@@ -23,16 +23,15 @@ type chaiSide struct {
 	store      *chaistore.ChaiStore
 
 	// While missing is set, the directory or the table does not exist, and db is an
-	// empty database in memory. The first write creates what is missing.
+	// empty database in memory. The first write creates the directory and the table.
 	missing bool
 }
 
-// openChai opens the database in dir. If the database or the table does not exist,
-// that is an error, unless mayBeMissing is set.
+// openChai opens the database in dir. A missing database or table is an error, unless
+// mayBeMissing is set.
 func openChai(dir, table string, mayBeMissing bool) (*chaiSide, error) {
 	s := &chaiSide{dir: dir, table: table}
-	// A database is in a directory of this name, and Chai creates one if there is
-	// none.
+	// Chai would create a missing database. An existing one has this directory.
 	_, err := os.Stat(filepath.Join(dir, "pebble"))
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && mayBeMissing:
@@ -61,12 +60,12 @@ func openChai(dir, table string, mayBeMissing bool) (*chaiSide, error) {
 	return s, nil
 }
 
-// open opens the database, or the one in memory.
+// open opens the database in dir, or one in memory if missing is set.
 func (s *chaiSide) open() error {
 	path := ":memory:"
 	if !s.missing {
 		var err error
-		if path, err = filepath.Abs(s.dir); err != nil { // which is never ":memory:"
+		if path, err = filepath.Abs(s.dir); err != nil { // never ":memory:"
 			return err
 		}
 	}
@@ -78,7 +77,7 @@ func (s *chaiSide) open() error {
 	return nil
 }
 
-// use makes the store. Expired sessions stay as they are.
+// use makes the store, without a cleanup that would delete expired sessions.
 func (s *chaiSide) use(createTable bool) (err error) {
 	s.store, err = chaistore.NewWithConfig(s.db, chaistore.Config{
 		TableName:       s.table,
@@ -100,7 +99,7 @@ func (s *chaiSide) sessions(ctx context.Context) iter.Seq2[chaistore.Session, er
 	return s.store.Sessions(ctx)
 }
 
-// What a store refuses, or changes.
+// The limits of a store: it refuses longer tokens, and changes later expiries.
 const maxTokenLen = 100
 
 var maxExpiry = time.Date(9999, time.December, 31, 23, 59, 59, 0, time.UTC)
@@ -115,8 +114,7 @@ func (s *chaiSide) accepts(session chaistore.Session) error {
 	return nil
 }
 
-// maxCommits is how many commits are under way at the same time. They share an
-// fsync.
+// maxCommits is the number of concurrent commits. They share an fsync.
 const maxCommits = 64
 
 func (s *chaiSide) write(ctx context.Context, sessions []chaistore.Session) error {
@@ -140,8 +138,8 @@ func (s *chaiSide) write(ctx context.Context, sessions []chaistore.Session) erro
 	return group.Wait()
 }
 
-// rehearse sees whether a missing directory can be created. There is nothing to
-// see in one that is open, whose table has the right form.
+// rehearse checks that a missing directory can be created. An open database needs no
+// check, since openChai has checked its table.
 func (s *chaiSide) rehearse(context.Context, []chaistore.Session) error {
 	if !s.missing {
 		return nil

@@ -1,5 +1,4 @@
-// Copying sessions from one side to the other. The code here knows neither Chai
-// nor PostgreSQL.
+// Copying sessions from one side to the other, without knowledge of Chai or PostgreSQL.
 
 package main
 
@@ -14,40 +13,38 @@ import (
 	"go.elara.ws/chaistore"
 )
 
-// A side is where sessions come from, or go to.
+// A side is the source or the destination of sessions.
 type side interface {
 	fmt.Stringer
 
-	// sessions returns a sequence of the active sessions, in the order of the bytes
-	// of their tokens. While the loop runs, sessions that it has passed may be
-	// written.
+	// sessions returns a sequence of the active sessions, ordered by the bytes of their
+	// tokens. The body of a loop over it may write sessions that the loop has passed.
 	sessions(ctx context.Context) iter.Seq2[chaistore.Session, error]
 
 	// accepts returns an error if the session can't be written as it is. The error
 	// says why, without the token.
 	accepts(session chaistore.Session) error
 
-	// write adds the sessions, or overwrites them. When it returns nil, they are on
-	// the disk.
+	// write adds or overwrites the sessions. When it returns nil, they are on the disk.
 	write(ctx context.Context, sessions []chaistore.Session) error
 
-	// rehearse returns an error if write would fail, as far as that can be seen
-	// without leaving a change behind.
+	// rehearse returns an error if write would fail, as far as it can tell without
+	// leaving a change behind.
 	rehearse(ctx context.Context, sessions []chaistore.Session) error
 }
 
-// A copier copies the sessions that are missing or differ on one side from the
-// other one. It deletes nothing, on neither side. As what has been copied is the
-// same on both sides, copying goes on from there after an interruption.
+// A copier copies the sessions that are missing or differ at the destination. It deletes
+// nothing on either side. After an interruption, another run copies only the rest, since
+// the copied sessions are then the same on both sides.
 type copier struct {
 	from, to  side
-	batch     int  // how many sessions are written at a time
-	overwrite bool // whether sessions that differ are overwritten
+	batch     int  // number of sessions to write at a time
+	overwrite bool // whether to overwrite sessions that differ
 	progress  *progress
 }
 
-// A tally counts the active sessions of the source by what the destination has,
-// and those that only the destination has.
+// A tally counts the active sessions of the source by their state at the destination,
+// and the sessions that only the destination has.
 type tally struct {
 	missing, different, same int
 	others                   int
@@ -55,15 +52,15 @@ type tally struct {
 	// Of the sessions that are missing or differ:
 	unfit  int                 // how many the destination does not accept
 	reason error               // why it does not accept the first of these
-	first  []chaistore.Session // the first of them: a batch at most
+	first  []chaistore.Session // the first of them, no more than a batch
 }
 
-// source returns how many active sessions the source has.
+// source returns the number of active sessions at the source.
 func (t *tally) source() int {
 	return t.missing + t.different + t.same
 }
 
-// compare counts the sessions, and how many of them can't be copied.
+// compare counts the sessions, and those that can't be copied.
 func (c *copier) compare(ctx context.Context) (tally, error) {
 	defer c.progress.end()
 	var t tally
@@ -97,12 +94,11 @@ func (c *copier) compare(ctx context.Context) (tally, error) {
 	return t, err
 }
 
-// batchBytes ends a batch whose sessions are large.
+// batchBytes is the size of the data at which a batch ends early.
 const batchBytes = 4 << 20
 
-// copy copies, and returns how many sessions the destination has got. When ctx
-// ends, it finishes the batch that is being written. The progress is told in
-// relation to todo.
+// copy copies the sessions, and returns the number copied. When ctx ends, it finishes the
+// batch that is being written. The progress is shown as a part of todo.
 func (c *copier) copy(ctx context.Context, todo int) (copied int, err error) {
 	defer c.progress.end()
 	var batch []chaistore.Session
@@ -133,20 +129,19 @@ func (c *copier) copy(ctx context.Context, todo int) (copied int, err error) {
 	return copied, err
 }
 
-// A state is what the destination has of a session.
+// A state is the state of a session at the destination.
 type state int
 
 const (
-	missing   state = iota // nothing, or one that has expired
-	different              // other data, or another expiry
-	same                   // the session as it is at the source
-	other                  // a session that is missing at the source
+	missing   state = iota // not there, or expired
+	different              // there with other data or another expiry
+	same                   // there as at the source
+	other                  // there, but missing at the source
 )
 
 var errInterrupted = errors.New("interrupted")
 
-// walk calls visit for each active session that one side has, or both, in the
-// order of their tokens.
+// walk calls visit for each active session of either side, in the order of their tokens.
 func (c *copier) walk(ctx context.Context, visit func(session chaistore.Session, there state) error) (err error) {
 	defer func() {
 		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
@@ -172,7 +167,7 @@ func (c *copier) walk(ctx context.Context, visit func(session chaistore.Session,
 		case !bytes.Equal(a.Data, b.Data) || !a.Expiry.Equal(b.Expiry):
 			there = different
 		}
-		// What one side lacks may have expired when that side was read.
+		// A session that one side lacks may have expired before that side was read.
 		if atSource && atDestination || session.Expiry.After(time.Now()) {
 			if err := visit(session, there); err != nil {
 				return err
@@ -188,7 +183,7 @@ func (c *copier) walk(ctx context.Context, visit func(session chaistore.Session,
 	return nil
 }
 
-// A reader is at a session of a sequence, or at its end.
+// A reader is positioned at a session of a sequence, or at its end.
 type reader struct {
 	next func() (chaistore.Session, error, bool)
 	stop func()

@@ -20,7 +20,7 @@ import (
 	"go.elara.ws/chaistore"
 )
 
-// A meddler is a side with which something happens when it is written to.
+// A meddler is a side that calls a function instead of its own write.
 type meddler struct {
 	side
 	onWrite func(ctx context.Context, sessions []chaistore.Session) error
@@ -30,9 +30,8 @@ func (m meddler) write(ctx context.Context, sessions []chaistore.Session) error 
 	return m.onWrite(ctx, sessions)
 }
 
-// copyBothWays runs a test for each direction, with an empty destination, and the
-// active sessions at the source. The function all returns those of the
-// destination.
+// copyBothWays runs a test for each direction. The source has the given active sessions,
+// and the destination is empty. The function all returns the destination's sessions.
 func copyBothWays(t *testing.T, source sessions, test func(t *testing.T, c copier, all func() sessions)) {
 	for _, reverse := range []bool{false, true} {
 		t.Run(fmt.Sprintf("reverse=%v", reverse), func(t *testing.T) {
@@ -77,7 +76,7 @@ func collect(t *testing.T, s side) sessions {
 	return all
 }
 
-// Whatever ends the copying half-way, another run copies the rest.
+// If a copy stops half-way for any reason, another run copies the rest.
 func TestInterrupted(t *testing.T) {
 	const n = 1000
 	source := someSessions(n)
@@ -94,10 +93,10 @@ func TestInterrupted(t *testing.T) {
 			}
 			for token := range got {
 				if _, ok := source[token]; !ok {
-					t.Errorf("the destination has a session that the source does not have")
+					t.Errorf("the destination has a session that the source lacks")
 				}
 			}
-			// What has been copied is right.
+			// The copied sessions are right.
 			part := maps.Clone(source)
 			maps.DeleteFunc(part, func(token string, _ chaistore.Session) bool { _, ok := got[token]; return !ok })
 			checkSame(t, "the destination", got, part)
@@ -111,7 +110,7 @@ func TestInterrupted(t *testing.T) {
 			}
 			return to.write(ctx, sessions)
 		}}
-		check("interrupted; 300 of 1000 sessions have been copied: run the command again for the others", 300, c.run(ctx, false, io.Discard))
+		check("interrupted; 300 of 1000 sessions have been copied: run the command again to copy the others", 300, c.run(ctx, false, io.Discard))
 		check("interrupted; nothing was changed", 300, c.run(ctx, false, io.Discard))
 
 		batches = 0
@@ -121,7 +120,7 @@ func TestInterrupted(t *testing.T) {
 			}
 			return to.write(ctx, sessions)
 		}}
-		check("no space left; 200 of 700 sessions have been copied: run the command again for the others", 500, c.run(t.Context(), false, io.Discard))
+		check("no space left; 200 of 700 sessions have been copied: run the command again to copy the others", 500, c.run(t.Context(), false, io.Discard))
 
 		c.to = to
 		var out strings.Builder
@@ -129,14 +128,14 @@ func TestInterrupted(t *testing.T) {
 			t.Fatal(err)
 		}
 		if want := "500 are missing there, 0 differ, 500 are the same; 0 others"; !strings.Contains(out.String(), want) {
-			t.Errorf("another run printed %q, which does not contain %q", &out, want)
+			t.Errorf("another run printed %q, want %q in it", &out, want)
 		}
 		checkSame(t, "the destination", all(), source)
 	})
 }
 
-// startBlocked starts the program, which copies one session after the other, and
-// waits until it writes the first of them. It can't go on until release is called.
+// startBlocked starts the program, which copies one session at a time, and waits until
+// it writes the first session. The program is blocked there until release is called.
 func startBlocked(t *testing.T, dir *directory, db *database) (cmd *exec.Cmd, stderr *strings.Builder, release func()) {
 	t.Helper()
 	conn := db.connect()
@@ -186,7 +185,7 @@ func TestSignal(t *testing.T) {
 		t.Fatalf("the program printed %q", stderr)
 	}
 	if got := len(db.all()); got != copied || copied < 1 || copied >= n {
-		t.Errorf("%d sessions have been copied, and the program says %d", got, copied)
+		t.Errorf("%d sessions have been copied, but the program says %d", got, copied)
 	}
 	mustPrint(t, dir, db, nil, fmt.Sprintf("%d are missing there, 0 differ, %d are the same", n-copied, copied), "checked: all 5000")
 	checkSame(t, "PostgreSQL", db.all(), source)
@@ -200,7 +199,7 @@ func TestSecondSignal(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	for {
-		// The first signal may be handled some time after it is sent.
+		// The program may handle the first signal with a delay.
 		if err := cmd.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			t.Fatal(err)
 		}
@@ -216,11 +215,11 @@ func TestSecondSignal(t *testing.T) {
 	}
 }
 
-// The check at the end finds whatever has gone wrong.
+// The check at the end finds every difference.
 func TestCheck(t *testing.T) {
 	source := someSessions(250)
 	for name, test := range map[string]struct {
-		spoil              func(batch []chaistore.Session) []chaistore.Session // called for three batches
+		spoil              func(batch []chaistore.Session) []chaistore.Session // called for each of three batches
 		missing, different int
 	}{
 		"missing": {func(batch []chaistore.Session) []chaistore.Session {
@@ -260,11 +259,11 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// A fake is a side that returns what it is told, and keeps the batches that it is
-// given.
+// A fake is a side that returns the given sessions, and records the batches that are
+// written to it.
 type fake struct {
 	all     []chaistore.Session
-	err     error // after all
+	err     error // returned after all sessions
 	batches [][]chaistore.Session
 }
 
@@ -342,12 +341,12 @@ func TestWalk(t *testing.T) {
 		return nil
 	})
 	if visited != 1 || err != errInterrupted {
-		t.Errorf("after the context has ended, walk has visited %d sessions (%v), want 1", visited, err)
+		t.Errorf("walk visited %d sessions (%v) although the context ended, want 1", visited, err)
 	}
 }
 
-// If a session is changed at the destination after the first comparison, it is
-// for the check to say so.
+// If a session at the destination changes after the first comparison, copy does not
+// overwrite it. The check reports it.
 func TestCopyOverwritesOnlyIfTold(t *testing.T) {
 	in, out := make(sessions), make(sessions)
 	in.add("a", []byte("here"), inAnHour)
@@ -355,7 +354,7 @@ func TestCopyOverwritesOnlyIfTold(t *testing.T) {
 	for overwrite, want := range map[bool]int{false: 0, true: 1} {
 		c := copier{from: &fake{all: sorted(in)}, to: &fake{all: sorted(out)}, batch: 10, overwrite: overwrite, progress: newProgress(io.Discard)}
 		if copied, err := c.copy(t.Context(), 0); copied != want || err != nil {
-			t.Errorf("with overwrite %v, copy = %d, %v; want %d", overwrite, copied, err, want)
+			t.Errorf("with overwrite = %v, copy = %d, %v; want %d", overwrite, copied, err, want)
 		}
 	}
 }

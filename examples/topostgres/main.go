@@ -1,5 +1,5 @@
-// Topostgres copies the active sessions of a Chai directory to PostgreSQL, into a
-// table of SCS's pgxstore, or back.
+// Topostgres copies the active sessions of a Chai directory to PostgreSQL, into a table
+// for SCS's pgxstore, or back.
 package main
 
 import (
@@ -16,7 +16,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // so that a second signal ends the program at once
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return
@@ -41,12 +41,12 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	flags.SetOutput(stderr)
 	flags.StringVar(&o.chaiDir, "chai", "", "`directory` of the Chai database")
 	flags.StringVar(&o.chaiTable, "chai-table", "sessions", "`name` of the table in Chai")
-	flags.StringVar(&o.postgresURL, "postgres", "", "`URL` of the PostgreSQL database; better put one with a password into the environment as DATABASE_URL")
+	flags.StringVar(&o.postgresURL, "postgres", "", "`URL` of the PostgreSQL database; to hide a password, set DATABASE_URL in the environment instead")
 	flags.StringVar(&o.postgresTable, "postgres-table", "sessions", "`name` of the table in PostgreSQL")
 	flags.BoolVar(&o.reverse, "reverse", false, "copy from PostgreSQL to Chai")
-	flags.BoolVar(&o.dryRun, "dry-run", false, "change nothing: say what would be done")
+	flags.BoolVar(&o.dryRun, "dry-run", false, "change nothing, and say what would be done")
 	flags.BoolVar(&o.overwrite, "overwrite", false, "overwrite sessions that differ at the destination")
-	flags.IntVar(&o.batch, "batch", 1000, "how many sessions are written at a time")
+	flags.IntVar(&o.batch, "batch", 1000, "number of sessions to write at a time")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
@@ -89,22 +89,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return c.run(ctx, o.dryRun, stdout)
 }
 
-// run finds out what is to be copied, copies it, and checks that both sides agree.
-// It changes nothing unless everything can be copied.
+// run compares both sides, copies the sessions that are missing or differ, and checks
+// that both sides agree. It changes nothing unless all these sessions can be copied.
 func (c *copier) run(ctx context.Context, dryRun bool, stdout io.Writer) error {
 	before, err := c.compare(ctx)
 	if err != nil {
 		return fmt.Errorf("%w; nothing was changed", err)
 	}
 	fmt.Fprintf(stdout, "from %v: %d active sessions\n", c.from, before.source())
-	fmt.Fprintf(stdout, "to %v: %d are missing there, %d differ, %d are the same; %d others are there, and stay\n",
+	fmt.Fprintf(stdout, "to %v: %d are missing there, %d differ, %d are the same; %d others stay as they are\n",
 		c.to, before.missing, before.different, before.same, before.others)
 	if before.unfit > 0 {
 		return fmt.Errorf("%v can't keep %d of the sessions, one of them because %w; nothing was changed",
 			c.to, before.unfit, before.reason)
 	}
 	if before.different > 0 && !c.overwrite {
-		return fmt.Errorf("%d sessions differ in %v, from an earlier copy or because it has been in use; nothing was changed "+
+		return fmt.Errorf("%d sessions differ in %v, because of an earlier copy or because it has been in use; nothing was changed "+
 			"(if the source is right, run the command with -overwrite)", before.different, c.to)
 	}
 	todo := before.missing + before.different
@@ -119,7 +119,7 @@ func (c *copier) run(ctx context.Context, dryRun bool, stdout io.Writer) error {
 	began := time.Now()
 	copied, err := c.copy(ctx, todo)
 	if err != nil {
-		return fmt.Errorf("%w; %d of %d sessions have been copied: run the command again for the others", err, copied, todo)
+		return fmt.Errorf("%w; %d of %d sessions have been copied: run the command again to copy the others", err, copied, todo)
 	}
 	fmt.Fprintf(stdout, "copied %d sessions in %v\n", copied, time.Since(began).Round(time.Millisecond))
 

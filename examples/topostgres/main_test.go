@@ -29,11 +29,11 @@ import (
 	"go.elara.ws/chaistore/internal/postgres"
 )
 
-// server is shared by the tests, and nil if PostgreSQL is not installed.
+// server is shared by the tests. It is nil if PostgreSQL is not installed.
 var server *postgres.Server
 
-// Some tests run this test binary again, as a process that does what the
-// environment says.
+// Some tests run this test binary again. In the new process, this environment variable
+// selects a role.
 const childEnv = "TOPOSTGRES_TEST_CHILD"
 
 func TestMain(m *testing.M) {
@@ -65,7 +65,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// child returns a command that runs this test binary as such a process.
+// child returns a command that runs this test binary in the given role.
 func child(t *testing.T, role string, args ...string) *exec.Cmd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -75,7 +75,7 @@ func child(t *testing.T, role string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// hold has a database open until its standard input ends.
+// hold keeps a database open until its standard input ends.
 func hold(dir string) {
 	db, err := chai.Open(dir)
 	if err != nil {
@@ -86,14 +86,14 @@ func hold(dir string) {
 	io.Copy(io.Discard, os.Stdin)
 }
 
-// Sessions by their tokens.
+// sessions maps tokens to sessions.
 type sessions map[string]chaistore.Session
 
 func (s sessions) add(token string, data []byte, expiry time.Time) {
 	s[token] = chaistore.Session{Token: token, Data: data, Expiry: expiry.UTC().Truncate(time.Microsecond)}
 }
 
-// differ says how two sets of sessions differ, without showing them all.
+// differ returns an error that describes the first difference, or nil.
 func differ(got, want sessions) error {
 	for token, g := range got {
 		if w, ok := want[token]; !ok {
@@ -133,7 +133,7 @@ func someSessions(n int) sessions {
 	return s
 }
 
-// A database is one in PostgreSQL, or rather a schema of its own in the only one.
+// A database is a separate schema in the PostgreSQL server's database.
 type database struct {
 	t   *testing.T
 	url string
@@ -154,8 +154,7 @@ var schemas atomic.Int64
 
 const password = "pa55word"
 
-// as returns the database as a new user sees it who has these privileges on the
-// table.
+// as returns the database as seen by a new user with these privileges on the table.
 func (db *database) as(privileges string) *database {
 	db.t.Helper()
 	_, schema, _ := strings.Cut(db.url, "search_path=")
@@ -206,7 +205,7 @@ func (db *database) fill(s sessions) {
 	}
 }
 
-// all returns all sessions, also those that have expired.
+// all returns all sessions, including expired ones.
 func (db *database) all() sessions {
 	db.t.Helper()
 	conn := db.connect()
@@ -227,7 +226,7 @@ func (db *database) all() sessions {
 	return all
 }
 
-// A directory is that of a Chai database.
+// A directory holds a Chai database.
 type directory struct {
 	t    *testing.T
 	path string
@@ -271,7 +270,7 @@ func (dir *directory) fill(s sessions) {
 	})
 }
 
-// all returns all sessions, also those that have expired.
+// all returns all sessions, including expired ones.
 func (dir *directory) all() sessions {
 	dir.t.Helper()
 	all := make(sessions)
@@ -291,7 +290,7 @@ func (dir *directory) all() sessions {
 	return all
 }
 
-// command runs the command, and returns what it prints.
+// command runs the command and returns its output.
 func command(t *testing.T, dir *directory, db *database, args ...string) (stdout string, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -301,7 +300,7 @@ func command(t *testing.T, dir *directory, db *database, args ...string) (stdout
 	return out.String(), err
 }
 
-// mustPrint runs the command, and checks that it succeeds and prints all texts.
+// mustPrint checks that the command succeeds and prints all texts.
 func mustPrint(t *testing.T, dir *directory, db *database, args []string, texts ...string) {
 	t.Helper()
 	out, err := command(t, dir, db, args...)
@@ -337,7 +336,7 @@ func TestThereAndBack(t *testing.T) {
 
 	mustPrint(t, dir, db, nil,
 		"from the table sessions of the Chai directory "+dir.path+": 20000 active sessions\n",
-		"to the PostgreSQL table sessions: 20000 are missing there, 0 differ, 0 are the same; 0 others are there, and stay\n",
+		"to the PostgreSQL table sessions: 20000 are missing there, 0 differ, 0 are the same; 0 others stay as they are\n",
 		"copied 20000 sessions in ",
 		"checked: all 20000 active sessions have the same data and expiry on both sides\n")
 	checkSame(t, "PostgreSQL has what was active", db.all(), active)
@@ -376,8 +375,7 @@ func TestTableNames(t *testing.T) {
 	checkSame(t, "Chai", dir.all(), want)
 }
 
-// A directory may have any name, also the one that stands for a database in
-// memory.
+// A directory may have any name, even the one that means a database in memory.
 func TestDirectoryNamedMemory(t *testing.T) {
 	db := newTable(t)
 	source := someSessions(10)
@@ -388,7 +386,7 @@ func TestDirectoryNamedMemory(t *testing.T) {
 	checkSame(t, "the directory", (&directory{t, "./:memory:"}).all(), source)
 }
 
-// The order of PostgreSQL's texts is often that of a language.
+// PostgreSQL often orders texts by the rules of a language.
 func TestTokensAreInOrderOfTheirBytes(t *testing.T) {
 	dir, db := newDirectory(t), newDatabase(t)
 	db.exec(strings.Replace(createTable, "TEXT", `TEXT COLLATE "en-x-icu"`, 1))
@@ -401,7 +399,7 @@ func TestTokensAreInOrderOfTheirBytes(t *testing.T) {
 	mustPrint(t, dir, db, []string{"-dry-run"}, "12 are the same")
 }
 
-// An earlier copy may be there, or sessions of another application.
+// The destination may hold an earlier copy, or sessions of another application.
 func TestDestinationInUse(t *testing.T) {
 	source := someSessions(40)
 	source.add("renewed", []byte("1"), inAnHour)
@@ -426,7 +424,7 @@ func TestDestinationInUse(t *testing.T) {
 		}
 		args = append(args, "-overwrite")
 		mustPrint(t, dir, db, args,
-			"41 are missing there, 2 differ, 0 are the same; 1 others are there, and stay", "copied 43 sessions", "checked: all 43")
+			"41 are missing there, 2 differ, 0 are the same; 1 others stay as they are", "copied 43 sessions", "checked: all 43")
 		checkSame(t, "the destination, with -overwrite", all(), want)
 		mustPrint(t, dir, db, args, "0 are missing there, 0 differ, 43 are the same; 1 others", "copied 0 sessions")
 	}
@@ -467,11 +465,11 @@ func TestDryRunChangesNothing(t *testing.T) {
 	missing := &directory{t, filepath.Join(parent, "new", "missing")}
 	mustPrint(t, missing, db, []string{"-dry-run", "-reverse"}, "1 sessions would be copied")
 	if files, err := os.ReadDir(parent); err != nil || len(files) > 0 {
-		t.Errorf("above the missing directory there are %v now (%v)", files, err)
+		t.Errorf("the parent of the missing directory now contains %v (%v)", files, err)
 	}
 }
 
-// What can't work gives an error that says why, and changes nothing.
+// A command that can't work says why, and changes nothing.
 func TestRefusals(t *testing.T) {
 	dir, db := newDirectory(t), newTable(t)
 	const secret = "s3cr3t"
@@ -499,7 +497,7 @@ func TestRefusals(t *testing.T) {
 		t.Fatalf("the process that opens the directory printed %q (%v)", line, err)
 	}
 	user := db.as("ALL")
-	// Connections wait here until they are accepted, which is never.
+	// Connections to this listener wait, because it never accepts them.
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -512,7 +510,7 @@ func TestRefusals(t *testing.T) {
 	connected := "PostgreSQL: failed to connect"
 	malformed := "the URL of the PostgreSQL database is malformed"
 	for name, test := range map[string]struct {
-		dir, url string // default: those above
+		dir, url string // by default, the directory and the database above
 		args     []string
 		want     string
 	}{
@@ -520,11 +518,11 @@ func TestRefusals(t *testing.T) {
 		"no URL":                   {url: " ", want: "DATABASE_URL"},
 		"an argument":              {args: []string{"-dry-run", "chai_db"}, want: `unexpected argument "chai_db"`},
 		"batch":                    {args: []string{"-batch", "0"}, want: "-batch"},
-		"nobody listens":           {url: "postgres://web:" + secret + "@127.0.0.1:1/web", want: connected},
+		"no server":                {url: "postgres://web:" + secret + "@127.0.0.1:1/web", want: connected},
 		"another database":         {url: strings.Replace(db.url, "///postgres", "///missing", 1) + "&password=" + secret, want: "does not exist"},
 		"wrong password":           {url: strings.Replace(user.url, password, secret, 1), want: "password authentication failed"},
 		"no password":              {url: strings.Replace(user.url, password, "", 1), want: connected},
-		"nobody answers":           {url: "postgres://web:" + secret + "@" + silent.Addr().String() + "/web", want: connected},
+		"no answer":                {url: "postgres://web:" + secret + "@" + silent.Addr().String() + "/web", want: connected},
 		"malformed: port":          {url: "postgres://web:" + secret + "@localhost:port/web", want: malformed},
 		"malformed: slash":         {url: "postgres://web:/" + secret + "@localhost/web", want: malformed},
 		"malformed: question":      {url: "postgres://web:1?" + secret + "@localhost/web", want: malformed},
@@ -542,7 +540,7 @@ func TestRefusals(t *testing.T) {
 		"bad Chai table name":      {args: []string{"-reverse", "-chai-table", "log-ins"}, want: "not a plain identifier"},
 		"held directory":           {dir: held.path, want: "is the application still running?"},
 		"reverse: held directory":  {dir: held.path, args: []string{"-reverse"}, want: "is the application still running?"},
-		"tokens":                   {want: "the PostgreSQL table sessions can't keep 2 of the sessions, one of them because its token is not valid as a TEXT of PostgreSQL"},
+		"tokens":                   {want: "the PostgreSQL table sessions can't keep 2 of the sessions, one of them because its token is not a valid PostgreSQL TEXT"},
 		"tokens, dry run":          {args: []string{"-dry-run"}, want: "can't keep 2 of the sessions"},
 		"reverse: tokens":          {args: []string{"-reverse"}, want: "can't keep 2 of the sessions, one of them because "},
 	} {
@@ -565,7 +563,7 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("the command printed a secret: %s", printed)
 			}
 			if files, err := os.ReadDir("."); err != nil || len(files) > 0 {
-				t.Errorf("in the working directory there are %v now (%v)", files, err)
+				t.Errorf("the working directory now contains %v (%v)", files, err)
 			}
 		})
 	}
@@ -575,7 +573,7 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("the missing directory was created (%v)", err)
 	}
 	if files, err := os.ReadDir(empty); err != nil || len(files) > 0 {
-		t.Errorf("in the empty directory there are %v now (%v)", files, err)
+		t.Errorf("the empty directory now contains %v (%v)", files, err)
 	}
 	release.Close()
 	if err := holder.Wait(); err != nil {
@@ -584,7 +582,8 @@ func TestRefusals(t *testing.T) {
 	checkSame(t, "the held directory", held.all(), sessions{})
 }
 
-// orElse returns what a flag is set to: a blank stands for nothing.
+// orElse returns the value for a flag, or otherwise if it is empty. A blank stands for an
+// empty value.
 func orElse(value, otherwise string) string {
 	if value == "" {
 		return otherwise
@@ -603,7 +602,7 @@ func TestURLFromEnvironment(t *testing.T) {
 	checkSame(t, "PostgreSQL", db.all(), dir.all())
 }
 
-// An error while the sessions are read is not their end.
+// An error while sessions are read must not look like the end of the sessions.
 func TestUnreadableSessions(t *testing.T) {
 	for _, expiry := range []string{"'infinity'::timestamptz", "now() + make_interval(hours => 1 / octet_length(data))"} {
 		db := newDatabase(t)
@@ -621,11 +620,11 @@ func TestUnreadableSessions(t *testing.T) {
 	}
 }
 
-// chaistore refuses a session with too much data.
+// chaistore refuses a session that is too large.
 func TestFailedCommit(t *testing.T) {
 	dir, db := &directory{t, filepath.Join(t.TempDir(), "chai_db")}, newTable(t)
 	source := make(sessions)
-	source.add("s3cr3t", make([]byte, 16<<20+1), inAnHour) // more than a store of chaistore takes
+	source.add("s3cr3t", make([]byte, 16<<20+1), inAnHour) // more than chaistore accepts
 	db.fill(source)
 	_, err := command(t, dir, db, "-reverse")
 	if err == nil || !strings.Contains(err.Error(), "; 0 of 1 sessions have been copied") {
@@ -633,10 +632,9 @@ func TestFailedCommit(t *testing.T) {
 	}
 }
 
-// A table that can't take the sessions gives an error that says why, from a dry
-// run, too.
+// If a table can't take the sessions, the error says why, even in a dry run.
 func TestUnfitTable(t *testing.T) {
-	const form = "is not one of sessions"
+	const form = "is not a table of sessions"
 	source := make(sessions)
 	source.add("s3cr3t", []byte("s3cr3t"), inAnHour)
 	dir := newDirectory(t)
@@ -666,14 +664,14 @@ func TestUnfitTable(t *testing.T) {
 		for _, args := range [][]string{{"-dry-run"}, nil} {
 			_, err := command(t, dir, db, args...)
 			if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "s3cr3t") {
-				t.Errorf("%q in a table with %s %s: the error is %v, want %q", args, test.columns, test.then, err, test.want)
+				t.Errorf("%q with the table %s %s: the error is %v, want %q", args, test.columns, test.then, err, test.want)
 			}
 			db.exec("DO $$ BEGIN ASSERT NOT EXISTS (SELECT FROM sessions); END $$")
 		}
 	}
 }
 
-// A dry run finds missing rights, even if there is nothing to copy.
+// A dry run finds missing privileges, even if there is nothing to copy.
 func TestPrivileges(t *testing.T) {
 	const denied = "permission denied for table sessions"
 	full, empty := newDirectory(t), newDirectory(t)
@@ -709,10 +707,10 @@ func TestPrivileges(t *testing.T) {
 	}
 }
 
-// A dry run finds that a directory can't be created, and leaves none behind.
+// A dry run notices if a directory can't be created, and creates none.
 func TestDirectoryThatCannotBeCreated(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("only Linux has a directory where not even root may create one")
+		t.Skip("only Linux has a directory in which even root can't create another")
 	}
 	db := newTable(t)
 	dir := &directory{t, "/proc/missing/chai_db"}

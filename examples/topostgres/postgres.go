@@ -15,31 +15,30 @@ import (
 	"go.elara.ws/chaistore"
 )
 
-// A postgresSide is a table of sessions in a PostgreSQL database, as pgxstore uses
-// it.
+// A postgresSide is a pgxstore table in a PostgreSQL database.
 type postgresSide struct {
 	pool  *pgxpool.Pool
-	table string // as SQL text
+	table string // as in SQL, quoted if necessary
 }
 
-// connectTimeout is how long connecting to an address may take, unless the URL or
-// the environment has a timeout.
+// connectTimeout limits connecting to an address, unless the URL or the environment sets
+// a timeout.
 var connectTimeout = 10 * time.Second
 
-// openPostgres connects to the database, and looks for the table, whose name is
-// understood as in SQL, as pgxstore does. Its errors don't show passwords.
+// openPostgres connects to the database and looks for the table. The name of the table is
+// parsed as SQL, as in pgxstore. Errors don't show passwords.
 func openPostgres(ctx context.Context, url, table string) (*postgresSide, error) {
 	config, err := pgxpool.ParseConfig(url)
-	// A slash in a password ends it, and leaves an @ behind. The rest of the password
-	// would then be the name of a database, and pgx would show it; its error for a
-	// malformed URL may show a part of it, too.
+	// A slash ends a password in a URL. pgx would take the rest, with the @, for the
+	// name of a database, and show it. Its errors for malformed URLs may show parts of a
+	// password, too.
 	_, rest, _ := strings.Cut(url, "://")
 	end := strings.IndexAny(rest, "/?#")
 	if err != nil || end >= 0 && strings.Contains(rest[end:], "@") {
 		return nil, errors.New("the URL of the PostgreSQL database is malformed: want postgres://user:password@host:port/database, " +
 			"with percent-encoding of special characters")
 	}
-	config.MaxConns = 2 // one reads while the other one writes
+	config.MaxConns = 2 // one reads while the other writes
 	if config.ConnConfig.ConnectTimeout == 0 {
 		config.ConnConfig.ConnectTimeout = connectTimeout
 	}
@@ -55,7 +54,7 @@ func openPostgres(ctx context.Context, url, table string) (*postgresSide, error)
 	return s, nil
 }
 
-// find finds the table, and checks its columns.
+// find looks for the table, and checks its columns.
 func (s *postgresSide) find(ctx context.Context, name string) error {
 	var found, columns *string
 	err := s.pool.QueryRow(ctx, `
@@ -72,7 +71,7 @@ func (s *postgresSide) find(ctx context.Context, name string) error {
 	}
 	const want = "data bytea, expiry timestamp with time zone, token text"
 	if columns == nil || *columns != want {
-		return fmt.Errorf("the PostgreSQL table %s is not one of sessions, which has the columns %s", name, want)
+		return fmt.Errorf("the PostgreSQL table %s is not a table of sessions, which has the columns %s", name, want)
 	}
 	s.table = *found
 	return nil
@@ -86,12 +85,12 @@ func (s *postgresSide) String() string {
 	return fmt.Sprintf("the PostgreSQL table %s", s.table)
 }
 
-// sessions reads a snapshot, row by row: what the rows hold at a time is what the
-// connection's buffer holds.
+// sessions reads a snapshot row by row. Only the rows in the connection's buffer are in
+// memory.
 func (s *postgresSide) sessions(ctx context.Context) iter.Seq2[chaistore.Session, error] {
 	return func(yield func(chaistore.Session, error) bool) {
 		fail := func(err error) { yield(chaistore.Session{}, fmt.Errorf("read sessions from PostgreSQL: %w", err)) }
-		// The collation "C" is the order of the bytes.
+		// The collation "C" orders tokens by their bytes.
 		rows, err := s.pool.Query(ctx, "SELECT token, data, expiry FROM "+s.table+` WHERE expiry > $1 ORDER BY token COLLATE "C"`, time.Now())
 		if err != nil {
 			fail(err)
@@ -116,12 +115,12 @@ func (s *postgresSide) sessions(ctx context.Context) iter.Seq2[chaistore.Session
 
 func (s *postgresSide) accepts(session chaistore.Session) error {
 	if !utf8.ValidString(session.Token) || strings.Contains(session.Token, "\x00") {
-		return errors.New("its token is not valid as a TEXT of PostgreSQL")
+		return errors.New("its token is not a valid PostgreSQL TEXT")
 	}
 	return nil
 }
 
-// write is one statement, which PostgreSQL executes as a whole or not at all.
+// write runs a single statement, which PostgreSQL executes completely or not at all.
 func (s *postgresSide) write(ctx context.Context, sessions []chaistore.Session) error {
 	return s.insert(ctx, s.pool, sessions)
 }
@@ -133,7 +132,7 @@ func (s *postgresSide) rehearse(ctx context.Context, sessions []chaistore.Sessio
 		return err
 	}
 	defer tx.Rollback(ctx)
-	// Deferred constraints would be checked at the commit.
+	// Otherwise deferred constraints are checked only at the commit.
 	if _, err := tx.Exec(ctx, "SET CONSTRAINTS ALL IMMEDIATE"); err != nil {
 		return err
 	}
@@ -154,7 +153,7 @@ func (s *postgresSide) insert(ctx context.Context, db execer, sessions []chaisto
 	_, err := db.Exec(ctx, "INSERT INTO "+s.table+` (token, data, expiry)
 		SELECT * FROM unnest($1::text[], $2::bytea[], $3::timestamptz[])
 		ON CONFLICT (token) DO UPDATE SET data = EXCLUDED.data, expiry = EXCLUDED.expiry`, tokens, data, expiries)
-	// PostgreSQL's text for this does not name the column.
+	// PostgreSQL's own message does not name the column.
 	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "42P10" {
 		return fmt.Errorf("the PostgreSQL table %s has no primary key or unique constraint on token: %w", s.table, err)
 	}

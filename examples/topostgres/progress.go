@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// A progress says how far the work is: on a terminal in a line that is written
-// over and over again, elsewhere in a line now and then.
+// A progress shows the progress of the work. On a terminal, it rewrites a single line;
+// elsewhere, it prints a line now and then.
 type progress struct {
 	w        io.Writer
 	terminal bool
 	interval time.Duration
-	last     time.Time // when something was shown
+	last     time.Time // when a text was last shown
 }
 
 func newProgress(w io.Writer) *progress {
@@ -26,10 +26,10 @@ func newProgress(w io.Writer) *progress {
 	return p
 }
 
-// clearLine is what empties the line that the cursor is on.
+// clearLine clears the line with the cursor.
 const clearLine = "\r\x1b[2K"
 
-// show shows a text, unless it has shown another one a moment ago.
+// show shows a text, unless less than an interval has passed since the last one.
 func (p *progress) show(format string, args ...any) {
 	if time.Since(p.last) < p.interval {
 		return
@@ -43,7 +43,7 @@ func (p *progress) show(format string, args ...any) {
 	}
 }
 
-// end makes room for other output.
+// end clears the line on a terminal, before other output.
 func (p *progress) end() {
 	if p.terminal {
 		fmt.Fprint(p.w, clearLine)

@@ -23,8 +23,8 @@ import (
 	"go.elara.ws/chaistore"
 )
 
-// An application before its sessions are moved, in two variants, and after. README.md
-// shows how they differ.
+// An application before its sessions are moved, in two variants, and afterwards.
+// README.md shows the differences.
 
 func withChai(_ context.Context, serve func(*scs.SessionManager) error) error {
 	db, err := chai.Open("chai_db")
@@ -68,10 +68,10 @@ func withPostgres(ctx context.Context, serve func(*scs.SessionManager) error) er
 	return serve(sessionManager)
 }
 
-// An application is one of those above.
+// An application is one of the three functions above.
 type application func(context.Context, func(*scs.SessionManager) error) error
 
-func TestNobodyIsSignedOut(t *testing.T) {
+func TestUsersStaySignedIn(t *testing.T) {
 	for name, test := range map[string]struct {
 		before application
 		hash   bool // HashTokenInStore
@@ -97,8 +97,8 @@ func TestNobodyIsSignedOut(t *testing.T) {
 				}
 				browsers = append(browsers, &http.Client{Jar: jar, Timeout: 10 * time.Second})
 			}
-			// visit serves the application, and sends each browser there. In what they get,
-			// # stands for the number of the browser.
+			// visit serves the application and sends each browser to the path. In want, #
+			// stands for the number of the browser.
 			visit := func(serve application, path, want string) {
 				t.Helper()
 				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -149,7 +149,7 @@ func TestNobodyIsSignedOut(t *testing.T) {
 	}
 }
 
-// newMux returns an application's pages, each of which answers who is signed in.
+// newMux returns the pages of an application. Each page answers who is signed in.
 func newMux(sessionManager *scs.SessionManager) http.Handler {
 	mux := http.NewServeMux()
 	page := func(path string, change func(r *http.Request) error) {
@@ -191,7 +191,7 @@ func get(browser *http.Client, url string) (body string, err error) {
 	return string(text), err
 }
 
-// What README.md shows as the changes is how withPostgres differs from the others.
+// README.md shows how withPostgres differs from the other two.
 func TestREADMEShowsTheChanges(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	if err != nil {

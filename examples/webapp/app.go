@@ -21,15 +21,15 @@ import (
 	"go.elara.ws/chaistore"
 )
 
-// What a session has of somebody who is signed in.
+// The keys of the values in a signed-in user's session.
 const (
 	keyUser    = "user"    // string
-	keyID      = "id"      // string: names the session in forms, where its token would be a secret
+	keyID      = "id"      // string: identifies the session in forms, since its token is secret
 	keyBrowser = "browser" // string
 	keySince   = "since"   // int64: seconds, as time.Time.Unix
 	keySeen    = "seen"    // int64
 	keyVisits  = "visits"  // int
-	keyNotice  = "notice"  // string: what to say on the next page
+	keyNotice  = "notice"  // string: shown on the next page
 )
 
 // An app is the site.
@@ -72,7 +72,7 @@ func (a *app) handler() http.Handler {
 	})
 }
 
-// withErrorPages has the mux serve, with error pages in the form of the site.
+// withErrorPages serves the mux, with error pages that look like the site.
 func withErrorPages(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, pattern := mux.Handler(r); pattern == "" {
@@ -82,20 +82,20 @@ func withErrorPages(mux *http.ServeMux) http.Handler {
 	})
 }
 
-// A refusal shows an error page in place of the text that a mux writes.
+// A refusal replaces the error text of a mux with an error page.
 type refusal struct{ http.ResponseWriter }
 
 func (r refusal) WriteHeader(status int) {
 	failure := "There is no such page."
 	if status == http.StatusMethodNotAllowed {
-		failure = "This address can’t be used in this way."
+		failure = "This page doesn’t accept that kind of request."
 	}
 	render(r.ResponseWriter, status, page{Failure: failure})
 }
 
 func (r refusal) Write(text []byte) (int, error) { return len(text), nil }
 
-// withSession has a handler serve with the session and the form of the request.
+// withSession loads the session and parses the form before it calls the handler.
 func (a *app) withSession(h http.HandlerFunc) http.Handler {
 	loaded := a.sessions.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := r.ParseForm(); err != nil {
@@ -109,9 +109,9 @@ func (a *app) withSession(h http.HandlerFunc) http.Handler {
 	})
 }
 
-// A firstAnswer drops all answers but the first. When a handler calls WriteHeader,
-// SCS commits the session. If that fails, fail answers, but then SCS still writes the
-// handler's answer.
+// A firstAnswer drops all answers except the first. When a handler calls WriteHeader, SCS
+// commits the session. If the commit fails, fail answers, but SCS still writes the
+// handler's answer afterwards.
 type firstAnswer struct {
 	http.ResponseWriter
 	answers int
@@ -135,7 +135,7 @@ func (a *app) home(w http.ResponseWriter, r *http.Request) {
 	user := a.sessions.GetString(ctx, keyUser)
 	if user == "" {
 		var p page
-		if _, err := r.Cookie(a.sessions.Cookie.Name); err == nil { // of a session that has ended
+		if _, err := r.Cookie(a.sessions.Cookie.Name); err == nil { // its session has ended
 			p.Notice = signedOut
 		}
 		render(w, http.StatusOK, p)
@@ -162,8 +162,8 @@ const (
 	ended     = "You were signed out in another tab or on another device."
 )
 
-// landing shows a page, unless somebody is signed in, such as with a new token in
-// place of one that has ended.
+// landing shows a page to visitors who are not signed in, and sends the others home: a
+// visitor whose session has ended may have signed in again.
 func (a *app) landing(p page) http.Handler {
 	return a.withSession(func(w http.ResponseWriter, r *http.Request) {
 		if a.sessions.Exists(r.Context(), keyUser) {
@@ -174,18 +174,18 @@ func (a *app) landing(p page) http.Handler {
 	})
 }
 
-// noCookie says why somebody who has just signed in is not: browsers drop a cookie
-// that they don't accept without a word.
+// noCookie explains why a visitor who has just signed in is not signed in: browsers
+// silently drop cookies that they don't accept.
 func (a *app) noCookie() string {
 	if !a.sessions.Cookie.Secure {
 		return "You are not signed in, because your browser did not return the cookie. Please allow cookies for this site."
 	}
 	return "You are not signed in, because your browser did not return the cookie. " +
-		"It does so over HTTPS, and most browsers do so on localhost. " +
+		"Browsers return it over HTTPS, and most of them also on localhost. " +
 		"To try this site over plain HTTP from another machine, start it with -insecure."
 }
 
-// A place is a session of somebody who is signed in.
+// A place is a session of the signed-in user.
 type place struct {
 	token   string // in the store
 	ID      string
@@ -193,11 +193,11 @@ type place struct {
 	Since   time.Time
 	Seen    time.Time
 	SeenAgo string
-	Here    bool // whether it is that of this request
+	Here    bool // whether this request belongs to it
 }
 
-// places returns where the user is signed in, with this session first. If it has
-// ended meanwhile, places returns [chaistore.ErrEnded].
+// places returns where the user is signed in, with this session first. If this session
+// has ended meanwhile, it returns [chaistore.ErrEnded].
 func (a *app) places(ctx context.Context, user string, now time.Time) ([]place, error) {
 	here := a.sessions.GetString(ctx, keyID)
 	var places []place
@@ -241,7 +241,7 @@ func (a *app) places(ctx context.Context, user string, now time.Time) ([]place, 
 	return places, nil
 }
 
-// signIn signs somebody in who gives a name. Here a real site checks a password.
+// signIn signs in a visitor who gives a name. A real site would check a password here.
 func (a *app) signIn(w http.ResponseWriter, r *http.Request) {
 	ctx, now := r.Context(), time.Now()
 	name := strings.TrimSpace(r.PostForm.Get("name"))
@@ -249,7 +249,7 @@ func (a *app) signIn(w http.ResponseWriter, r *http.Request) {
 		render(w, http.StatusUnprocessableEntity, page{Problem: problem, Name: name})
 		return
 	}
-	// Whoever knew the token before, because they had planted it, does not know the
+	// An attacker may have planted the old token in the browser, but does not know the
 	// new one.
 	if err := a.sessions.Clear(ctx); err != nil {
 		fail(w, r, err)
@@ -267,13 +267,13 @@ func (a *app) signIn(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, "/signedin", http.StatusSeeOther)
 }
 
-const maxNameLen = 25 // in up to 100 bytes, as the owner of a session
+const maxNameLen = 25 // characters, which fit the 100 bytes of an owner
 
-// Persian and the languages of India write names with joiners, and many emoji have
-// one. They can't be seen.
+// joiners are invisible characters. Names in Persian and in the languages of India may
+// have them, and so do many emoji.
 const joiners = "\u200c\u200d"
 
-// problemOf says what is wrong with a name, or "".
+// problemOf returns what is wrong with a name, or "".
 func problemOf(name string) string {
 	switch {
 	case strings.Trim(name, " "+joiners) == "":
@@ -283,12 +283,12 @@ func problemOf(name string) string {
 	case !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool {
 		return !unicode.IsPrint(r) && !strings.ContainsRune(joiners, r)
 	}):
-		return "Please enter a name of letters, digits, spaces, and signs."
+		return "Please use only letters, digits, spaces, and symbols."
 	}
 	return ""
 }
 
-// signOut ends a session of the user: this one, or another one.
+// signOut ends this session or another session of the user.
 func (a *app) signOut(w http.ResponseWriter, r *http.Request) {
 	ctx, id := r.Context(), r.PostForm.Get("id")
 	if id != a.sessions.GetString(ctx, keyID) {
@@ -302,13 +302,13 @@ func (a *app) signOut(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, "/signedout", http.StatusSeeOther)
 }
 
-// signOutElsewhere ends all sessions of the user but this one.
+// signOutElsewhere ends all sessions of the user except this one.
 func (a *app) signOutElsewhere(w http.ResponseWriter, r *http.Request) {
 	a.end(w, r, func(string) bool { return true })
 }
 
-// end ends the user's other sessions for whose ids del is true. SCS would hash their
-// tokens again, so the store deletes them.
+// end ends the user's other sessions for which del returns true. It deletes them in the
+// store, because SCS would hash their tokens again.
 func (a *app) end(w http.ResponseWriter, r *http.Request, del func(id string) bool) {
 	ctx := r.Context()
 	if user := a.sessions.GetString(ctx, keyUser); user != "" {
@@ -330,22 +330,22 @@ func (a *app) end(w http.ResponseWriter, r *http.Request, del func(id string) bo
 		}
 		switch n {
 		case 0:
-			a.sessions.Put(ctx, keyNotice, "You were signed out there already.")
+			a.sessions.Put(ctx, keyNotice, "You were already signed out there.")
 		case 1:
-			a.sessions.Put(ctx, keyNotice, "You are signed out in one other place.")
+			a.sessions.Put(ctx, keyNotice, "You have been signed out in one other place.")
 		default:
-			a.sessions.Put(ctx, keyNotice, fmt.Sprintf("You are signed out in %d other places.", n))
+			a.sessions.Put(ctx, keyNotice, fmt.Sprintf("You have been signed out in %d other places.", n))
 		}
 	}
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
 
-// A page is what page.html shows.
+// A page has the data for page.html.
 type page struct {
-	Failure string // what went wrong; the rest is missing
+	Failure string // what went wrong; if set, the page shows nothing else
 
 	Notice  string
-	Warning string // to somebody who is not signed in
+	Warning string // for visitors who are not signed in
 
 	Problem string // what is wrong with Name
 	Name    string
@@ -365,11 +365,11 @@ func render(w http.ResponseWriter, status int, p page) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_, _ = body.WriteTo(w) // the visitor may have gone
+	_, _ = body.WriteTo(w) // the visitor may have left
 }
 
 // fail sends a visitor whose session was ended meanwhile to the sign-in page. It logs
-// any other error, which names no session, and says that there was one.
+// any other error, which names no session, and shows an error page.
 func fail(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.Is(err, chaistore.ErrEnded) {
 		http.Redirect(w, r, "/ended", http.StatusSeeOther)

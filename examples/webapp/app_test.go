@@ -20,7 +20,7 @@ import (
 	"go.elara.ws/chaistore"
 )
 
-// A site is the app, served with TLS from a database on disk.
+// A site serves the app over TLS, from a database on disk.
 type site struct {
 	t   *testing.T
 	dir string
@@ -30,9 +30,9 @@ type site struct {
 	server *httptest.Server
 	log    bytes.Buffer // of the server
 
-	// Requests for /held are held in their handlers: they send to held, and go on when
-	// release is closed. GET shows the home page, and is held when it has made it. POST
-	// signs out elsewhere, and is held before it does.
+	// Requests for /held send to held in their handlers, and go on when release is closed.
+	// GET renders the home page and is then held. POST is held first, and then signs out
+	// elsewhere.
 	held, release chan struct{}
 }
 
@@ -83,7 +83,7 @@ func (s *site) hold() {
 	<-s.release
 }
 
-// A heldWriter holds the request when it is answered.
+// A heldWriter holds a request just before its answer is written.
 type heldWriter struct {
 	http.ResponseWriter
 	site *site
@@ -94,7 +94,7 @@ func (w heldWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// A browser is one, with its own cookies.
+// A browser is a client of the site with its own cookies.
 type browser struct {
 	site      *site
 	client    *http.Client
@@ -116,7 +116,7 @@ func (s *site) browser(userAgent string) *browser {
 	return &browser{s, &http.Client{Jar: jar, Transport: client.Transport, Timeout: 20 * time.Second}, userAgent}
 }
 
-// A response is one, after redirects.
+// A response is the response to a request, after redirects.
 type response struct {
 	status int
 	header http.Header
@@ -145,7 +145,7 @@ func (b *browser) do(method, path string, form url.Values, header ...string) (re
 	return response{r.StatusCode, r.Header, string(body)}, err
 }
 
-// get returns the page of the site.
+// get returns the home page.
 func (b *browser) get() string {
 	b.site.t.Helper()
 	r, err := b.do(http.MethodGet, "/", nil)
@@ -180,8 +180,8 @@ func (b *browser) wantSignedOut() {
 
 var idPattern = regexp.MustCompile(`name="id" value="([^"]+)">\s*<button aria-label="Sign out ([^"]*)"`)
 
-// wantPlaces checks the places on the page, in their order, and returns the ids
-// of their sessions.
+// wantPlaces checks the places on the page and their order. It returns the ids of their
+// sessions.
 func (b *browser) wantPlaces(want ...string) (ids []string) {
 	b.site.t.Helper()
 	page := b.get()
@@ -198,11 +198,11 @@ func (b *browser) wantPlaces(want ...string) (ids []string) {
 func (b *browser) wantText(want string) {
 	b.site.t.Helper()
 	if page := b.get(); !strings.Contains(page, want) {
-		b.site.t.Fatalf("the page does not have %q:\n%s", want, page)
+		b.site.t.Fatalf("the page does not contain %q:\n%s", want, page)
 	}
 }
 
-// cookie returns the value of the session's cookie.
+// cookie returns the value of the session cookie.
 func (b *browser) cookie() string {
 	u, _ := url.Parse(b.site.server.URL)
 	for _, cookie := range b.client.Jar.Cookies(u) {
@@ -218,10 +218,10 @@ func TestPlaces(t *testing.T) {
 	laptop, phone := s.browser(firefox), s.browser(safari)
 	laptop.wantSignedOut()
 	if laptop.cookie() != "" {
-		t.Error("somebody who is not signed in has a session")
+		t.Error("a visitor who is not signed in has a session")
 	}
 	if page := laptop.get(); strings.Contains(page, signedOut) {
-		t.Errorf("the page tells of signing out at the first visit:\n%s", page)
+		t.Errorf("the page mentions signing out on the first visit:\n%s", page)
 	}
 	laptop.signIn("Ada")
 	phone.signIn("Ada")
@@ -235,21 +235,21 @@ func TestPlaces(t *testing.T) {
 	laptop.wantText(`<strong id="visits">4</strong>`)
 	ids := laptop.wantPlaces("Firefox on Linux, this one", "Safari on iPhone")
 
-	// The phone is signed out by its next request, and stays so.
-	if r := laptop.post("/signout", "id", ids[1]); !strings.Contains(r.body, "You are signed out in one other place.") {
-		t.Errorf("the page does not tell what happened:\n%s", r.body)
+	// The phone is signed out from its next request on.
+	if r := laptop.post("/signout", "id", ids[1]); !strings.Contains(r.body, "You have been signed out in one other place.") {
+		t.Errorf("the page does not say what happened:\n%s", r.body)
 	}
 	phone.wantSignedOut()
 	laptop.wantPlaces("Firefox on Linux, this one")
 	phone.wantSignedOut()
 	phone.wantText(signedOut)
-	if r := laptop.post("/signout", "id", ids[1]); !strings.Contains(r.body, "You were signed out there already.") {
-		t.Errorf("the page does not tell that nothing happened:\n%s", r.body)
+	if r := laptop.post("/signout", "id", ids[1]); !strings.Contains(r.body, "You were already signed out there.") {
+		t.Errorf("the page does not say that nothing happened:\n%s", r.body)
 	}
 
-	// This one.
+	// The laptop signs itself out.
 	if r := laptop.post("/signout", "id", ids[0]); !strings.Contains(r.body, signedOut) {
-		t.Errorf("the page does not tell what happened:\n%s", r.body)
+		t.Errorf("the page does not say what happened:\n%s", r.body)
 	}
 	laptop.wantSignedOut()
 	if laptop.cookie() != "" {
@@ -264,8 +264,8 @@ func TestSignOutElsewhere(t *testing.T) {
 		b.signIn("Ada")
 	}
 	stranger.signIn("Bob")
-	if r := here.post("/signout-elsewhere", "", ""); !strings.Contains(r.body, "You are signed out in 2 other places.") {
-		t.Errorf("the page does not tell what happened:\n%s", r.body)
+	if r := here.post("/signout-elsewhere", "", ""); !strings.Contains(r.body, "You have been signed out in 2 other places.") {
+		t.Errorf("the page does not say what happened:\n%s", r.body)
 	}
 	other.wantSignedOut()
 	another.wantSignedOut()
@@ -273,7 +273,7 @@ func TestSignOutElsewhere(t *testing.T) {
 	stranger.wantPlaces("Firefox on Linux, this one")
 }
 
-func TestNobodyEndsSessionsOfOthers(t *testing.T) {
+func TestUsersCannotEndSessionsOfOthers(t *testing.T) {
 	s := newSite(t)
 	ada, bob, nobody := s.browser(firefox), s.browser(safari), s.browser("")
 	ada.signIn("Ada")
@@ -286,12 +286,12 @@ func TestNobodyEndsSessionsOfOthers(t *testing.T) {
 	}
 	ada.wantPlaces("Firefox on Linux, this one")
 	if nobody.cookie() != "" {
-		t.Error("somebody who is not signed in has a session")
+		t.Error("a visitor who is not signed in has a session")
 	}
 }
 
-// hold sends n requests that are held, and returns when they are. Their responses are
-// sent to the channel, before redirects.
+// hold sends n requests, and returns once they are held. The channel receives their
+// responses; redirects are not followed.
 func (b *browser) hold(method string, n int) <-chan response {
 	b.site.t.Helper()
 	client := *b.client
@@ -317,8 +317,8 @@ func (b *browser) hold(method string, n int) <-chan response {
 	return responses
 }
 
-// TestEndedSessionsStayEnded ends sessions that are in use: SCS commits them at the
-// end of each request.
+// TestEndedSessionsStayEnded ends sessions that are in use by requests, although SCS
+// commits a session at the end of each request.
 func TestEndedSessionsStayEnded(t *testing.T) {
 	s := newSite(t)
 	here, one, stranger := s.browser(firefox), s.browser("curl/8.1"), s.browser(safari)
@@ -327,8 +327,8 @@ func TestEndedSessionsStayEnded(t *testing.T) {
 	stranger.signIn("Bob")
 	id := here.wantPlaces("Firefox on Linux, this one", "curl")[1]
 	ending := []<-chan response{one.hold("GET", 9), one.hold("POST", 1)}
-	if r := here.post("/signout", "id", id); !strings.Contains(r.body, "You are signed out in one other place.") {
-		t.Errorf("the page does not tell what happened:\n%s", r.body)
+	if r := here.post("/signout", "id", id); !strings.Contains(r.body, "You have been signed out in one other place.") {
+		t.Errorf("the page does not say what happened:\n%s", r.body)
 	}
 	var others []*browser
 	for range 4 {
@@ -338,16 +338,16 @@ func TestEndedSessionsStayEnded(t *testing.T) {
 		ending = append(ending, other.hold("GET", 10))
 	}
 	staying := []<-chan response{here.hold("GET", 3), stranger.hold("GET", 3)}
-	if r := here.post("/signout-elsewhere", "", ""); !strings.Contains(r.body, "You are signed out in 4 other places.") {
-		t.Errorf("the page does not tell what happened:\n%s", r.body)
+	if r := here.post("/signout-elsewhere", "", ""); !strings.Contains(r.body, "You have been signed out in 4 other places.") {
+		t.Errorf("the page does not say what happened:\n%s", r.body)
 	}
-	s.browser("").signIn("Ada") // later
+	s.browser("").signIn("Ada") // a later session must stay
 	close(s.release)
 
 	for _, responses := range ending {
 		for range cap(responses) {
 			if r := <-responses; r.status != http.StatusSeeOther || r.header.Get("Location") != "/ended" || r.body != "" {
-				t.Errorf("a request of a session that was ended: %d to %q\n%s", r.status, r.header.Get("Location"), r.body)
+				t.Errorf("a request of an ended session: %d to %q\n%s", r.status, r.header.Get("Location"), r.body)
 			}
 		}
 	}
@@ -367,8 +367,8 @@ func TestEndedSessionsStayEnded(t *testing.T) {
 	stranger.wantPlaces("Safari on iPhone, this one")
 }
 
-// TestSigningInAgain checks that a visitor who signs in under another name stays
-// signed in, although that ends the session of another tab's request.
+// TestSigningInAgain checks that a visitor who signs in under another name stays signed
+// in, although this ends the session of a request in another tab.
 func TestSigningInAgain(t *testing.T) {
 	s := newSite(t)
 	b := s.browser(firefox)
@@ -377,7 +377,7 @@ func TestSigningInAgain(t *testing.T) {
 	b.signIn("Bob")
 	close(s.release)
 	if r := <-responses; r.header.Get("Location") != "/ended" {
-		t.Fatalf("the request of before: %d to %q\n%s", r.status, r.header.Get("Location"), r.body)
+		t.Fatalf("the earlier request: %d to %q\n%s", r.status, r.header.Get("Location"), r.body)
 	}
 	if r, err := b.do(http.MethodGet, "/ended", nil); err != nil || !strings.Contains(r.body, "Hello, Bob") {
 		t.Errorf("GET /ended: %d, %v:\n%s", r.status, err, r.body)
@@ -392,9 +392,9 @@ func TestSignIn(t *testing.T) {
 		" \t":                   "Please enter a name.",
 		"\u200d \u200c":         "Please enter a name.",
 		strings.Repeat("é", 26): "no more than 25 characters",
-		"a\x00b":                "Please enter a name of letters",
-		"a\u202eb":              "Please enter a name of letters",
-		"\xff":                  "Please enter a name of letters",
+		"a\x00b":                "Please use only letters",
+		"a\u202eb":              "Please use only letters",
+		"\xff":                  "Please use only letters",
 	} {
 		r := b.post("/signin", "name", name)
 		if r.status != http.StatusUnprocessableEntity || !strings.Contains(r.body, want) {
@@ -413,7 +413,7 @@ func TestSignIn(t *testing.T) {
 	}
 }
 
-// TestTokenIsRenewed checks that nobody can plant a token and use it once its
+// TestTokenIsRenewed checks that an attacker can't plant a token and use it after the
 // victim has signed in.
 func TestTokenIsRenewed(t *testing.T) {
 	s := newSite(t)
@@ -422,12 +422,12 @@ func TestTokenIsRenewed(t *testing.T) {
 	planted := victim.cookie()
 	victim.signIn("Ada")
 	if victim.cookie() == planted || victim.cookie() == "" {
-		t.Error("the token is still that of before")
+		t.Error("signing in did not change the token")
 	}
 	attacker.client.Jar = nil
 	r, err := attacker.do(http.MethodGet, "/", nil, "Cookie", "session="+planted)
 	if err != nil || !strings.Contains(r.body, "<h1>Sign in</h1>") {
-		t.Errorf("the token of before is good for %d, %v:\n%s", r.status, err, r.body)
+		t.Errorf("the old token still works: %d, %v:\n%s", r.status, err, r.body)
 	}
 	victim.wantPlaces("Firefox on Linux, this one")
 }
@@ -443,10 +443,10 @@ func TestStoreHasNoTokens(t *testing.T) {
 		}
 		n++
 		if session.Token == b.cookie() || strings.Contains(string(session.Data), b.cookie()) {
-			t.Error("the token is in the database as it is")
+			t.Error("the token is in the database unhashed")
 		}
 		if strings.Contains(b.get(), session.Token) {
-			t.Error("what the database has as a token is on the page")
+			t.Error("the hashed token is on the page")
 		}
 	}
 	if n != 1 {
@@ -467,7 +467,7 @@ func TestCookie(t *testing.T) {
 		}
 		c := cookies[0]
 		if c.Secure != secure || !c.HttpOnly || c.SameSite != http.SameSiteLaxMode || c.Path != "/" || c.Domain != "" {
-			t.Errorf("with secure = %v the cookie is %v", secure, c)
+			t.Errorf("with secure = %v, the cookie is %v", secure, c)
 		}
 		if left := time.Until(c.Expires); left < 6*24*time.Hour || left > 7*24*time.Hour+time.Minute {
 			t.Errorf("the cookie expires in %v, want a week", left)
@@ -478,12 +478,12 @@ func TestCookie(t *testing.T) {
 		recorder = httptest.NewRecorder()
 		newApp(s.store, secure).handler().ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, next, nil))
 		if body := recorder.Body.String(); recorder.Code != http.StatusOK || !strings.Contains(body, advice) {
-			t.Errorf("with secure = %v and without a cookie %s shows %d, want %q:\n%s", secure, next, recorder.Code, advice, body)
+			t.Errorf("with secure = %v and without a cookie, %s shows %d, want %q:\n%s", secure, next, recorder.Code, advice, body)
 		}
 	}
 }
 
-// The pages that tell what has happened are of no use to somebody who is signed in.
+// Pages that say what has happened are of no use to a visitor who is signed in.
 func TestLandingPages(t *testing.T) {
 	s := newSite(t)
 	b := s.browser(firefox)
@@ -520,7 +520,7 @@ func TestRefusedRequests(t *testing.T) {
 			t.Errorf("%s %s with %q: %d, %v, want %d", test.method, test.path, test.header, r.status, err, test.want)
 		}
 		if !strings.Contains(r.body, "<h1>Sorry</h1>") || r.header.Get("Content-Type") != "text/html; charset=utf-8" {
-			t.Errorf("%s %s with %q shows no page of the site: %v\n%s", test.method, test.path, test.header, r.header, r.body)
+			t.Errorf("%s %s with %q does not show a page of the site: %v\n%s", test.method, test.path, test.header, r.header, r.body)
 		}
 		if allow := r.header.Get("Allow"); (allow != "") != (test.want == http.StatusMethodNotAllowed) {
 			t.Errorf("%s %s with %q allows %q", test.method, test.path, test.header, allow)
@@ -530,7 +530,7 @@ func TestRefusedRequests(t *testing.T) {
 	if r, err := b.do("GET", "/style.css", nil); err != nil || r.status != http.StatusOK || !strings.Contains(r.body, "focus-visible") {
 		t.Errorf("GET /style.css: %d, %v", r.status, err)
 	}
-	for _, path := range []string{"/style.css", "/favicon.ico"} { // browsers ask for them beside a page
+	for _, path := range []string{"/style.css", "/favicon.ico"} { // browsers request these along with a page
 		if r, err := b.do("GET", path, nil); err != nil || r.header.Get("Vary") != "" {
 			t.Errorf("GET %s loads the session: %v, %v", path, r.header, err)
 		}

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Each browser also claims to be those below it.
+// A browser's User-Agent may also match the entries below its own.
 var browsers = []struct{ mark, name string }{
 	{"Edg", "Edge"},
 	{"OPR/", "Opera"},
@@ -28,8 +28,8 @@ var systems = []struct{ mark, name string }{
 	{"Linux", "Linux"},
 }
 
-// browserOf describes a browser by the header User-Agent, for people who want to
-// recognize their own.
+// browserOf describes a browser by its User-Agent header, so that users can recognize
+// their own.
 func browserOf(userAgent string) string {
 	browser, system := "Unknown browser", ""
 	for _, b := range browsers {
@@ -47,7 +47,7 @@ func browserOf(userAgent string) string {
 	return browser + system
 }
 
-// ago says how long ago something was.
+// ago formats a duration as the time since an event.
 func ago(d time.Duration) string {
 	for _, unit := range []struct {
 		name   string

@@ -1,5 +1,5 @@
-// Webapp is a site that shows its visitors where they are signed in, and lets
-// them sign out there.
+// Webapp is a site that shows users where they are signed in, and lets them sign out
+// there.
 package main
 
 import (
@@ -23,8 +23,8 @@ import (
 func main() {
 	dir := flag.String("dir", "chai_db", "directory of the database")
 	addr := flag.String("addr", "localhost:4000", "address to listen on")
-	// Without TLS, most browsers return a Secure cookie to localhost, but not to
-	// other hosts. Safari does not even to localhost.
+	// Without TLS, most browsers return a Secure cookie only to localhost. Safari does
+	// not return it at all.
 	insecure := flag.Bool("insecure", false, "let browsers return the cookie without TLS")
 	flag.Parse()
 
@@ -35,8 +35,8 @@ func main() {
 	}
 }
 
-// run serves until ctx ends. Then it waits for the requests that are being
-// served, stops the cleanup, and closes the database, in this order.
+// run serves until ctx ends. Then it waits for the requests under way, stops the
+// cleanup, and closes the database, in this order.
 func run(ctx context.Context, dir, addr string, secure bool) error {
 	db, err := chai.Open(dir)
 	if err != nil {
@@ -74,7 +74,7 @@ func run(ctx context.Context, dir, addr string, secure bool) error {
 	return server.Shutdown(shutdownCtx)
 }
 
-// newStore returns a store whose sessions are owned by those who are signed in.
+// newStore returns a store in which each session is owned by its signed-in user.
 func newStore(db *chai.DB) (*chaistore.ChaiStore, error) {
 	return chaistore.NewWithConfig(db, chaistore.Config{
 		CreateTable:   true,
@@ -88,7 +88,7 @@ func newStore(db *chai.DB) (*chaistore.ChaiStore, error) {
 func newSessionManager(store *chaistore.ChaiStore, secure bool) *scs.SessionManager {
 	manager := scs.New()
 	manager.Store = store
-	manager.HashTokenInStore = true // nobody can sign in with what is in the database
+	manager.HashTokenInStore = true // hashed tokens from the database can't be used to sign in
 	manager.Lifetime = 30 * 24 * time.Hour
 	manager.IdleTimeout = 7 * 24 * time.Hour
 	manager.Cookie.Secure = secure

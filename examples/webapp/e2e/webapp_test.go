@@ -26,9 +26,9 @@ import (
 	"github.com/chromedp/chromedp/kb"
 )
 
-var screenshot = flag.String("screenshot", "", "`file` to write the picture to that the README shows")
+var screenshot = flag.String("screenshot", "", "write the README's screenshot to this `file`")
 
-// The tests share a program and a browser, in which each tab has cookies of its own.
+// The tests share an executable and a browser, in which each tab has its own cookies.
 var (
 	webapp   string
 	chromium context.Context // nil if there is no Chromium
@@ -63,7 +63,7 @@ func run(m *testing.M) (code int) {
 		chromedp.Flag("host-resolver-rules", "MAP site.example 127.0.0.1"),
 		chromedp.WSURLReadTimeout(time.Minute))
 	if os.Geteuid() == 0 {
-		options = append(options, chromedp.NoSandbox) // Chromium has none for root
+		options = append(options, chromedp.NoSandbox) // Chromium has no sandbox for root
 	}
 	allocated, cancel := chromedp.NewExecAllocator(context.Background(), options...)
 	defer cancel()
@@ -77,11 +77,11 @@ func run(m *testing.M) (code int) {
 	return m.Run()
 }
 
-// A program is the site, running.
+// A program is a running instance of the site.
 type program struct {
 	t    *testing.T
 	dir  string
-	addr string   // as soon as it has been started once
+	addr string   // with the actual port after the first start
 	args []string // other arguments
 
 	cmd *exec.Cmd
@@ -98,8 +98,8 @@ func newProgram(t *testing.T, args ...string) *program {
 	return p
 }
 
-// start starts the program and waits until it listens, at the address of before if
-// there is one.
+// start starts the program and waits until it listens. A restarted program listens at
+// the same address.
 func (p *program) start() {
 	p.t.Helper()
 	p.cmd = exec.Command(webapp, append([]string{"-dir", p.dir, "-addr", p.addr}, p.args...)...)
@@ -133,7 +133,7 @@ func (p *program) stop() {
 	}
 }
 
-// A browser is one as the site sees it: a tab with cookies of its own.
+// A browser is a tab with its own cookies, so the site sees it as a browser.
 type browser struct {
 	t   *testing.T
 	ctx context.Context
@@ -149,7 +149,7 @@ func newBrowser(t *testing.T, p *program) *browser {
 	return &browser{t, ctx, "http://" + p.addr + "/"}
 }
 
-// do takes actions on the page.
+// do performs actions on the page.
 func (b *browser) do(actions ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
 	if err := chromedp.Do(b.ctx, actions...); err != nil {
@@ -157,7 +157,7 @@ func (b *browser) do(actions ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// follow takes actions that lead to another page, and waits for that.
+// follow performs actions that lead to another page, and waits for that page.
 func (b *browser) follow(actions ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
 	if _, err := chromedp.RunResponse(b.ctx, actions...); err != nil {
@@ -165,7 +165,7 @@ func (b *browser) follow(actions ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// evaluate returns the value of an expression in JavaScript.
+// evaluate returns the value of a JavaScript expression.
 func evaluate[T any](b *browser, expression string) T {
 	b.t.Helper()
 	value, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](expression))
@@ -207,7 +207,7 @@ func (b *browser) wantPlaces(want ...string) {
 	}
 }
 
-// save writes a picture of the page.
+// save writes a screenshot of the page.
 func (b *browser) save(path string) {
 	b.t.Helper()
 	b.do(chromedp.EmulateViewport(760, 450, chromedp.EmulateScale(2)), chromedp.Navigate(b.url))
@@ -258,16 +258,16 @@ func TestCookie(t *testing.T) {
 	}
 	c := result.Cookies[0]
 	if !c.HTTPOnly || !c.Secure || c.SameSite != network.CookieSameSiteLax || c.Session {
-		t.Errorf("the cookie is HttpOnly: %v, Secure: %v, SameSite: %v, until the browser ends: %v",
+		t.Errorf("the cookie has HttpOnly: %v, Secure: %v, SameSite: %v, Session: %v",
 			c.HTTPOnly, c.Secure, c.SameSite, c.Session)
 	}
 	if seen := evaluate[string](b, "document.cookie"); seen != "" {
-		t.Error("scripts see the cookie")
+		t.Error("scripts can read the cookie")
 	}
 }
 
-// TestPlainHTTP signs in from where the site is not on localhost: browsers then
-// drop the cookie, without a word, unless the program was told to do without TLS.
+// TestPlainHTTP signs in to a site that is not on localhost. Without TLS, browsers
+// silently drop the cookie, unless the program runs with -insecure.
 func TestPlainHTTP(t *testing.T) {
 	elsewhere := func(p *program) *browser {
 		b := newBrowser(t, p)
@@ -286,20 +286,20 @@ func TestPlainHTTP(t *testing.T) {
 	elsewhere(newProgram(t, "-insecure")).signIn("Ada")
 }
 
-// TestErrorOnField checks that a field with an error looks like one, although it has
+// TestErrorOnField checks that a field with an error looks different, even while it has
 // the focus.
 func TestErrorOnField(t *testing.T) {
 	b := newBrowser(t, newProgram(t))
 	b.open("Sign in")
 	outline := func() string {
-		b.do(chromedp.KeyEvent("x")) // the page gets the focus with the first key
+		b.do(chromedp.KeyEvent("x")) // the first key gives the page the focus
 		return evaluate[string](b, `getComputedStyle(document.activeElement).outlineColor`)
 	}
 	usual := outline()
 	b.do(chromedp.SetValue(chromedp.ID("name"), "a\u202eb"))
 	b.follow(chromedp.Click(chromedp.CSS(".signin button")))
 	if got := evaluate[string](b, `document.activeElement.getAttribute("aria-describedby")`); got != "problem" {
-		t.Fatalf("the focus is on an element that %q describes", got)
+		t.Fatalf("the focused element is described by %q, want problem", got)
 	}
 	want := evaluate[string](b, `getComputedStyle(document.getElementById("problem")).color`)
 	if got := outline(); got != want || got == usual {
@@ -307,7 +307,7 @@ func TestErrorOnField(t *testing.T) {
 	}
 }
 
-// TestKeyboard signs in, and out elsewhere, with the keyboard alone.
+// TestKeyboard uses only the keyboard to sign in, and to sign out another browser.
 func TestKeyboard(t *testing.T) {
 	p := newProgram(t)
 	b, phone := newBrowser(t, p), newBrowser(t, p)
@@ -315,21 +315,21 @@ func TestKeyboard(t *testing.T) {
 	phone.signIn("Ada")
 
 	b.open("Sign in")
-	b.follow(chromedp.KeyEvent("Ada" + kb.Enter)) // the field for the name has the focus
+	b.follow(chromedp.KeyEvent("Ada" + kb.Enter)) // the name field has the focus
 	b.wantHeading("Hello, Ada")
 	b.do(chromedp.KeyEvent(kb.Tab + kb.Tab)) // to the second button
 	if got := evaluate[string](b, "document.activeElement.ariaLabel"); got != "Sign out Safari on iPhone" {
 		t.Fatalf("the focus is on %q", got)
 	}
 	if got := evaluate[string](b, "getComputedStyle(document.activeElement).outlineStyle"); got != "solid" {
-		t.Errorf("the outline of the focus is %q, want one that is seen", got)
+		t.Errorf("the outline of the focused button is %q, want solid", got)
 	}
 	b.follow(chromedp.KeyEvent(kb.Enter))
 	b.wantPlaces("Chrome on Linux this one")
 	phone.open("Sign in")
 }
 
-// A form is one without fields. The function is called before it is sent.
+// A form is an empty form. Its function is called just before the form is sent.
 type form func()
 
 func (f form) Read([]byte) (int, error) {
@@ -337,13 +337,13 @@ func (f form) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
-// TestEnded ends a session while a request of it is being served.
+// TestEnded ends a session while a request that uses it is being served.
 func TestEnded(t *testing.T) {
 	p := newProgram(t)
 	laptop := newBrowser(t, p)
 	laptop.signIn("Ada")
-	// A proxy keeps back a form until the program asks for it, within the request, and
-	// the laptop has signed out the other browser.
+	// A proxy holds a form back until the program, which has loaded the session, asks for
+	// it. First, the laptop signs the other browser out.
 	proxy := httptest.NewServer(&httputil.ReverseProxy{
 		Transport: &http.Transport{ExpectContinueTimeout: time.Minute},
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -382,8 +382,8 @@ func TestEnded(t *testing.T) {
 	}
 }
 
-// wantUsable checks that the page can be seen without scrolling sideways, and that
-// fingers hit the buttons.
+// wantUsable checks that the page does not scroll sideways, and that its buttons and
+// fields are large enough for fingers.
 func (b *browser) wantUsable() {
 	b.t.Helper()
 	if n := evaluate[int](b, "document.documentElement.scrollWidth - innerWidth"); n > 0 {
@@ -394,7 +394,7 @@ func (b *browser) wantUsable() {
 	}
 }
 
-// TestPhone opens the pages on a narrow screen, with a long name.
+// TestPhone uses a narrow screen and a long name.
 func TestPhone(t *testing.T) {
 	p := newProgram(t)
 	for range 2 {

@@ -48,7 +48,7 @@ const workloadSweep = "sweep"
 
 var tables = []table{
 	{
-		"Commits per second", "Renewals of random sessions by so many goroutines. More is better.",
+		"Commits per second", "Renewals of random sessions, by the number of goroutines. More is better.",
 		[]column{
 			{"1 goroutine", "commit 1", unitCommits, count},
 			{"8", "commit 8", unitCommits, count},
@@ -56,7 +56,7 @@ var tables = []table{
 			{"256", "commit 256", unitCommits, count},
 		},
 	}, {
-		"Latency of a commit", "Half of the commits, or 99 % of them, took no longer, in µs. Less is better.",
+		"Latency of a commit", "Half of the commits took p50 or less, and 99 % took p99 or less. In µs; less is better.",
 		[]column{
 			{"1 goroutine, p50", "commit 1", unitP50, micros},
 			{"p99", "commit 1", unitP99, micros},
@@ -64,8 +64,8 @@ var tables = []table{
 			{"p99", "commit 64", unitP99, micros},
 		},
 	}, {
-		"Finds per second", "Finds of random sessions, of sessions of a working set of 1,000, and of sessions that don't exist, " +
-			"by so many goroutines. More is better.",
+		"Finds per second", "Finds of random sessions, of sessions in a working set of 1,000, and of sessions that don't exist, " +
+			"by the number of goroutines. More is better.",
 		[]column{
 			{"hits, 1 goroutine", "find 1", unitFinds, count},
 			{"8", "find 8", unitFinds, count},
@@ -75,7 +75,7 @@ var tables = []table{
 			{"8", "miss 8", unitFinds, count},
 		},
 	}, {
-		"Latency of a find", "Half of the finds by one goroutine, or 99 % of them, took no longer, in µs. Less is better.",
+		"Latency of a find", "Finds by one goroutine: half took p50 or less, and 99 % took p99 or less. In µs; less is better.",
 		[]column{
 			{"alone, p50", "find 1", unitP50, micros},
 			{"p99", "find 1", unitP99, micros},
@@ -92,15 +92,15 @@ var tables = []table{
 			{"p99, ms", "request 64", unitP99, millis},
 		},
 	}, {
-		"Space", "What the sessions take on the disk and on Go's heap once they are loaded, in MiB. Less is better. " +
-			"Not on Go's heap are the memory of SQLite and of PostgreSQL, Pebble's caches, and mapped files.",
+		"Space", "The space that the sessions take on disk and on Go's heap after loading, in MiB. Less is better. " +
+			"Go's heap does not include the memory of SQLite and PostgreSQL, Pebble's caches, and mapped files.",
 		[]column{
 			{"disk", "space", unitDisk, mebibytes},
 			{"heap", "space", unitHeap, mebibytes},
 		},
 	}, {
-		"Sweep", "The deletion of the expired half of the sessions while four goroutines renew the others: the longest that one of them " +
-			"had to wait, in ms. Less is better.",
+		"Sweep", "Half of the sessions have expired and are deleted, while four goroutines renew the others: the slowest renewal, " +
+			"in ms. Less is better.",
 		[]column{
 			{"worst commit", workloadSweep, unitWorstCommit, millis},
 		},

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime/debug"
-	"slices"
 	"testing"
 	"time"
 
@@ -75,7 +73,7 @@ func runConformance(t *testing.T, open func(t testing.TB) *chai.DB, cfg chaistor
 // Chai slow, there are 1,000.
 func TestConformanceWithStaleIndex(t *testing.T) {
 	sessions := 10_000
-	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+	if underRaceDetector() {
 		sessions = 1000
 	}
 	dir := t.TempDir()

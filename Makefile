@@ -28,8 +28,8 @@ vuln:
 	set -e; for module in $(MODULES); do (cd $$module && $(GOVULNCHECK) ./...); done
 
 test:
-	go test -race -shuffle=on -timeout 600s ./...
-	cd bench && go test -timeout 600s ./...
+	go test -race -shuffle=on -timeout 1200s ./...
+	cd bench && go test -timeout 1200s ./...
 	cd examples/topostgres && go test -timeout 300s ./...
 
 e2e:
@@ -38,9 +38,9 @@ e2e:
 # Without minimizing: the engine's own goroutines make coverage vary.
 robustness:
 	go test -timeout 600s -run StaleIndex .
-	go test -run '^$$' -fuzz '^FuzzSession$$' -fuzztime 10s -fuzzminimizetime 1x .
-	go test -run '^$$' -fuzz '^FuzzOperations$$' -fuzztime 10s -fuzzminimizetime 1x .
-	go test ./internal/robustness -count=1 -timeout 600s -v -crash-rounds 20 -soak 20s
+	go test -run '^$$' -fuzz FuzzSession -fuzzminimizetime 1x -fuzztime 10s
+	go test -run '^$$' -fuzz FuzzOperations -fuzzminimizetime 1x -fuzztime 10s
+	go test ./internal/robustness -v -crash-rounds 20 -soak 20s -count=1 -timeout 600s
 
 bench:
 	cd bench && go run ./cmd/compare -quick

@@ -5,11 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
-	"regexp"
-	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -19,35 +15,7 @@ import (
 	"go.elara.ws/chaistore"
 )
 
-// TestREADME checks that each Go fragment of the README compiles, because it is in
-// one of the functions below, or is the program of the quick start.
-func TestREADME(t *testing.T) {
-	readme := readLines(t, "README.md")
-	compiled := slices.Concat(readLines(t, "readme_test.go"), readLines(t, "examples/quickstart/main.go"))
-	fragments := regexp.MustCompile("(?s)```go\n(.*?)\n```\n").FindAllStringSubmatch(strings.Join(readme, "\n"), -1)
-	if len(fragments) < 5 {
-		t.Fatalf("got %d Go fragments in the README, want at least 5", len(fragments))
-	}
-	for _, fragment := range fragments {
-		if !strings.Contains(strings.Join(compiled, "\n"), fragment[1]) {
-			t.Errorf("no file compiles this fragment of the README:\n%s", fragment[1])
-		}
-	}
-}
-
-// readLines returns the lines of a file without their indentation.
-func readLines(t *testing.T, name string) []string {
-	t.Helper()
-	text, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	lines := strings.Split(string(text), "\n")
-	for i, line := range lines {
-		lines[i] = strings.TrimSpace(line)
-	}
-	return lines
-}
+// Fragments of the README. Package docs compares them.
 
 var _ = func(db *chai.DB, sessionManager *scs.SessionManager) (*chaistore.ChaiStore, error) {
 	store, err := chaistore.NewWithConfig(db, chaistore.Config{

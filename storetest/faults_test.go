@@ -470,9 +470,13 @@ var faults = []fault{
 		fails: []string{"Cleanup/Sweep"},
 	},
 	{
-		name:     "stops only once",
-		newStore: func(t *testing.T) scs.Store { return newStopsOnce(t) },
-		fails:    []string{"Advice/StopTwice", "Advice/StopAtOnce"},
+		name: "stops only once",
+		newStore: func(t *testing.T) scs.Store {
+			s := newStopsOnce()
+			t.Cleanup(s.memory.StopCleanup)
+			return s
+		},
+		fails: []string{"Advice/StopTwice", "Advice/StopAtOnce"},
 	},
 	{
 		name:     "panics when stopped twice",

@@ -33,9 +33,14 @@ type session struct {
 }
 
 func newMemory(t *testing.T) *memory {
+	m := startMemory()
+	t.Cleanup(m.StopCleanup)
+	return m
+}
+
+func startMemory() *memory {
 	m := &memory{sessions: make(map[string]session), stop: make(chan struct{}), done: make(chan struct{})}
 	go m.cleanup()
-	t.Cleanup(m.StopCleanup)
 	return m
 }
 
@@ -502,8 +507,8 @@ type stopsOnce struct {
 	stop chan struct{}
 }
 
-func newStopsOnce(t *testing.T) stopsOnce {
-	s := stopsOnce{newMemory(t), make(chan struct{})}
+func newStopsOnce() stopsOnce {
+	s := stopsOnce{startMemory(), make(chan struct{})}
 	go func() { <-s.stop }()
 	return s
 }

@@ -243,15 +243,8 @@ var examples = []struct {
 	text  []string          // parts of the output
 }{
 	{
-		// As in the package documentation, with a store like SCS's own.
-		name: "as documented",
-		run: func(t *testing.T) {
-			storetest.Run(t, func(t *testing.T) scs.Store {
-				store := newStopsOnce(t)
-				t.Cleanup(store.StopCleanup)
-				return store
-			})
-		},
+		name:  "as documented",
+		run:   TestStore,
 		flags: []string{"-test.count=2"}, // leftovers of the first run must not disturb the second
 		want: map[string]string{
 			"Store/Commit": "PASS", "Manager/Iterate": "PASS", "Cleanup/StopEarly": "PASS", "Cleanup/StopInUse": "PASS",

@@ -10,6 +10,9 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -189,6 +192,49 @@ func get(browser *http.Client, url string) (body string, err error) {
 		err = fmt.Errorf("%s: %s", response.Status, text)
 	}
 	return string(text), err
+}
+
+// The statements and commands of README.md, in their order, move sessions to PostgreSQL
+// and back.
+func TestREADMEsCommands(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, dir, want := newDatabase(t), newDirectory(t), someSessions(10)
+	dir.fill(want)
+	module, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	here := strings.NewReplacer(
+		"go build", "go build -C '"+module+"' -o \"$PWD\"",
+		"postgres://user:password@host:5432/database", "'"+db.url+"'",
+		"/path/to/", filepath.Dir(dir.path)+"/",
+		"go test", "true go test",
+	)
+	var script strings.Builder
+	for _, fence := range regexp.MustCompile("(?ms)^```(sql|sh)\n(.*?)^```$").FindAllStringSubmatch(string(readme), -1) {
+		if fence[1] == "sql" {
+			db.exec(fence[2])
+		} else {
+			script.WriteString(fence[2])
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "sh", "-ec", here.Replace(script.String()))
+	cmd.Dir = t.TempDir()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	checkSame(t, "PostgreSQL has the sessions", db.all(), want)
+	back := &directory{t, filepath.Join(filepath.Dir(dir.path), "new_chai_db")}
+	checkSame(t, "the new directory has them, too", back.all(), want)
+	if got := strings.Count(string(out), "dry run: 10 sessions would be copied"); got != 2 {
+		t.Errorf("there were %d dry runs, want 2:\n%s", got, out)
+	}
 }
 
 // README.md shows how withPostgres differs from the other two.

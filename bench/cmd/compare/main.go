@@ -39,9 +39,20 @@ func main() {
 }
 
 // The published results, and the file that shows them.
-const (
-	resultsDir = "results"
-	readme     = "README.md"
+var resultsDir = "results"
+
+const readme = "README.md"
+
+// The default measurement, and the one with -quick.
+var (
+	full = plan{
+		stores: stores(), repetitions: 5, timeout: 5 * time.Minute,
+		benchmarks: "^sessions=(1000|20000|500000|200000)$", benchtime: "250ms",
+	}
+	quick = plan{
+		stores: stores(), repetitions: 2, timeout: time.Minute,
+		benchmarks: "^sessions=(1000|20000|10000)$/^bytes=300$", benchtime: "25ms",
+	}
 )
 
 // The names of the files in a directory of results.
@@ -59,7 +70,7 @@ func stores() []rivals.Rival {
 func run(ctx context.Context, args []string, stderr io.Writer) error {
 	flags := flag.NewFlagSet("compare", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	quick := flags.Bool("quick", false, "measure less, and leave the published results alone")
+	less := flags.Bool("quick", false, "measure less, and leave the published results alone")
 	from := flags.String("report", "", "measure nothing: make tables and plots from raw.txt in this `directory`")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -74,13 +85,9 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	p := plan{
-		stores: stores(), repetitions: 5, timeout: 5 * time.Minute,
-		benchmarks: "^sessions=(1000|20000|500000|200000)$", benchtime: "250ms",
-	}
-	if *quick {
-		p.repetitions, p.timeout = 2, time.Minute
-		p.benchmarks, p.benchtime = "^sessions=(1000|20000|10000)$/^bytes=300$", "25ms"
+	p := full
+	if *less {
+		p = quick
 	}
 	binary := filepath.Join(dir, "bench.test")
 	if err := build(ctx, binary); err != nil {
@@ -90,7 +97,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err := p.measure(ctx, binary, filepath.Join(dir, rawFile), stderr); err != nil {
 		return fmt.Errorf("%w (what was measured is in %s)", err, dir)
 	}
-	if !*quick {
+	if !*less {
 		raw, err := os.ReadFile(filepath.Join(dir, rawFile))
 		if err != nil {
 			return err

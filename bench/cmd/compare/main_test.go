@@ -34,19 +34,18 @@ func TestMain(m *testing.M) {
 	os.RemoveAll(dir)
 }
 
-// TestMeasure runs all benchmarks of all stores, each for a moment, and makes tables
-// and plots from the results.
+// TestMeasure runs the command with all benchmarks of all stores, each for a moment,
+// and looks at the tables and plots.
 func TestMeasure(t *testing.T) {
 	dir := t.TempDir()
 	p := plan{
 		stores: rivals.All(), repetitions: 1, timeout: 2 * time.Minute,
 		benchmarks: "^sessions=(1000|10000)$", benchtime: "1x",
 	}
+	set(t, &full, p)
+	set(t, &resultsDir, dir)
 	var stderr strings.Builder
-	if err := p.measure(t.Context(), binary, filepath.Join(dir, rawFile), &stderr); err != nil {
-		t.Fatal(err)
-	}
-	if err := writeReport(dir); err != nil {
+	if err := run(t.Context(), nil, &stderr); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range append([]string{rawFile, summaryFile, tablesFile}, report.Plots[:3]...) { // one size shows no growth
@@ -97,6 +96,34 @@ func TestMeasure(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestQuick checks that a quick run leaves the published results alone.
+func TestQuick(t *testing.T) {
+	set(t, &quick, plan{
+		stores: []rivals.Rival{rivals.Chaistore}, repetitions: 1, timeout: time.Minute,
+		benchmarks: "^sessions=1000$", benchtime: "1x",
+	})
+	set(t, &resultsDir, t.TempDir())
+	var stderr strings.Builder
+	if err := run(t.Context(), []string{"-quick"}, &stderr); err != nil {
+		t.Fatal(err)
+	}
+	_, dir, _ := strings.Cut(strings.TrimSpace(stderr.String()), "the results are in ")
+	if _, err := os.Stat(filepath.Join(dir, tablesFile)); dir == "" || err != nil {
+		t.Fatalf("there are no tables where the command says (%v):\n%s", err, &stderr)
+	}
+	os.RemoveAll(dir)
+	if files, err := os.ReadDir(resultsDir); len(files) > 0 || err != nil {
+		t.Errorf("there are %v (%v) beside the published results", files, err)
+	}
+}
+
+// set gives a variable another value, until the test ends.
+func set[T any](t *testing.T, variable *T, value T) {
+	before := *variable
+	t.Cleanup(func() { *variable = before })
+	*variable = value
 }
 
 // TestRepetitions checks that each repetition begins with a different store.

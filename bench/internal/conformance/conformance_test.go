@@ -1,50 +1,14 @@
 package conformance
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"go.elara.ws/chaistore/storetest"
 )
-
-// TestCommittedResults runs the suite once and checks that the stores still pass the
-// cases that they pass in the committed results. A case that failed there may pass here
-// by chance.
-func TestCommittedResults(t *testing.T) {
-	text, err := os.ReadFile("../../results/conformance.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var committed Results
-	if err := json.Unmarshal(text, &committed); err != nil {
-		t.Fatal(err)
-	}
-	stores := slices.Sorted(maps.Keys(committed))
-	got, err := Run(t.Context(), stores, 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, store := range stores {
-		if got[store][""] == Skipped {
-			t.Logf("%s is not installed", store)
-			continue
-		}
-		for _, name := range storetest.Cases() {
-			got, want := got[store][name], committed[store][name]
-			if got != want && want != Failed {
-				t.Errorf("%s in %s: %s, but %s in the committed results", store, name, got, want)
-			}
-		}
-	}
-	if len(committed["chaistore"]) == 0 || slices.Contains(slices.Collect(maps.Values(committed["chaistore"])), Failed) {
-		t.Error("chaistore fails a case in the committed results")
-	}
-}
 
 // output returns what go test -json prints for a store that has the given verdicts and
 // passes all other cases.

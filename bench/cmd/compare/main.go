@@ -105,6 +105,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		if err := os.WriteFile(filepath.Join(resultsDir, rawFile), raw, 0o666); err != nil {
 			return err
 		}
+		os.RemoveAll(dir)
 		dir = resultsDir
 	}
 	if err := writeReport(dir); err != nil {

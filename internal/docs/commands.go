@@ -13,7 +13,7 @@ var documents = []document{
 		{line: "curl -c cookies -b cookies http://localhost:4000", tested: "examples/quickstart/main_test.go TestREADMEShowsWhatCurlPrints"},
 		{
 			line: `cd bench && go test -run '^$' -bench ` +
-				`'Store/store=(chaistore|badgerstore|boltstore)$/sessions=20000/bytes=300/workload=(find|commit)$'`,
+				`'Store/store=(chaistore|badgerstore|boltstore)$/sessions=20000/bytes=300/workload=(find|warm|commit)$'`,
 			with: []string{"go test", "go test -benchtime 1x", "sessions=20000", "sessions=1000"},
 			in:   "bench",
 		},

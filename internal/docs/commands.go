@@ -18,7 +18,7 @@ var documents = []document{
 			in:   "bench",
 		},
 		{line: "go run ./examples/quickstart", tested: "examples/quickstart/main_test.go TestSessionSurvivesRestart"},
-		{line: "go test ./...", with: []string{"go test", "go test -race -shuffle=on -timeout 600s"}, tested: "make test"},
+		{line: "go test ./...", with: []string{"go test", "go test -race -shuffle=on -timeout 1200s"}, tested: "make test"},
 		{line: "go run ./examples/webapp", tested: "examples/webapp/e2e/webapp_test.go TestPlainHTTP"},
 	}},
 	{"CONTRIBUTING.md", []command{
@@ -73,7 +73,7 @@ var documents = []document{
 			in:   "bench",
 		},
 		{line: "go run ./cmd/compare -report some", in: "bench"},
-		{line: "go test ./...", with: []string{"go test", "cd bench && go test -timeout 600s"}, tested: "make test"},
+		{line: "go test ./...", with: []string{"go test", "cd bench && go test -timeout 1200s"}, tested: "make test"},
 	}},
 	{"storetest/README.md", []command{
 		{line: "go get -t go.elara.ws/chaistore/storetest", with: []string{"go get", newModule + "go get"}},

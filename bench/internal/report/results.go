@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/perf/benchfmt"
 	"golang.org/x/perf/benchmath"
@@ -132,7 +133,7 @@ func (r *Results) median(k key) (float64, bool) {
 func (r *Results) get(key string) string {
 	for _, config := range r.config {
 		if config.Key == key {
-			return string(config.Value)
+			return strings.TrimSpace(string(config.Value))
 		}
 	}
 	return ""

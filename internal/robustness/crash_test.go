@@ -210,7 +210,7 @@ func checkAfterCrash(t *testing.T, dir string, possible map[string][]int) {
 			digits, _, _ := strings.Cut(string(data), "-")
 			number, _ = strconv.Atoi(digits)
 			if !bytes.Equal(data, crashData(number)) {
-				t.Errorf("got the data %.40q… of session %s, want that of change %d", data, token, number)
+				t.Errorf("got the data %.40q… of session %s, want the data of change %d", data, token, number)
 			}
 		}
 		if !slices.Contains(numbers, number) {

@@ -83,7 +83,7 @@ func contains(t *testing.T, name, pattern string) {
 	text, err := os.ReadFile(filepath.Join(root(t), name))
 	if err != nil {
 		t.Error(err)
-	} else if !regexp.MustCompile(pattern).Match(text) {
+	} else if !regexp.MustCompile(pattern).MatchString(strings.ReplaceAll(string(text), "\r\n", "\n")) {
 		t.Errorf("%s does not have %q", name, pattern)
 	}
 }

@@ -792,9 +792,9 @@ func TestRenewalsLeaveNoMemory(t *testing.T) {
 				})
 			}
 			renew(20_000)
-			before := heapInUse()
+			before := testdb.HeapInUse()
 			renew(renewals)
-			grown := heapInUse() - before
+			grown := testdb.HeapInUse() - before
 			t.Logf("%d renewals of %d sessions left %d bytes on the heap", renewals, sessions, grown)
 			if grown > limit {
 				t.Errorf("the heap has grown by %d bytes, want at most %d", grown, limit)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"math"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -119,20 +118,6 @@ func wantAll(t *testing.T, s scs.IterableStore, want map[string]string) {
 func inAnHour() time.Time { return time.Now().Add(time.Hour) }
 
 func anHourAgo() time.Time { return time.Now().Add(-time.Hour) }
-
-// heapInUse returns the size of the reachable heap, once the databases of earlier
-// tests have been collected, which takes several rounds.
-func heapInUse() int64 {
-	var stats runtime.MemStats
-	for last := uint64(math.MaxUint64); ; last = stats.HeapAlloc {
-		runtime.GC()
-		time.Sleep(time.Millisecond) // lets cleanups of collected objects run
-		runtime.ReadMemStats(&stats)
-		if stats.HeapAlloc+64<<10 > last {
-			return int64(stats.HeapAlloc)
-		}
-	}
-}
 
 // inParallel calls f n times from a number of goroutines, with a random number
 // generator for each goroutine and the number of the call.

@@ -229,13 +229,13 @@ func TestSessionsTakesLittleMemory(t *testing.T) {
 	inParallel(256, sessions, func(_ *rand.Rand, i int) {
 		commit(t, s, fmt.Sprintf("%043d", i), data, inAnHour())
 	})
-	before, most, n := heapInUse(), int64(0), 0
+	before, most, n := testdb.HeapInUse(), int64(0), 0
 	for _, err := range s.Sessions(t.Context()) {
 		if err != nil {
 			t.Fatal(err)
 		}
 		if n++; n%20_000 == 0 {
-			most = max(most, heapInUse()-before)
+			most = max(most, testdb.HeapInUse()-before)
 		}
 	}
 	if n != sessions || most > limit {

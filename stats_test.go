@@ -338,12 +338,12 @@ func TestCacheKeepsItsSize(t *testing.T) {
 		})
 	}
 	find(s, sessions/10)
-	before := heapInUse()
+	before := testdb.HeapInUse()
 	if s, err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CacheSize: size}); err != nil {
 		t.Fatal(err)
 	}
 	find(s, sessions)
-	grown := heapInUse() - before
+	grown := testdb.HeapInUse() - before
 	t.Logf("%d sessions found once left %d bytes on the heap, %.3f of the size of the cache", sessions, grown, float64(grown)/float64(size))
 	if grown > size*11/10 || grown < size*3/4 {
 		t.Errorf("the heap has grown by %d bytes, want about %d", grown, size)

@@ -511,7 +511,7 @@ func TestLargeRowReplacesSmallOne(t *testing.T) {
 func TestCacheTakesItsSize(t *testing.T) {
 	const size = 4 << 20
 	for _, row := range []int{20, 60, 300, 1000, 1025, 2049, 4000, 4097, 8193} {
-		before := cacheHeap()
+		before := testdb.HeapInUse()
 		c := newCache()
 		c.limit.Store(size / int64(len(c.shards)))
 		e := c.begin(1)
@@ -519,21 +519,13 @@ func TestCacheTakesItsSize(t *testing.T) {
 		for range 4 * size / (row + entryOverhead) {
 			c.fill(e, c.batch.Load(), cacheKeyOf(fmt.Sprintf("%027x%016x", rng.Uint64(), rng.Uint64())), make([]byte, row))
 		}
-		grown := cacheHeap() - before
+		grown := testdb.HeapInUse() - before
 		t.Logf("%d rows of %d bytes take %.3f of the size", c.check(t), row, float64(grown)/size)
 		if grown > size*11/10 || grown < size*3/4 {
 			t.Errorf("rows of %d bytes: the heap has grown by %d bytes, want about %d", row, grown, size)
 		}
 		runtime.KeepAlive(c)
 	}
-}
-
-func cacheHeap() int64 {
-	runtime.GC()
-	runtime.GC()
-	var stats runtime.MemStats
-	runtime.ReadMemStats(&stats)
-	return int64(stats.HeapAlloc)
 }
 
 // Parallel readers and writers always find the newest rows, under the race detector.

@@ -5,7 +5,6 @@ package robustness
 import (
 	"log/slog"
 	"os"
-	"runtime"
 	"testing"
 	"time"
 
@@ -40,12 +39,3 @@ func commit(t *testing.T, s *chaistore.ChaiStore, token, data string) {
 
 func inAnHour() time.Time  { return time.Now().Add(time.Hour) }
 func anHourAgo() time.Time { return time.Now().Add(-time.Hour) }
-
-// reachable returns the size of the reachable heap.
-func reachable() int64 {
-	runtime.GC()
-	runtime.GC()
-	var stats runtime.MemStats
-	runtime.ReadMemStats(&stats)
-	return int64(stats.HeapAlloc)
-}

@@ -35,7 +35,7 @@ type sample struct {
 }
 
 func takeSample(dir string, operations int64) sample {
-	s := sample{operations: operations, heap: reachable(), goroutines: runtime.NumGoroutine()}
+	s := sample{operations: operations, heap: testdb.HeapInUse(), goroutines: runtime.NumGoroutine()}
 	if open, err := os.ReadDir("/proc/self/fd"); err == nil {
 		s.files = len(open)
 	}

@@ -59,11 +59,11 @@ func TestEndedMemory(t *testing.T) {
 		const keys, most = 100_000, 64
 		e := newEnded()
 		key := func(i int) []byte { return binary.BigEndian.AppendUint64(make([]byte, 43), uint64(i)) }
-		before := endedHeap()
+		before := testdb.HeapInUse()
 		for i := range keys {
 			e.add(key(i), time.Minute)
 		}
-		used := endedHeap() - before
+		used := testdb.HeapInUse() - before
 		t.Logf("%d keys take %d bytes each", keys, used/keys)
 		if used > keys*most {
 			t.Errorf("%d keys take %d bytes each, want at most %d", keys, used/keys, most)
@@ -77,19 +77,11 @@ func TestEndedMemory(t *testing.T) {
 			}
 			e.add(key(keys+i), time.Minute)
 		}
-		if left := endedHeap() - before; left > 10_000 {
+		if left := testdb.HeapInUse() - before; left > 10_000 {
 			t.Errorf("%d forgotten keys take %d bytes, want at most 10,000", keys, left)
 		}
 		runtime.KeepAlive(e)
 	})
-}
-
-func endedHeap() int64 {
-	var stats runtime.MemStats
-	runtime.GC()
-	runtime.GC()
-	runtime.ReadMemStats(&stats)
-	return int64(stats.HeapAlloc)
 }
 
 // A deletion that fails after some of its sessions remembers none of them.

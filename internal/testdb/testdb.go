@@ -1,11 +1,12 @@
 // Package testdb has helpers for the tests of several packages: databases, checks of
-// their tables, a watchdog for tests that hang, and a log that can be read.
+// their tables, a watchdog for tests that hang, a log that can be read, and the heap.
 package testdb
 
 import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"runtime"
 	"slices"
 	"strings"
@@ -224,4 +225,21 @@ func CheckOwners(t testing.TB, db *chai.DB, ownerOf func(data []byte) string) {
 			t.Errorf("got %d sessions too many of owner %q in the index", n, owner)
 		}
 	}
+}
+
+// HeapInUse returns the size of the reachable heap, once the databases of earlier
+// tests have been collected. That takes several rounds, and on a loaded machine some
+// time between two of them.
+func HeapInUse() int64 {
+	least := uint64(math.MaxUint64)
+	for same := 0; same < 10; same++ {
+		runtime.GC()
+		time.Sleep(10 * time.Millisecond) // lets cleanups of collected objects run
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		if stats.HeapAlloc+64<<10 < least {
+			least, same = stats.HeapAlloc, 0
+		}
+	}
+	return int64(least)
 }

@@ -9,27 +9,26 @@ import (
 	"go.elara.ws/chaistore/internal/engine"
 )
 
-// A sweep looks at up to sweepScan rows in one snapshot, and changes up to
-// sweepWrite of them in one turn, after it has looked them up again. Others who
-// write wait for no more than that.
+// A sweep reads up to sweepScan rows in one snapshot. It changes up to sweepWrite of
+// them in one turn, after looking them up again. Other writes wait for one such turn
+// at most.
 const (
 	sweepScan  = 5000
 	sweepWrite = 100
 )
 
-// A Sweep says what [Table.DeleteExpired] has done.
+// A Sweep is the result of [Table.DeleteExpired].
 type Sweep struct {
-	Scanned int // sessions looked at
+	Scanned int // sessions read
 	Deleted int // sessions deleted
 }
 
-// DeleteExpired deletes the sessions whose expiry is not after now. It returns
-// what it has done also when it ends with an error. The first time, it also makes
-// right what is wrong in the indexes of the table. It matches the owners with the
-// sessions that are left.
+// DeleteExpired deletes the sessions whose expiry is not after now. It returns what it
+// has done, even on error. The first call also repairs the indexes of the table. Each
+// call matches the owners with the remaining sessions.
 //
-// It looks for them without keeping anyone from writing, and deletes a few in
-// each turn. A session that is committed meanwhile with an expiry after now stays.
+// It searches without blocking writes, and deletes a few sessions in each turn. A
+// session that is committed meanwhile with an expiry after now stays.
 func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, err error) {
 	defer func() {
 		t.counts.swept.Add(uint64(sweep.Deleted))
@@ -54,14 +53,14 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 	return sweep, t.MatchOwners(ctx)
 }
 
-// An expiredPage is what has expired in a part of the table.
+// An expiredPage holds the expired sessions in a part of the table.
 type expiredPage struct {
 	tokens  []string
-	scanned int    // sessions looked at to find them
-	next    string // where to go on, "" at the end of the table
+	scanned int    // sessions read to find them
+	next    string // where the next page begins, "" at the end of the table
 }
 
-// scanExpired looks for expired sessions that follow from, that included.
+// scanExpired looks for expired sessions with tokens from the given one on.
 func (t *Table) scanExpired(ctx context.Context, from string, now time.Time) (page expiredPage, err error) {
 	err = t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
 		page = expiredPage{}
@@ -83,8 +82,8 @@ func (t *Table) scanExpired(ctx context.Context, from string, now time.Time) (pa
 	return page, err
 }
 
-// deleteIfExpired deletes the sessions that have still expired when its turn has
-// come, and returns their number.
+// deleteIfExpired deletes the sessions that are still expired in its turn, and returns
+// their number.
 func (t *Table) deleteIfExpired(ctx context.Context, tokens []string, now time.Time) (int, error) {
 	if len(tokens) == 0 {
 		return 0, nil

@@ -431,7 +431,7 @@ func (c *modelClient) replaceTable() {
 // A transaction of several statements writes out its changes before it reads. When it
 // is rolled back, Chai lets others see these changes until it has undone them.
 func TestFindSeesNoRollback(t *testing.T) {
-	testdb.Watchdog(t, time.Minute)
+	testdb.Watchdog(t, 3*time.Minute)
 	db := testdb.Memory(t)
 	s := newStore(t, db)
 	for i := range 300 {

@@ -20,10 +20,7 @@ import (
 // fullDiskData returns data that can't be compressed.
 func fullDiskData(i int) []byte {
 	data := make([]byte, 4000)
-	rng := rand.New(rand.NewPCG(uint64(i), 0))
-	for j := range data {
-		data[j] = byte(rng.Uint32())
-	}
+	rand.NewChaCha8([32]byte{byte(i), byte(i >> 8)}).Read(data)
 	return data
 }
 

@@ -346,12 +346,12 @@ func TestRolledBackUpdateIsRepaired(t *testing.T) {
 	testdb.CheckIndexes(t, db)
 }
 
-// repairLen is several times as many sessions as a sweep scans in one snapshot. A
-// third of them have wrong entries, many times as many as a turn changes.
-const repairLen = 2*sweepScan + 1
+// repairLen is more sessions than a sweep scans in one snapshot. A third of them have
+// wrong entries, many times as many as a turn changes.
+const repairLen = sweepScan + sweepScan/2
 
 func TestStaleTableIsRepaired(t *testing.T) {
-	testdb.Watchdog(t, time.Minute)
+	testdb.Watchdog(t, 3*time.Minute)
 	db, table := newStaleTable(t, repairLen, testdb.CreateIndex, "CREATE INDEX both ON sessions(expiry DESC, token)")
 	sweep, err := table.DeleteExpired(t.Context(), time.Now())
 	if want := (Sweep{Scanned: repairLen}); sweep != want || err != nil {
@@ -372,7 +372,7 @@ func TestStaleTableIsRepaired(t *testing.T) {
 }
 
 func TestRepairBesideCommits(t *testing.T) {
-	testdb.Watchdog(t, time.Minute)
+	testdb.Watchdog(t, 3*time.Minute)
 	db, table := newStaleTable(t, repairLen, testdb.CreateIndex)
 	now := time.Now()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -417,7 +417,7 @@ func canceled() error { return context.Canceled }
 
 // If a sweep is interrupted at any point, the next one does the rest.
 func TestInterruptedRepairIsFinished(t *testing.T) {
-	testdb.Watchdog(t, time.Minute)
+	testdb.Watchdog(t, 3*time.Minute)
 	db, table := newStaleTable(t, repairLen, testdb.CreateIndex)
 	interrupted, fsyncs := 0, table.db.Fsyncs()
 	for n := repairLen + 100; ; n += 2000 {
@@ -474,7 +474,7 @@ func TestRepairWhileSessionChanges(t *testing.T) {
 
 // The application may change the indexes and the table during the repair.
 func TestRepairWhileIndexesChange(t *testing.T) {
-	testdb.Watchdog(t, time.Minute)
+	testdb.Watchdog(t, 3*time.Minute)
 	for name, change := range map[string][]string{
 		"dropped":  {"DROP INDEX idx_sessions_expiry"},
 		"created":  {"CREATE INDEX latest ON sessions(expiry DESC)"},

@@ -189,6 +189,15 @@ func (b *browser) wantHeading(want string) {
 	}
 }
 
+// awaitFocus waits until the browser gives the focus to the field for the name, which
+// it does a moment after it has loaded the page.
+func (b *browser) awaitFocus() {
+	b.t.Helper()
+	if _, err := chromedp.Run(b.ctx, chromedp.Poll[bool](`document.activeElement?.id === "name"`)); err != nil {
+		b.t.Fatalf("wait for the focus: %v", err)
+	}
+}
+
 func (b *browser) signIn(name string) {
 	b.t.Helper()
 	b.open("Sign in")
@@ -292,12 +301,14 @@ func TestErrorOnField(t *testing.T) {
 	b := newBrowser(t, newProgram(t))
 	b.open("Sign in")
 	outline := func() string {
+		b.awaitFocus()
 		b.do(chromedp.KeyEvent("x")) // the first key gives the page the focus
 		return evaluate[string](b, `getComputedStyle(document.activeElement).outlineColor`)
 	}
 	usual := outline()
 	b.do(chromedp.SetValue(chromedp.ID("name"), "a\u202eb"))
 	b.follow(chromedp.Click(chromedp.CSS(".signin button")))
+	b.awaitFocus()
 	if got := evaluate[string](b, `document.activeElement.getAttribute("aria-describedby")`); got != "problem" {
 		t.Fatalf("the focused element is described by %q, want problem", got)
 	}
@@ -315,7 +326,8 @@ func TestKeyboard(t *testing.T) {
 	phone.signIn("Ada")
 
 	b.open("Sign in")
-	b.follow(chromedp.KeyEvent("Ada" + kb.Enter)) // the name field has the focus
+	b.awaitFocus()
+	b.follow(chromedp.KeyEvent("Ada" + kb.Enter))
 	b.wantHeading("Hello, Ada")
 	b.do(chromedp.KeyEvent(kb.Tab + kb.Tab)) // to the second button
 	if got := evaluate[string](b, "document.activeElement.ariaLabel"); got != "Sign out Safari on iPhone" {

@@ -105,18 +105,29 @@ func (db *DB) beginTx() (tx *chai.Tx, err error) {
 
 // commitTx commits tx. If that fails, it rolls tx back: otherwise Chai would keep its
 // write lock (internal/database, transaction.go). If the commit panics, it does not:
-// Rollback would wait for a lock of the engine.
+// Rollback might wait for a lock of the engine, and readers share the snapshot from
+// before tx as long as tx is open.
 func (db *DB) commitTx(tx *chai.Tx) (err error) {
 	defer db.failures.rescue(&err, db.failures.failWrites)
+	defer func() {
+		r := recover()
+		if r == nil {
+			return
+		}
+		if _, ok := r.(commitFailure); ok {
+			db.writeLock.Unlock() // nobody else does
+		}
+		panic(r)
+	}()
 	if err = tx.Commit(); err != nil {
 		db.rollbackTx(tx)
 	}
 	return err
 }
 
-// rollbackTx rolls tx back. If that fails, Chai's write lock stays locked, and some
-// of the writes of tx may remain, so nothing can be written any more. An error
-// because f has ended tx itself is not a failure.
+// rollbackTx rolls tx back. If that fails, some of the writes of tx may remain, which
+// readers of this package undo, and nothing can be written any more. An error because
+// f has ended tx itself is not a failure.
 func (db *DB) rollbackTx(tx *chai.Tx) {
 	var err error
 	defer db.failures.rescue(&err, db.failures.failWrites)

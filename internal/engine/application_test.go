@@ -74,14 +74,14 @@ func TestForAndLockWhileATransactionIsOpen(t *testing.T) {
 	db := For(engine, discard)
 	lockIsFree(engine)
 	wantValue(t, db, "a", 0)
-	if db.Quiet() {
-		t.Error("Quiet = true while a transaction is open")
+	if db.quiet() {
+		t.Error("quiet = true while a transaction is open")
 	}
 	if err := errors.Join(insert(1)(tx), tx.Commit()); err != nil {
 		t.Fatal(err)
 	}
-	if !db.Quiet() {
-		t.Error("Quiet = false after the transaction")
+	if !db.quiet() {
+		t.Error("quiet = false after the transaction")
 	}
 	write(t, db, set("a", 1))
 }
@@ -136,7 +136,7 @@ func deadlock(t *testing.T, engine *chai.DB) {
 func TestApplicationDeadlocks(t *testing.T) {
 	read := func(t *testing.T, db *DB) {
 		wantValue(t, db, "a", 1)
-		if err := db.Read(func(s *Snapshot) error {
+		if err := db.Read(t.Context(), func(s *Snapshot) error {
 			return s.Scan(firstKey, lastKey, func(_, _ []byte) error { return nil })
 		}); err != nil {
 			t.Errorf("Scan: %v", err)
@@ -212,7 +212,7 @@ func TestLongTransaction(t *testing.T) {
 				wantValue(t, db, "a", 1)
 				wantValue(t, db, "b0", 0)
 			}
-			if err := db.Read(func(s *Snapshot) error {
+			if err := db.Read(t.Context(), func(s *Snapshot) error {
 				return s.Scan(firstKey, lastKey, func(k, row []byte) error {
 					if string(k) != string(key("a")) || string(row) != "1" {
 						t.Errorf("Scan found %q, %q", k, row)
@@ -284,7 +284,7 @@ func TestUpdate(t *testing.T) {
 			}
 			// Neither our lock nor Chai's is still held.
 			lockIsFree(engine)
-			if !db.Quiet() {
+			if !db.quiet() {
 				t.Fatal("the transaction is still open")
 			}
 			if got := rows(t, engine); got != test.rows {
@@ -428,7 +428,7 @@ func TestUpdateFails(t *testing.T) {
 	engine, db := newBreakableDB(t)
 	wantFree := func() {
 		t.Helper()
-		if !db.Quiet() {
+		if !db.quiet() {
 			t.Fatal("Chai's write lock is still locked")
 		}
 		write(t, db, set("a", 1))

@@ -2,7 +2,13 @@
 
 package engine
 
-import "fmt"
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble"
+)
 
 // An Op changes rows by their keys. It runs in another goroutine than its caller. If
 // it returns an error, its changes are dropped.
@@ -86,23 +92,23 @@ func (db *DB) run(t *turn) []error {
 
 // commit runs the operations of group, stores their results, and commits the changes
 // of the successful ones. Then it unlocks the write lock, unless the engine has
-// panicked: the engine's own locks then stay locked for good, and so does the write
-// lock, as in Chai.
+// panicked other than by a commitFailure: the engine's own locks may then stay locked
+// for good, and so does the write lock, as in Chai.
 func (db *DB) commit(group []*request, results []error) (err error) {
 	defer db.failures.rescue(&err, db.failures.failWrites)
 
 	db.panicIfClosed()
-	epoch := db.cache.begin(transactions(db.handle))
-	var committed *reader
+	db.observe()
+	var committed *Snapshot
 	b := Batch{latest: make(map[string]int, len(group)), read: func(key []byte) ([]byte, error) {
-		if row := db.cache.get(epoch, key); row != nil {
+		if row := db.cache.get(key); row != nil {
 			return row, nil
 		}
 		// The engine's own batch must not be read: it would first write out its changes
 		// (applyBatch in its internal/kv), and remember their keys until the database
 		// is closed.
 		if committed == nil {
-			committed = newReader(db.handle.DB.Store.NewSnapshotSession())
+			committed = db.open(context.Background())
 		}
 		return committed.Get(key)
 	}}
@@ -113,9 +119,8 @@ func (db *DB) commit(group []*request, results []error) (err error) {
 		_ = committed.close() // frees it; nothing was written
 	}
 	if len(b.changes) > 0 {
-		db.cache.announce(&b)
 		if err = db.apply(b.changes); err == nil {
-			db.cache.committed(epoch, &b)
+			db.cache.committed(&b)
 		}
 	}
 	db.writeLock.Unlock()
@@ -139,12 +144,35 @@ func (db *DB) apply(changes []change) (err error) {
 		}
 	}
 	if err == nil {
-		err = session.Commit()
+		err = syncBatch(session.DB, session.Batch)
 	}
+	// Only now may others see the batch. After an error, it may or may not be on disk.
+	err = errors.Join(err, session.Close())
 	if err != nil {
-		_ = session.Close()
 		return db.failures.failWrites(fmt.Errorf("commit batch: %w", err))
 	}
 	db.fsyncs.Add(1)
 	return nil
+}
+
+// syncBatch commits b, and waits until it is on disk. The session's own Commit does
+// the same, but when the log can't be synced, Pebble passes the error to its logger
+// (applyInternal) and returns nil. SyncWait returns it.
+//
+// The session's Commit also removes the notes on how to undo a transaction. There are
+// none, since no other transaction that writes is open.
+func syncBatch(db *pebble.DB, b *pebble.Batch) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			failure, ok := r.(commitFailure)
+			if !ok {
+				panic(r)
+			}
+			err = failure.error
+		}
+	}()
+	if err := db.ApplyNoSyncWait(b, pebble.Sync); err != nil {
+		return err
+	}
+	return b.SyncWait()
 }

@@ -41,7 +41,7 @@ func BenchmarkGet(b *testing.B) {
 		}
 		b.Run(name+"/reader", func(b *testing.B) {
 			for range b.N {
-				if err := db.Read(func(s *Snapshot) error { return lookUp(s.Get) }); err != nil {
+				if err := db.Read(b.Context(), func(s *Snapshot) error { return lookUp(s.Get) }); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -7,157 +7,237 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/chaisql/chai"
+	"github.com/cockroachdb/pebble"
 )
 
-// A cache holds copies of rows. An application can change rows behind its back, with
-// SQL, so the cache must know when a copy may be stale:
+// A cache holds copies of rows. Others can change rows behind its back: applications,
+// with SQL, and Chai, when it undoes a transaction. So the cache observes every batch
+// that anyone commits, on its way (writeBatch in pebble.go):
 //
-//   - Chai numbers its transactions. Each one increments a counter of the database
-//     before it changes anything, and, if it writes, after it has got the write lock.
-//     Batches of this package don't count. While this package holds the write lock,
-//     no writing transaction is open: it reads the number, and begins an epoch.
-//   - A copy belongs to the epoch in which it was made. It is used only while that
-//     epoch is the latest, and its number the current one: no transaction has begun
-//     since, so only this package has changed anything. Nothing needs to be removed
-//     when an epoch ends.
-//   - A batch is announced, with its keys, before it is committed. The copies of
-//     these keys are invalid from then on. After the commit, the rows of the batch
-//     are entered, and then its end is announced, all before its callers are
-//     answered. If the commit fails or hangs, the copies stay invalid.
-//   - A reader enters a row only if no batch was announced since its snapshot was
-//     opened, and if the batch announced last before that does not have the row's
-//     key. It checks this under the lock that invalidating a copy takes, so a batch
-//     announced a moment later invalidates what was entered.
+//	batch ─ gets its numbers, n up to end ─ is observed ─ visible to snapshots of number end and later
 //
-// Missing rows are not cached.
+// Batches are numbered, observed and become visible in the same order. A snapshot with
+// number s has exactly the batches with end <= s. So:
+//
+//   - Observing a batch marks each of its keys with its end, and removes the copy.
+//   - A reader enters a row only if the mark of its key is not greater than the number
+//     of its snapshot, which then has all batches that have changed the row so far. It
+//     looks at the mark under the lock that marking takes. So while a copy is there, no
+//     batch that changes the row has been observed, and none is visible.
+//   - A transaction of Chai that is open may have written out changes. They have been
+//     observed, and Chai's readers share the snapshot from before: it enters none of the
+//     rows that they change. If the transaction is rolled back, they become visible
+//     before they are undone: such a snapshot has notes, and enters nothing.
+//   - A batch of this package enters its rows when it is on disk, before its callers are
+//     answered, and before the write lock is unlocked, so nobody has changed them
+//     meanwhile. If its commit fails, it enters nothing.
+//   - Batches from before the first observed one have smaller numbers than the mark that
+//     all keys begin with.
+//
+// A key's mark is shared by all keys with the same hash, so it may be greater than
+// necessary. Missing rows are not cached.
+//
+// The cache also observes which batches change the catalog, and which write or remove
+// notes on how to undo a transaction.
 type cache struct {
-	epoch  atomic.Pointer[epoch]        // the latest; nil before the first
-	batch  atomic.Pointer[announcement] // the latest
-	limit  atomic.Int64                 // in bytes, for each shard
-	seed   maphash.Seed
-	shards [32]shard
+	observing atomic.Bool
+	catalog   atomic.Uint64 // the mark of Chai's table of tables
+	notes     notes
+	limit     atomic.Int64 // in bytes, for each shard
+	seed      maphash.Seed
+	shards    [32]shard
 }
 
-// An epoch is a time in which no transaction of Chai begins.
-type epoch struct{ number uint64 }
-
-// An announcement holds the keys of the batch that is being committed, or none after
-// its end.
-type announcement struct{ keys map[string]int }
-
-func newCache() *cache {
-	c := &cache{seed: maphash.MakeSeed()}
-	c.batch.Store(new(announcement))
-	return c
-}
+// Chai's encoded numbers of the table of tables, and of the notes on how to undo a
+// transaction, with which their keys begin, and of the type of a blob.
+const (
+	catalogTable = 48 + 1
+	notesTable   = 48 + 3
+	blobType     = 103
+)
 
 // GrowCache raises the limit of the cache of db to the given number of bytes, if it
 // is lower. At first, the limit is 0.
 func (db *DB) GrowCache(bytes int64) {
-	c := db.cache
+	c := &db.cache
 	limit := bytes / int64(len(c.shards))
 	for old := c.limit.Load(); old < limit && !c.limit.CompareAndSwap(old, limit); {
 		old = c.limit.Load()
 	}
 }
 
-// begin returns the epoch with the given number. The caller must hold the write lock.
-func (c *cache) begin(number uint64) *epoch {
-	e := c.epoch.Load()
-	if e == nil || e.number != number {
-		e = &epoch{number}
-		c.epoch.Store(e)
+// observe marks what b changes.
+func (c *cache) observe(b *pebble.Batch) {
+	end := b.SeqNum() + uint64(b.Count())
+	for r := b.Reader(); ; {
+		kind, key, _, ok, err := r.Next()
+		if !ok || err != nil {
+			return
+		}
+		table := byte(0)
+		if len(key) > 0 {
+			table = key[0]
+		}
+		switch kind {
+		case pebble.InternalKeyKindSet, pebble.InternalKeyKindDelete:
+			switch table {
+			case notesTable:
+				c.notes.written(b.SeqNum())
+			case catalogTable:
+				c.catalog.Store(end)
+			default:
+				c.mark(key, end)
+			}
+		case pebble.InternalKeyKindLogData:
+		case pebble.InternalKeyKindRangeDelete:
+			if table == notesTable {
+				c.notes.removed(end)
+				continue
+			}
+			c.start(end)
+		default: // Chai writes none
+			c.start(end)
+		}
 	}
-	return e
 }
 
-// current returns the latest epoch, or nil if it does not have the given number, the
-// current one.
-func (c *cache) current(number uint64) *epoch {
-	if e := c.epoch.Load(); e != nil && e.number == number {
-		return e
+// start marks all keys with end.
+func (c *cache) start(end uint64) {
+	c.catalog.Store(end)
+	c.notes.unknown(end)
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for j := range s.marks {
+			s.marks[j] = end
+		}
+		s.entries, s.clock, s.size = nil, nil, 0
+		s.mu.Unlock()
 	}
-	return nil
 }
 
-// get returns the copy of a row made in epoch e, or nil.
-func (c *cache) get(e *epoch, key []byte) []byte {
-	s := c.shard(key)
+// mark marks a key with end, and removes the copy of its row. Its place is kept.
+func (c *cache) mark(key []byte, end uint64) {
+	s, mark := c.shard(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*mark = end
+	if e, ok := s.entries[string(key)]; ok {
+		s.size -= e.size()
+		e.row = nil
+		s.size += e.size()
+	}
+}
+
+// get returns the copy of a row, or nil.
+func (c *cache) get(key []byte) []byte {
+	s, _ := c.shard(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	entry, ok := s.entries[string(key)]
-	if !ok || entry.epoch != e {
+	if !ok || entry.row == nil {
 		return nil
 	}
 	entry.used = true
 	return entry.row
 }
 
-// fill enters a row read in epoch e, unless it may have changed since the given
-// announcement.
-func (c *cache) fill(e *epoch, since *announcement, key, row []byte) {
-	s := c.shard(key)
+// fill enters a row of the snapshot with the given number, unless it may have changed
+// since.
+func (c *cache) fill(number uint64, key, row []byte) {
+	s, mark := c.shard(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, changing := since.keys[string(key)]; changing || c.batch.Load() != since {
+	if *mark <= number {
+		s.put(string(key), row, int(c.limit.Load()))
+	}
+}
+
+// committed enters the rows of a batch of this package.
+func (c *cache) committed(b *Batch) {
+	if !c.observing.Load() {
 		return
 	}
-	s.put(string(key), row, e, int(c.limit.Load()))
-}
-
-// announce announces a batch, and invalidates the copies of its keys.
-func (c *cache) announce(b *Batch) {
-	c.batch.Store(&announcement{b.latest})
-	for key := range b.latest {
-		s := c.shard([]byte(key))
-		s.mu.Lock()
-		if e, ok := s.entries[key]; ok {
-			e.epoch = nil // not used any more, but its place is kept
-		}
-		s.mu.Unlock()
-	}
-}
-
-// committed enters the rows of the announced batch, which was committed in epoch e,
-// and announces its end.
-func (c *cache) committed(e *epoch, b *Batch) {
 	for key, i := range b.latest {
 		change := &b.changes[i]
 		if change.entry {
 			continue
 		}
-		s := c.shard([]byte(key))
+		s, _ := c.shard([]byte(key))
 		s.mu.Lock()
 		if change.row != nil {
-			s.put(key, change.row, e, int(c.limit.Load()))
+			s.put(key, change.row, int(c.limit.Load()))
 		} else {
 			s.remove(key)
 		}
 		s.mu.Unlock()
 	}
-	c.batch.Store(new(announcement))
 }
 
-func (c *cache) shard(key []byte) *shard {
-	return &c.shards[maphash.Bytes(c.seed, key)%uint64(len(c.shards))]
+// shard returns the shard of a key, and the place of its mark.
+func (c *cache) shard(key []byte) (s *shard, mark *uint64) {
+	h := maphash.Bytes(c.seed, key)
+	s = &c.shards[h%uint64(len(c.shards))]
+	return s, &s.marks[h>>32%uint64(len(s.marks))]
+}
+
+// notes knows which snapshots have no notes on how to undo a transaction. Only one
+// batch at a time writes to it.
+type notes struct {
+	since atomic.Uint64 // the number of the first batch with notes that are still there, 0 if there are none, or a constant
+	until atomic.Uint64 // the end of the last batch that removed notes
+}
+
+const (
+	maybeNotes     = 1 // there may be notes from before the first observed batch
+	maybeMoreNotes = 2 // the same, and some have been written since
+)
+
+func (n *notes) unknown(end uint64) {
+	n.until.Store(end)
+	n.since.Store(maybeNotes)
+}
+
+func (n *notes) written(number uint64) {
+	if !n.since.CompareAndSwap(0, number) {
+		n.since.CompareAndSwap(maybeNotes, maybeMoreNotes)
+	}
+}
+
+func (n *notes) removed(end uint64) {
+	n.until.Store(end)
+	n.since.Store(0)
+}
+
+// seenNone is called when the snapshot with the given number has none.
+func (n *notes) seenNone(number uint64) {
+	if number >= n.until.Load() {
+		n.since.CompareAndSwap(maybeNotes, 0)
+	}
+}
+
+// absent reports whether the snapshot with the given number is known to have no notes.
+func (n *notes) absent(number uint64) bool {
+	since := n.since.Load() // before until: see removed
+	return number >= n.until.Load() && (since == 0 || number <= since)
 }
 
 // A shard is a part of the cache, with a limit of its own. It first removes entries
 // that were not used since the hand last passed them (CLOCK).
 type shard struct {
 	mu      sync.Mutex
+	marks   [128]uint64 // of keys, by their hash
 	entries map[string]*entry
 	clock   []*entry // the same entries, in any order
+	most    int      // the greatest number of entries since the map was made
 	hand    int
 	size    int
 }
 
 type entry struct {
 	key   string
-	row   []byte
-	epoch *epoch
-	place int // in the clock
+	row   []byte // nil after it was changed
+	place int    // in the clock
 	used  bool
 }
 
@@ -166,11 +246,18 @@ type entry struct {
 // full the map is, and what the allocator adds to the key.
 const entryOverhead = 150
 
-// size returns about how many bytes an entry takes. The allocator adds up to a fifth
-// to a large row; size counts an eighth.
-func (e *entry) size() int { return entryOverhead + len(e.key) + len(e.row)*9/8 }
+// size returns about how many bytes an entry takes. The allocator adds up to an eighth
+// to a row; a larger one than 32 KiB takes whole pages.
+func (e *entry) size() int {
+	const large, page = 32 << 10, 8 << 10
+	row := len(e.row) * 9 / 8
+	if len(e.row) > large {
+		row = (len(e.row) + page - 1) / page * page
+	}
+	return entryOverhead + len(e.key) + row
+}
 
-func (s *shard) put(key string, row []byte, epoch *epoch, limit int) {
+func (s *shard) put(key string, row []byte, limit int) {
 	e, ok := s.entries[key]
 	if ok {
 		s.size -= e.size()
@@ -181,8 +268,9 @@ func (s *shard) put(key string, row []byte, epoch *epoch, limit int) {
 		e = &entry{key: key, place: len(s.clock)}
 		s.entries[key] = e
 		s.clock = append(s.clock, e)
+		s.most = max(s.most, len(s.clock))
 	}
-	e.row, e.epoch = row, epoch
+	e.row = row
 	s.size += e.size()
 	if e.size() > limit {
 		s.remove(key)
@@ -209,7 +297,11 @@ func (s *shard) remove(key string) {
 	s.clock[e.place].place = e.place
 	s.clock[last] = nil
 	s.clock = s.clock[:last]
+	if last < s.most/4 { // neither a map nor a slice shrinks by itself
+		entries := make(map[string]*entry, last)
+		for _, e := range s.clock {
+			entries[e.key] = e
+		}
+		s.entries, s.clock, s.most = entries, append([]*entry(nil), s.clock...), last
+	}
 }
-
-// transactions returns the number of transactions of Chai that have begun.
-func transactions(db *chai.DB) uint64 { return atomic.LoadUint64(&db.DB.TransactionIDs) }

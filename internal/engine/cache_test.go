@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
@@ -54,7 +55,7 @@ func cacheDelete(t *testing.T, e *DB, key []byte) {
 // cacheFind finds a row in a new snapshot, and returns it.
 func cacheFind(t *testing.T, e *DB, key []byte) (row []byte) {
 	t.Helper()
-	err := e.Read(func(s *Snapshot) (err error) {
+	err := e.Read(t.Context(), func(s *Snapshot) (err error) {
 		row, err = s.Find(key)
 		return err
 	})
@@ -64,26 +65,57 @@ func cacheFind(t *testing.T, e *DB, key []byte) (row []byte) {
 	return row
 }
 
-// putBelow changes a row in tx, as an SQL statement does.
-func putBelow(t *testing.T, tx cacheTx, key []byte, row string) {
-	t.Helper()
-	if err := tx.Put(key, []byte(row)); err != nil {
-		t.Fatal(err)
+// A cacheTx is a transaction of Chai whose rows are changed as an SQL statement does.
+type cacheTx struct {
+	session interface {
+		Put(key, row []byte) error
+		Get(key []byte) ([]byte, error)
+		Close() error
 	}
+	commit, rollback func() error
+	unlock           func()
 }
 
-// A cacheTx is the session that a statement of Chai writes to. Its type can't be
-// named here.
-type cacheTx interface{ Put(key, row []byte) error }
-
-// transact changes a row in a transaction of Chai.
-func transact(t *testing.T, e *DB, key []byte, row string) {
+func begin(t *testing.T, e *DB) cacheTx {
 	t.Helper()
 	tx, err := e.handle.DB.Begin(true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	putBelow(t, tx.Session, key, row)
+	return cacheTx{tx.Session, tx.Commit, tx.Rollback, tx.WriteTxMu.Unlock}
+}
+
+func (tx cacheTx) Commit() error   { return tx.commit() }
+func (tx cacheTx) Rollback() error { return tx.rollback() }
+
+func (tx cacheTx) put(t *testing.T, key []byte, row string) {
+	t.Helper()
+	if err := tx.session.Put(key, []byte(row)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// writeOut makes tx write out its changes, by reading a row that it has changed.
+func (tx cacheTx) writeOut(t *testing.T, key []byte) {
+	t.Helper()
+	if _, err := tx.session.Get(key); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// closeSession does the first half of a rollback: others see what was written out.
+func closeSession(t *testing.T, tx cacheTx) {
+	t.Helper()
+	if err := tx.session.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// transact changes a row in a transaction of Chai.
+func transact(t *testing.T, e *DB, key []byte, row string) {
+	t.Helper()
+	tx := begin(t, e)
+	tx.put(t, key, row)
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
@@ -109,50 +141,24 @@ func TestCommittedRowIsCached(t *testing.T) {
 func TestFoundRowIsCached(t *testing.T) {
 	e := newCacheDB(t, testdb.Memory(t), 1<<20)
 	transact(t, e, cacheOtherKey, "two")
-	wantCached(t, e, cacheKey, "")
-	if got := cacheFind(t, e, cacheKey); string(got) != "one" {
-		t.Errorf("Find = %q, want one", got)
-	}
 	wantCached(t, e, cacheKey, "one")
 	wantCached(t, e, cacheOtherKey, "")
+	if got := cacheFind(t, e, cacheOtherKey); string(got) != "two" {
+		t.Errorf("Find = %q, want two", got)
+	}
+	wantCached(t, e, cacheOtherKey, "two")
 }
 
-func TestTransactionsEndAnEpoch(t *testing.T) {
-	t.Run("its copies are not used", func(t *testing.T) {
+// A transaction of Chai makes the copies of what it changes invalid, and no others.
+func TestTransactionsInvalidateCopies(t *testing.T) {
+	t.Run("a commit", func(t *testing.T) {
 		e := newCacheDB(t, testdb.Memory(t), 1<<20)
+		cachePut(t, e, cacheOtherKey, "other")
 		transact(t, e, cacheKey, "two")
 		wantCached(t, e, cacheKey, "")
+		wantCached(t, e, cacheOtherKey, "other")
 	})
-	t.Run("nor in the next epoch", func(t *testing.T) {
-		e := newCacheDB(t, testdb.Memory(t), 1<<20)
-		transact(t, e, cacheKey, "two")
-		if !e.Quiet() {
-			t.Fatal("no epoch has begun")
-		}
-		wantCached(t, e, cacheKey, "")
-	})
-	t.Run("no epoch begins during a transaction", func(t *testing.T) {
-		e := newCacheDB(t, testdb.Memory(t), 1<<20)
-		transact(t, e, cacheOtherKey, "two")
-		tx, err := e.handle.DB.Begin(true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		putBelow(t, tx.Session, cacheKey, "two")
-		if got := cacheFind(t, e, cacheKey); string(got) != "one" {
-			t.Errorf("Find beside a transaction = %q, want one", got)
-		}
-		wantCached(t, e, cacheKey, "")
-		cacheFind(t, e, cacheOtherKey)
-		if n := e.cache.check(t); n != 1 { // from the former epoch
-			t.Errorf("got %d rows in the cache beside a transaction, want 1", n)
-		}
-		if err := tx.Commit(); err != nil {
-			t.Fatal(err)
-		}
-		wantCached(t, e, cacheKey, "")
-	})
-	t.Run("operations don't use its copies", func(t *testing.T) {
+	t.Run("operations", func(t *testing.T) {
 		e := newCacheDB(t, testdb.Memory(t), 1<<20)
 		transact(t, e, cacheKey, "two")
 		var got []byte
@@ -164,145 +170,180 @@ func TestTransactionsEndAnEpoch(t *testing.T) {
 			t.Errorf("Get = %q, %v; want two, nil", got, err)
 		}
 	})
+	for name, end := range map[string]struct {
+		end        func(tx cacheTx) error
+		find, next string // what is found once it has ended, and cached then
+	}{
+		"rolled back after it wrote out changes": {cacheTx.Rollback, "one", "one"},
+		"committed after it wrote out changes":   {cacheTx.Commit, "two", "two"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newCacheDB(t, testdb.Memory(t), 1<<20)
+			tx := begin(t, e)
+			tx.put(t, cacheKey, "two")
+			wantCached(t, e, cacheKey, "one")
+			tx.writeOut(t, cacheKey)
+			wantCached(t, e, cacheKey, "")
+			if got := cacheFind(t, e, cacheKey); string(got) != "one" {
+				t.Errorf("Find beside the transaction = %q, want one", got)
+			}
+			wantCached(t, e, cacheKey, "") // the snapshot is older
+			if err := end.end(tx); err != nil {
+				t.Fatal(err)
+			}
+			wantCached(t, e, cacheKey, "")
+			if got := cacheFind(t, e, cacheKey); string(got) != end.find {
+				t.Errorf("Find after the transaction = %q, want %q", got, end.find)
+			}
+			wantCached(t, e, cacheKey, end.next)
+		})
+	}
+	t.Run("written out before the cache observed", func(t *testing.T) {
+		db := testdb.Memory(t)
+		e := &DB{handle: db, writeLock: writeLock(db), shared: &shared{}} // not a database that tests use
+		tx := begin(t, e)
+		tx.put(t, cacheKey, "two")
+		tx.writeOut(t, cacheKey)
+		e = For(db, discard)
+		e.GrowCache(1 << 20)
+		if got := cacheFind(t, e, cacheKey); got != nil {
+			t.Errorf("Find beside the transaction = %q, want nothing", got)
+		}
+		closeSession(t, tx)
+		if got := cacheFind(t, e, cacheKey); got != nil {
+			t.Errorf("Find before the changes are undone = %q, want nothing", got)
+		}
+		wantCached(t, e, cacheKey, "")
+		if err := db.DB.Store.Rollback(); err != nil {
+			t.Fatal(err)
+		}
+		tx.unlock()
+		cachePut(t, e, cacheKey, "three")
+		wantCached(t, e, cacheKey, "three")
+	})
+	t.Run("deletion of a range", func(t *testing.T) {
+		db := testdb.Memory(t)
+		e := newCacheDB(t, db, 1<<20)
+		if err := db.DB.Store.DB().DeleteRange([]byte{79}, []byte{80}, nil); err != nil {
+			t.Fatal(err)
+		}
+		wantCached(t, e, cacheKey, "")
+		if got := cacheFind(t, e, cacheKey); got != nil {
+			t.Errorf("Find = %q, want nothing", got)
+		}
+	})
+	t.Run("a large batch", func(t *testing.T) { // Pebble treats it as a memory table
+		db := testdb.Memory(t)
+		e := newCacheDB(t, db, 1<<20)
+		tx := begin(t, e)
+		tx.put(t, cacheKey, "two")
+		tx.put(t, cacheOtherKey, strings.Repeat("x", 9<<20))
+		if err := tx.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		wantCached(t, e, cacheKey, "")
+		if got := cacheFind(t, e, cacheKey); string(got) != "two" {
+			t.Errorf("Find = %q, want two", got)
+		}
+	})
 }
 
 // A reader does not enter a row that has changed since its snapshot.
 func TestOvertakenReaderEntersNothing(t *testing.T) {
-	overtake := func(t *testing.T, by func(e *DB), want string) {
-		e := newCacheDB(t, testdb.Memory(t), 1<<20)
-		err := e.Read(func(s *Snapshot) error {
-			by(e)
-			row, err := s.Find(cacheKey)
-			if string(row) != "one" {
-				t.Errorf("Find = %q, want one", row)
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		wantCached(t, e, cacheKey, want)
-	}
-	t.Run("by a commit", func(t *testing.T) {
-		overtake(t, func(e *DB) { cachePut(t, e, cacheKey, "two") }, "two")
-	})
-	t.Run("by a deletion", func(t *testing.T) {
-		overtake(t, func(e *DB) { cacheDelete(t, e, cacheKey) }, "")
-	})
-	t.Run("by a deletion, and a commit of another row", func(t *testing.T) {
-		overtake(t, func(e *DB) {
+	for name, test := range map[string]struct {
+		by   func(t *testing.T, e *DB)
+		want string
+	}{
+		"a commit":   {func(t *testing.T, e *DB) { cachePut(t, e, cacheKey, "two") }, "two"},
+		"a deletion": {func(t *testing.T, e *DB) { cacheDelete(t, e, cacheKey) }, ""},
+		"a deletion, and a commit of another row": {func(t *testing.T, e *DB) {
 			cacheDelete(t, e, cacheKey)
 			cachePut(t, e, cacheOtherKey, "two")
-		}, "")
-	})
-	t.Run("by a transaction", func(t *testing.T) {
-		overtake(t, func(e *DB) { transact(t, e, cacheKey, "two") }, "")
-	})
-	t.Run("by a transaction, after which an epoch has begun", func(t *testing.T) {
-		overtake(t, func(e *DB) {
-			transact(t, e, cacheKey, "two")
-			if !e.Quiet() {
-				t.Error("no epoch has begun")
-			}
-		}, "")
-	})
-}
-
-// A batch is announced before it is committed.
-func TestAnnouncedBatch(t *testing.T) {
-	newBatch := func(changes ...change) *Batch {
-		b := &Batch{latest: make(map[string]int)}
-		for _, c := range changes {
-			b.add(c)
-		}
-		return b
-	}
-	newCache := func() (*cache, *epoch) {
-		c := newCache()
-		c.limit.Store(1 << 20)
-		e := c.begin(1)
-		c.fill(e, c.batch.Load(), cacheKey, []byte("one"))
-		return c, e
-	}
-	want := func(t *testing.T, c *cache, e *epoch, key []byte, want string) {
-		t.Helper()
-		if got := c.get(e, key); string(got) != want {
-			t.Errorf("Cached = %q, want %q", got, want)
-		}
-	}
-	deletion := newBatch(change{key: cacheKey})
-
-	t.Run("its copies are invalid", func(t *testing.T) {
-		c, e := newCache()
-		c.announce(deletion)
-		want(t, c, e, cacheKey, "")
-	})
-	t.Run("an earlier reader does not enter its rows", func(t *testing.T) {
-		c, e := newCache()
-		since := c.batch.Load()
-		c.announce(deletion)
-		c.fill(e, since, cacheKey, []byte("one"))
-		want(t, c, e, cacheKey, "")
-	})
-	t.Run("a later reader does not enter its rows", func(t *testing.T) {
-		c, e := newCache()
-		c.announce(deletion)
-		c.fill(e, c.batch.Load(), cacheKey, []byte("one"))
-		c.committed(e, deletion)
-		want(t, c, e, cacheKey, "")
-	})
-	t.Run("a later reader enters other rows", func(t *testing.T) {
-		c, e := newCache()
-		c.announce(deletion)
-		c.fill(e, c.batch.Load(), cacheOtherKey, []byte("two"))
-		want(t, c, e, cacheOtherKey, "two")
-	})
-	t.Run("a reader after its end enters its rows", func(t *testing.T) {
-		c, e := newCache()
-		c.announce(deletion)
-		c.committed(e, deletion)
-		c.fill(e, c.batch.Load(), cacheKey, []byte("two"))
-		want(t, c, e, cacheKey, "two")
-	})
-	t.Run("a reader from before its end enters nothing after it", func(t *testing.T) {
-		c, e := newCache()
-		c.announce(deletion)
-		since := c.batch.Load()
-		c.committed(e, deletion)
-		c.fill(e, since, cacheOtherKey, []byte("two"))
-		want(t, c, e, cacheOtherKey, "")
-	})
-	t.Run("a reader checks after it waited to enter a row", func(t *testing.T) {
-		c, e := newCache()
-		since, s := c.batch.Load(), c.shard(cacheKey)
-		s.mu.Lock()
-		filled := make(chan struct{})
-		go func() {
-			c.fill(e, since, cacheKey, []byte("one"))
-			close(filled)
-		}()
-		cacheWaitFor(func() bool {
-			stacks := make([]byte, 1<<20)
-			for _, g := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
-				if strings.Contains(g, "(*cache).fill") && strings.Contains(g, "(*Mutex).Lock") {
-					return true
+		}, ""},
+		"a transaction": {func(t *testing.T, e *DB) { transact(t, e, cacheKey, "two") }, ""},
+		"another row":   {func(t *testing.T, e *DB) { transact(t, e, cacheOtherKey, "two") }, "one"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newCacheDB(t, testdb.Memory(t), 1<<20)
+			transact(t, e, cacheKey, "one") // not cached
+			err := e.Read(t.Context(), func(s *Snapshot) error {
+				test.by(t, e)
+				row, err := s.Find(cacheKey)
+				if string(row) != "one" {
+					t.Errorf("Find = %q, want one", row)
 				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
 			}
-			return false
+			wantCached(t, e, cacheKey, test.want)
 		})
-		c.batch.Store(&announcement{deletion.latest})
-		s.remove(string(cacheKey))
-		s.mu.Unlock()
-		<-filled
-		want(t, c, e, cacheKey, "")
-	})
+	}
 }
 
-// cacheWaitFor returns once ok returns true. A watchdog ends a test that hangs.
-func cacheWaitFor(ok func() bool) {
-	for !ok() {
-		runtime.Gosched()
+// A row is not entered if its key is marked while the reader waits to enter it.
+func TestReaderLooksAtTheMarkUnderTheLock(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	c := cache{seed: maphash.MakeSeed()}
+	c.limit.Store(1 << 20)
+	s, mark := c.shard(cacheKey)
+	s.mu.Lock()
+	filled := make(chan struct{})
+	go func() {
+		c.fill(1, cacheKey, []byte("one"))
+		close(filled)
+	}()
+	until(func() bool {
+		stacks := make([]byte, 1<<20)
+		for _, g := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+			if strings.Contains(g, "(*cache).fill") && strings.Contains(g, "(*Mutex).Lock") {
+				return true
+			}
+		}
+		return false
+	})
+	*mark = 2
+	s.mu.Unlock()
+	<-filled
+	if got := c.get(cacheKey); got != nil {
+		t.Errorf("get = %q, want nothing", got)
 	}
+}
+
+// Which snapshots may have notes, by their numbers.
+func TestNotes(t *testing.T) {
+	var n notes
+	want := func(number uint64, want bool) {
+		t.Helper()
+		if got := n.absent(number); got != want {
+			t.Errorf("absent(%d) = %v, want %v", number, got, want)
+		}
+	}
+	n.unknown(10)
+	want(9, false)
+	want(10, false)
+	n.seenNone(9) // too old to tell
+	want(10, false)
+	n.written(11)
+	n.seenNone(11) // from before the notes
+	want(12, false)
+	n.removed(13)
+	want(12, false)
+	want(13, true)
+	n.written(14)
+	n.written(15)
+	want(13, true)
+	want(14, true) // it has what is before 14
+	want(15, false)
+	n.removed(17)
+	want(16, false)
+	want(17, true)
+
+	n.unknown(20)
+	n.seenNone(20)
+	want(20, true)
+	want(19, false)
 }
 
 // The rows of a batch whose commit panics are not cached: they may or may not have
@@ -323,7 +364,7 @@ func TestRowsOfUnknownResultAreNotCached(t *testing.T) {
 		t.Fatal("Write did not fail")
 	}
 	wantCached(t, e, cacheKey, "")
-	wantCached(t, e, cacheOtherKey, "two")
+	wantCached(t, e, cacheOtherKey, "")
 }
 
 func TestFailedOperationIsNotCached(t *testing.T) {
@@ -342,7 +383,7 @@ func TestFailedOperationIsNotCached(t *testing.T) {
 		},
 	} {
 		go func() { results <- e.Write(context.Background(), 0, op) }()
-		cacheWaitFor(func() bool {
+		until(func() bool {
 			e.queue.mu.Lock()
 			defer e.queue.mu.Unlock()
 			return e.queue.waiting.Len() == i+1
@@ -428,7 +469,6 @@ func (s *shard) check(t *testing.T, limit int) {
 func TestShardKeepsItsLimit(t *testing.T) {
 	const limit = 50_000
 	rng := rand.New(rand.NewPCG(1, 0))
-	e := new(epoch)
 	var s shard
 	rows := make(map[string]string) // the latest of each key
 	for i := range 20_000 {
@@ -438,11 +478,11 @@ func TestShardKeepsItsLimit(t *testing.T) {
 			s.remove(key)
 			delete(rows, key)
 		case 1:
-			s.put(key, make([]byte, limit), e, limit)
+			s.put(key, make([]byte, limit), limit)
 			delete(rows, key)
 		default:
 			row := strings.Repeat(key, rng.IntN(300))
-			s.put(key, []byte(row), e, limit)
+			s.put(key, []byte(row), limit)
 			rows[key] = row
 		}
 		if i%200 == 0 {
@@ -462,32 +502,31 @@ func TestShardKeepsItsLimit(t *testing.T) {
 
 func TestShardRemovesUnusedEntries(t *testing.T) {
 	const hot, cold, entries = 50, 10_000, 200
-	c := newCache()
+	c := &cache{seed: maphash.MakeSeed()}
 	c.limit.Store(1 << 30)
-	e := c.begin(1)
 	row := make([]byte, 100)
 	var s *shard
 	var keys [][]byte // of one shard
 	for i := 0; len(keys) < hot+cold; i++ {
 		key := fmt.Appendf(nil, "%08d", i)
 		if s == nil {
-			s = c.shard(key)
+			s, _ = c.shard(key)
 		}
-		if c.shard(key) == s {
+		if other, _ := c.shard(key); other == s {
 			keys = append(keys, key)
 		}
 	}
 	limit := entries * (&entry{key: string(keys[0]), row: row}).size()
 	c.limit.Store(int64(limit))
 	for _, key := range keys[:hot] {
-		c.fill(e, c.batch.Load(), key, row)
+		c.fill(0, key, row)
 	}
 	missed := 0
 	for i, key := range keys[hot:] {
-		c.fill(e, c.batch.Load(), key, row)
-		if c.get(e, keys[i%hot]) == nil {
+		c.fill(0, key, row)
+		if c.get(keys[i%hot]) == nil {
 			missed++
-			c.fill(e, c.batch.Load(), keys[i%hot], row)
+			c.fill(0, keys[i%hot], row)
 		}
 	}
 	s.check(t, limit)
@@ -501,8 +540,8 @@ func TestLargeRowReplacesSmallOne(t *testing.T) {
 	cachePut(t, e, cacheKey, strings.Repeat("x", 2000))
 	wantCached(t, e, cacheKey, "")
 	var s shard
-	s.put("key", []byte("one"), nil, 1000)
-	s.put("key", make([]byte, 1000), nil, 1000)
+	s.put("key", []byte("one"), 1000)
+	s.put("key", make([]byte, 1000), 1000)
 	s.check(t, 0)
 }
 
@@ -512,12 +551,11 @@ func TestCacheTakesItsSize(t *testing.T) {
 	const size = 4 << 20
 	for _, row := range []int{20, 60, 300, 1000, 1025, 2049, 4000, 4097, 8193} {
 		before := testdb.HeapInUse()
-		c := newCache()
+		c := &cache{seed: maphash.MakeSeed()}
 		c.limit.Store(size / int64(len(c.shards)))
-		e := c.begin(1)
 		rng := rand.New(rand.NewPCG(2, 0))
 		for range 4 * size / (row + entryOverhead) {
-			c.fill(e, c.batch.Load(), cacheKeyOf(fmt.Sprintf("%027x%016x", rng.Uint64(), rng.Uint64())), make([]byte, row))
+			c.fill(0, cacheKeyOf(fmt.Sprintf("%027x%016x", rng.Uint64(), rng.Uint64())), make([]byte, row))
 		}
 		grown := testdb.HeapInUse() - before
 		t.Logf("%d rows of %d bytes take %.3f of the size", c.check(t), row, float64(grown)/size)

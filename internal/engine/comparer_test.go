@@ -40,7 +40,7 @@ func TestRowsBehindTwoVersionsAreFound(t *testing.T) {
 	}
 	missing := 0
 	for _, k := range keys {
-		err := db.Read(func(s *Snapshot) error {
+		err := db.Read(t.Context(), func(s *Snapshot) error {
 			found, err := s.Get(key(k))
 			if found == nil {
 				missing++

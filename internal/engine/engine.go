@@ -32,21 +32,22 @@
 //
 // The package knows nothing of sessions. The queue is in queue.go, the batch in
 // batch.go, reading in snapshot.go, the cache in cache.go, the application's own
-// turns in application.go, and failures in failure.go.
+// turns in application.go, failures in failure.go, and all that reaches past the
+// exported API of Chai and Pebble in pebble.go.
 package engine
 
 import (
 	"context"
+	"hash/maphash"
 	"log/slog"
-	"reflect"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 	"weak"
 
 	"github.com/chaisql/chai"
+	"github.com/cockroachdb/pebble"
 )
 
 // A DB is a Chai database that many goroutines can read and write. All DBs of the
@@ -62,12 +63,13 @@ type DB struct {
 // shared is the part that all DBs of one database share. It must not refer to the
 // database, which could otherwise never be collected.
 type shared struct {
-	queue    queue
-	app      appLock
-	failures failures
-	cache    *cache
-	fsyncs   atomic.Uint64
-	values   sync.Map // for other packages
+	queue      queue
+	app        appLock
+	failures   failures
+	background background
+	cache      cache
+	fsyncs     atomic.Uint64
+	values     sync.Map // for other packages
 }
 
 // registry holds the shared part of each open database. The key is a weak pointer to
@@ -78,32 +80,30 @@ var registry sync.Map
 // For returns the DB of a handle. It calls logger for each line that it logs. A
 // context attached by [chai.DB.WithContext] does not apply to the result.
 func For(db *chai.DB, logger func() *slog.Logger) *DB {
-	return &DB{
+	e := &DB{
 		handle:    &chai.DB{DB: db.DB},
 		writeLock: writeLock(db),
 		logger:    logger,
 		hangLimit: HangLimit,
 		shared:    sharedBy(db),
 	}
+	e.background.logTo(logger)
+	e.observe()
+	return e
 }
 
-// writeLock returns the lock that a transaction of Chai holds while it writes.
-//
-// Only such a transaction exports a reference to the lock, and beginning one just for
-// that could deadlock the application: BeginTx would wait for an open transaction,
-// while holding a lock that this one needs to commit.
-func writeLock(db *chai.DB) *sync.Mutex {
-	field := reflect.ValueOf(db.DB).Elem().FieldByName("writetxmu")
-	return (*sync.Mutex)(unsafe.Pointer(field.UnsafeAddr()))
-}
+func (db *DB) pebble() *pebble.DB { return db.handle.DB.Store.DB() }
 
 func sharedBy(db *chai.DB) *shared {
 	key := any(weak.Make(db.DB))
 	if s, ok := registry.Load(key); ok {
 		return s.(*shared)
 	}
-	s, loaded := registry.LoadOrStore(key, &shared{app: appLock{taken: make(chan struct{}, 1)}, cache: newCache()})
+	fresh := &shared{app: appLock{taken: make(chan struct{}, 1)}}
+	fresh.cache.seed = maphash.MakeSeed()
+	s, loaded := registry.LoadOrStore(key, fresh)
 	if !loaded {
+		watch(db, fresh)
 		runtime.AddCleanup(db.DB, func(key any) { registry.Delete(key) }, key)
 	}
 	return s.(*shared)
@@ -153,6 +153,10 @@ func (db *DB) Shared(key, value any) any {
 
 // Fsyncs returns the number of batches committed, each with one fsync.
 func (db *DB) Fsyncs() uint64 { return db.fsyncs.Load() }
+
+// BackgroundError returns why the engine can't write its files in the background, or
+// nil if it can. It tries again by itself.
+func (db *DB) BackgroundError() error { return db.background.failing() }
 
 // WriteError returns the error that a write would return now: nil if writes work,
 // [ErrHangs], or the failure that ended them for good.

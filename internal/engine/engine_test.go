@@ -129,7 +129,7 @@ func TestStress(t *testing.T) {
 					write(t, db, func(b *Batch) error { b.Delete(key(k)); return nil })
 					delete(model, k)
 				case 5:
-					if err := db.Read(func(s *Snapshot) error {
+					if err := db.Read(t.Context(), func(s *Snapshot) error {
 						return s.Scan(firstKey, lastKey, func(_, _ []byte) error { return nil })
 					}); err != nil {
 						t.Errorf("Scan: %v", err)

@@ -1,10 +1,14 @@
-// Failures of the engine: later calls return the same error.
+// Failures of the engine: later calls return the same error, and failures in the
+// background, which the engine tries to mend by itself.
 
 package engine
 
 import (
 	"fmt"
+	"log/slog"
+	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // failures records why the engine can't be called any more. The zero value records no
@@ -51,4 +55,64 @@ func load(failure *atomic.Pointer[error]) error {
 		return *err
 	}
 	return nil
+}
+
+// background records what the engine fails to do in its own goroutines, and tries
+// again: files of rows are written when a memory table is full, and merged. As long as
+// that fails, all that is committed is in the log, which grows.
+type background struct {
+	mu           sync.Mutex
+	logger       func() *slog.Logger
+	flush, merge job
+	logged       time.Time // the zero time before the first line
+}
+
+type job struct {
+	err  error // of its last run
+	wait time.Duration
+}
+
+// A job that fails is tried again after a time that doubles with each failure.
+const (
+	minBackoff = 100 * time.Millisecond
+	maxBackoff = 5 * time.Second
+)
+
+// logEvery is the shortest time between two lines about failing jobs.
+const logEvery = time.Minute
+
+// logTo sets the logger, if there is none.
+func (b *background) logTo(logger func() *slog.Logger) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.logger == nil {
+		b.logger = logger
+	}
+}
+
+// ended records the end of a job, logs its failure, and returns the time after which
+// to try again. It does not call the logger itself: the engine's locks may be held.
+func (b *background) ended(j *job, err error) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if j.err = err; err == nil {
+		j.wait = 0
+		return 0
+	}
+	j.wait = min(max(2*j.wait, minBackoff), maxBackoff)
+	if now := time.Now(); b.logger != nil && (b.logged.IsZero() || now.Sub(b.logged) >= logEvery) {
+		b.logged = now
+		go b.logger().Error("chaistore: the database can't write its files in the background; trying again", "error", err)
+	}
+	return j.wait
+}
+
+// failing returns why a job fails, or nil.
+func (b *background) failing() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.flush.err != nil {
+		return b.flush.err
+	}
+	return b.merge.err
 }

@@ -106,23 +106,23 @@ func TestPanicInRead(t *testing.T) {
 	for name, read := range map[string]func(db *DB, engine *chai.DB) error{
 		"before": func(db *DB, engine *chai.DB) error {
 			closeEngine(engine)
-			return db.Read(func(s *Snapshot) error { return nil })
+			return db.Read(t.Context(), func(s *Snapshot) error { return nil })
 		},
 		"get": func(db *DB, engine *chai.DB) error {
-			return db.Read(func(s *Snapshot) error {
+			return db.Read(t.Context(), func(s *Snapshot) error {
 				closeEngine(engine)
 				_, err := s.Get(key("a"))
 				return err
 			})
 		},
 		"scan": func(db *DB, engine *chai.DB) error {
-			return db.Read(func(s *Snapshot) error {
+			return db.Read(t.Context(), func(s *Snapshot) error {
 				closeEngine(engine)
 				return s.Scan(firstKey, lastKey, func(_, _ []byte) error { return nil })
 			})
 		},
 		"callback": func(db *DB, engine *chai.DB) error {
-			return db.Read(func(s *Snapshot) error {
+			return db.Read(t.Context(), func(s *Snapshot) error {
 				return s.Scan(firstKey, lastKey, func(_, _ []byte) error { panic("pebble: closed") })
 			})
 		},
@@ -286,7 +286,7 @@ func TestCloseWhileInUse(t *testing.T) {
 			untilError(func(i int) error { return db.Write(context.Background(), 100, set(k, i)) })
 			untilError(func(int) error { _, err := value(db, k); return err })
 			untilError(func(int) error {
-				return db.Read(func(s *Snapshot) error {
+				return db.Read(t.Context(), func(s *Snapshot) error {
 					return s.Scan(firstKey, lastKey, func(_, _ []byte) error { return nil })
 				})
 			})

@@ -90,7 +90,7 @@ func write(t testing.TB, db *DB, op Op) {
 
 // value returns the value of k, or 0 if it has none.
 func value(db *DB, k string) (v int, err error) {
-	err = db.Read(func(s *Snapshot) error {
+	err = db.Read(context.Background(), func(s *Snapshot) error {
 		row, err := s.Get(key(k))
 		if row == nil || err != nil {
 			return err
@@ -260,4 +260,13 @@ func (r *recorder) wantHangs(t testing.TB, n int) {
 			t.Errorf("got the line %q, want an error about a hang", line)
 		}
 	}
+}
+
+// quiet reports whether no transaction that writes is open.
+func (db *DB) quiet() bool {
+	if !db.writeLock.TryLock() {
+		return false
+	}
+	db.writeLock.Unlock()
+	return true
 }

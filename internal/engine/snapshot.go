@@ -4,126 +4,50 @@ package engine
 
 import (
 	"bytes"
+	"context"
+	"encoding/binary"
 	"errors"
-	"runtime"
+	"io"
 	"slices"
-	"time"
+
+	"github.com/cockroachdb/pebble"
 )
-
-// An iterator is Chai's iterator, whose type can't be named here. Its SetBounds is
-// Pebble's, and copies both keys.
-type iterator interface {
-	SetBounds(from, to []byte)
-	First() bool
-	Next() bool
-	Key() []byte
-	Value() ([]byte, error)
-	Error() error
-	Close() error
-}
-
-// A session is Chai's reading session. Neither its type nor the types in its methods
-// can be named here.
-type session[O, I any] interface {
-	Iterator(*O) (I, error)
-	Close() error
-}
-
-// A reader reads the rows of a session.
-type reader struct {
-	iterator     func() (iterator, error)
-	closeSession func() error
-	rows         iterator // of Get, nil before its first call
-}
-
-func newReader[O, I any](s session[O, I]) *reader {
-	return &reader{closeSession: s.Close, iterator: func() (iterator, error) {
-		rows, err := s.Iterator(nil)
-		if err != nil {
-			return nil, err
-		}
-		return any(rows).(iterator), nil
-	}}
-}
-
-// Get returns the row with the given key, or nil if there is none. The row belongs to
-// the caller.
-//
-// Moving one iterator takes as long as the session's Get for single rows, and a fifth
-// of that for rows that follow each other (BenchmarkGet).
-func (r *reader) Get(key []byte) (row []byte, err error) {
-	if r.rows == nil {
-		if r.rows, err = r.iterator(); err != nil {
-			return nil, err
-		}
-	}
-	r.rows.SetBounds(key, append(slices.Clip(key), 0))
-	if !r.rows.First() {
-		return nil, r.rows.Error()
-	}
-	row, err = r.rows.Value()
-	return bytes.Clone(row), err
-}
-
-// Scan calls each for the rows with keys from one up to, but not including, another,
-// in their order, until each returns an error. Scan then returns that error. The key
-// and the row are valid only during the call.
-func (r *reader) Scan(from, to []byte, each func(key, row []byte) error) error {
-	rows, err := r.iterator()
-	if err != nil {
-		return err
-	}
-	rows.SetBounds(from, to)
-	for ok := rows.First(); ok && err == nil; ok = rows.Next() {
-		var row []byte
-		if row, err = rows.Value(); err == nil {
-			err = each(rows.Key(), row)
-		}
-	}
-	return errors.Join(err, rows.Error(), rows.Close())
-}
-
-// close closes the session.
-func (r *reader) close() error {
-	if r.rows == nil {
-		return r.closeSession()
-	}
-	return errors.Join(r.rows.Close(), r.closeSession())
-}
 
 // A Snapshot is everything committed before one moment, by anyone. It must not be
 // used after the function that it was passed to has returned.
 type Snapshot struct {
-	*reader
-	cache *cache
-	epoch *epoch        // in which it was opened, or nil
-	batch *announcement // the latest before it was opened
+	ctx      context.Context
+	db       *DB
+	session  io.Closer // Chai's
+	rows     *pebble.Snapshot
+	number   uint64 // its sequence number
+	observed bool   // whether the cache sees each batch that is not in it
+	undoing  bool   // whether it has notes on how to undo changes in it
+
+	iterator *pebble.Iterator // of Get, nil before its first call
 }
 
-// Find is Get for a row that is likely to be looked up again. The row enters the
-// cache, and must not be changed.
-func (s *Snapshot) Find(key []byte) ([]byte, error) {
-	row, err := s.Get(key)
-	if row != nil && s.epoch != nil {
-		s.cache.fill(s.epoch, s.batch, key, row)
-	}
-	return row, err
+// open opens a snapshot.
+func (db *DB) open(ctx context.Context) *Snapshot {
+	observed := db.cache.observing.Load() // before the session: it has what came before
+	session := db.handle.DB.Store.NewSnapshotSession()
+	rows, number := snapshotOf(session)
+	return &Snapshot{ctx: ctx, db: db, session: session, rows: rows, number: number, observed: observed}
 }
 
-// Cached returns the copy of the row with the given key if the cache knows it to be
-// the newest, or else nil. The row must not be changed.
-func (db *DB) Cached(key []byte) []byte {
-	if e := db.cache.current(transactions(db.handle)); e != nil {
-		return db.cache.get(e, key)
+// close closes the snapshot.
+func (s *Snapshot) close() error {
+	if s.iterator == nil {
+		return s.session.Close()
 	}
-	return nil
+	return errors.Join(s.iterator.Close(), s.session.Close())
 }
 
 // Read calls f with a snapshot of everything committed before, by anyone. It waits
-// for no transaction and no fsync, only for Chai to undo a transaction that is being
-// rolled back. Once the engine has panicked in a read, each Read returns that failure
-// at once.
-func (db *DB) Read(f func(s *Snapshot) error) (err error) {
+// for no transaction and no fsync. When ctx ends, scans of the snapshot return its
+// error. Once the engine has panicked in a read, each Read returns that failure at
+// once.
+func (db *DB) Read(ctx context.Context, f func(s *Snapshot) error) (err error) {
 	if failure := db.failures.reading(); failure != nil {
 		return failure
 	}
@@ -132,52 +56,203 @@ func (db *DB) Read(f func(s *Snapshot) error) (err error) {
 	defer db.failures.rescue(&err, db.failures.failAll)
 
 	db.panicIfClosed()
-	for start := time.Now(); ; runtime.Gosched() {
-		epoch, batch := db.currentEpoch(), db.cache.batch.Load()
-		s := &Snapshot{newReader(db.handle.DB.Store.NewSnapshotSession()), db.cache, epoch, batch}
-		err = nil
-		if epoch == nil || db.cache.current(transactions(db.handle)) != epoch {
-			err = s.checkUndone()
+	db.observe()
+	s := db.open(ctx)
+	if err = s.lookForNotes(); err == nil {
+		err = f(s)
+	}
+	return errors.Join(err, s.close())
+}
+
+// A transaction of Chai that reads after it wrote writes out its changes before it
+// commits, with a note on each row that it changes for the first time: what the row
+// was before. When it is rolled back, Chai first lets others see these changes, and
+// then undoes them and removes the notes, in one batch (Rollback in its
+// internal/database). If that fails, such as on a full disk, both stay. So a snapshot
+// with notes is read as if the changes were undone.
+//
+// A note is a row of its own table, with the row's key as a blob. It is a zero byte
+// for a row that was not there. So is an index entry, which Chai takes for one that
+// was not there.
+
+// lookForNotes finds out whether s has notes.
+func (s *Snapshot) lookForNotes() error {
+	if s.observed && s.db.cache.notes.absent(s.number) {
+		return nil
+	}
+	err := s.scan([]byte{notesTable}, []byte{notesTable + 1}, func(_, _ []byte) error {
+		s.undoing = true
+		return errStop
+	})
+	if errors.Is(err, errStop) {
+		return nil
+	}
+	if err == nil && s.observed {
+		s.db.cache.notes.seenNone(s.number)
+	}
+	return err
+}
+
+var errStop = errors.New("stop")
+
+// noteKey returns the key of the note on the row with the given key.
+func noteKey(key []byte) []byte {
+	note := binary.AppendUvarint([]byte{notesTable, blobType}, uint64(len(key)))
+	return append(note, key...)
+}
+
+// notedKey returns the key of the row that the note with the given key is on.
+func notedKey(note []byte) []byte {
+	_, n := binary.Uvarint(note[2:])
+	return note[2+n:]
+}
+
+func isMissing(note []byte) bool { return len(note) == 1 && note[0] == 0 }
+
+// Get returns the row with the given key, or nil if there is none. The row belongs to
+// the caller.
+func (s *Snapshot) Get(key []byte) ([]byte, error) {
+	if s.undoing {
+		note, err := s.get(noteKey(key))
+		if isMissing(note) {
+			return nil, nil
 		}
-		if errors.Is(err, errNotUndone) && time.Since(start) < db.hangLimit {
-			_ = s.close() // frees it; nothing was written
-			continue
+		if note != nil || err != nil {
+			return note, err
+		}
+	}
+	return s.get(key)
+}
+
+// get moves one iterator. That takes as long as the snapshot's Get for single rows,
+// and a fifth of that for rows that follow each other (BenchmarkGet).
+func (s *Snapshot) get(key []byte) (row []byte, err error) {
+	if s.iterator == nil {
+		if s.iterator, err = s.rows.NewIter(nil); err != nil {
+			return nil, err
+		}
+	}
+	s.iterator.SetBounds(key, append(slices.Clip(key), 0))
+	if !s.iterator.First() {
+		return nil, s.iterator.Error()
+	}
+	row, err = s.iterator.ValueAndErr()
+	return bytes.Clone(row), err
+}
+
+// Find is Get for a row that is likely to be looked up again. The row enters the
+// cache, and must not be changed.
+func (s *Snapshot) Find(key []byte) ([]byte, error) {
+	row, err := s.Get(key)
+	if row != nil && s.observed && !s.undoing {
+		s.db.cache.fill(s.number, key, row)
+	}
+	return row, err
+}
+
+// Scan calls each for the rows with keys from one up to, but not including, another,
+// in their order, until each returns an error. Scan then returns that error. The key
+// and the row are valid only during the call.
+func (s *Snapshot) Scan(from, to []byte, each func(key, row []byte) error) error {
+	return s.scanCommitted(from, to, isMissing, each)
+}
+
+// ScanEntries is Scan for index entries. While a transaction is being rolled back, it
+// also passes entries that it has added: their rows must be looked up.
+func (s *Snapshot) ScanEntries(from, to []byte, each func(entry, row []byte) error) error {
+	return s.scanCommitted(from, to, func([]byte) bool { return false }, each)
+}
+
+// scanCommitted is Scan with a function that tells the notes on rows that were not
+// there.
+func (s *Snapshot) scanCommitted(from, to []byte, missing func(note []byte) bool, each func(key, row []byte) error) error {
+	if !s.undoing {
+		return s.scan(from, to, each)
+	}
+	type former struct{ key, row []byte }
+	var notes []former // in the order of their keys
+	compare := options(s.db.pebble()).Comparer.Compare
+	err := s.scan([]byte{notesTable}, []byte{notesTable + 1}, func(note, row []byte) error {
+		if key := notedKey(note); compare(from, key) <= 0 && compare(key, to) < 0 {
+			notes = append(notes, former{bytes.Clone(key), bytes.Clone(row)})
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(notes, func(a, b former) int { return compare(a.key, b.key) })
+	// eachBefore passes the noted rows before key, or all of them.
+	eachBefore := func(key []byte) error {
+		for len(notes) > 0 && (key == nil || compare(notes[0].key, key) < 0) {
+			n := notes[0]
+			notes = notes[1:]
+			if missing(n.row) {
+				continue
+			}
+			if err := each(n.key, n.row); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	err = s.scan(from, to, func(key, row []byte) error {
+		if err := eachBefore(key); err != nil {
+			return err
+		}
+		if len(notes) > 0 && bytes.Equal(notes[0].key, key) {
+			return nil // changed: its note comes before the next row
+		}
+		return each(key, row)
+	})
+	if err != nil {
+		return err
+	}
+	return eachBefore(nil)
+}
+
+// scan is Scan with the changes that are to be undone.
+func (s *Snapshot) scan(from, to []byte, each func(key, row []byte) error) error {
+	rows, err := s.rows.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
+	if err != nil {
+		return err
+	}
+	for ok := rows.First(); ok && err == nil; ok = rows.Next() {
+		var row []byte
+		if row, err = rows.ValueAndErr(); err == nil {
+			err = s.ctx.Err()
 		}
 		if err == nil {
-			err = f(s)
+			err = each(rows.Key(), row)
 		}
-		return errors.Join(err, s.close())
 	}
+	return errors.Join(err, rows.Error(), rows.Close())
 }
 
-var errNotUndone = errors.New("a transaction of the application that was rolled back has not been undone")
-
-// checkUndone returns an error if s has rows that were never committed. A transaction
-// that reads after it wrote writes out its changes before it commits, with notes on
-// how to undo them. When it is rolled back, Chai first lets others see these changes,
-// and then undoes them and removes the notes, in one batch (Rollback in its
-// internal/database).
-func (s *Snapshot) checkUndone() error {
-	const notes = 48 + 3 // the encoded number of their table
-	return s.Scan([]byte{notes}, []byte{notes + 1}, func(_, _ []byte) error { return errNotUndone })
+// Catalog returns the number of the last batch that changed the catalog, and whether
+// s has that catalog. If not, the catalog must be read in s.
+func (s *Snapshot) Catalog() (number uint64, ok bool) {
+	number = s.db.Catalog()
+	return number, s.observed && !s.undoing && number <= s.number
 }
 
-// currentEpoch returns the current epoch of the cache. If the last one has ended, it
-// begins a new one, or returns nil while a writing transaction is open.
-func (db *DB) currentEpoch() *epoch {
-	e := db.cache.current(transactions(db.handle))
-	if e == nil && db.writeLock.TryLock() {
-		e = db.cache.begin(transactions(db.handle))
-		db.writeLock.Unlock()
+// Catalog returns the number of the last batch that changed the catalog.
+func (db *DB) Catalog() uint64 { return db.cache.catalog.Load() }
+
+// Cached returns the copy of the row with the given key, the newest, or nil if there
+// is none. The row must not be changed.
+func (db *DB) Cached(key []byte) []byte {
+	if db.Usable() != nil {
+		return nil
 	}
-	return e
+	return db.cache.get(key)
 }
 
 // panicIfClosed panics if the database is closed. NewSnapshotSession and
 // NewBatchSession panic, too, but with a lock of Chai held, which the next call would
 // wait for. For an empty batch, Pebble checks that it is open, and does nothing else.
 func (db *DB) panicIfClosed() {
-	empty := db.handle.DB.Store.DB().NewBatch()
+	empty := db.pebble().NewBatch()
 	_ = empty.Commit(nil)
 	_ = empty.Close()
 }
@@ -185,15 +260,20 @@ func (db *DB) panicIfClosed() {
 // writable returns why nothing can be written any more, or nil. It is called before
 // waiting for the write lock, which a panic may have left locked: in a write of this
 // package, or in a call of the application on a closed database.
-func (db *DB) writable() (err error) {
+func (db *DB) writable() error {
 	if failure := db.failures.writing(); failure != nil {
+		return failure
+	}
+	return db.Usable()
+}
+
+// Usable returns an error if the database is closed, or if nothing can be read any
+// more.
+func (db *DB) Usable() (err error) {
+	if failure := db.failures.reading(); failure != nil {
 		return failure
 	}
 	defer db.failures.rescue(&err, db.failures.failAll)
 	db.panicIfClosed()
 	return nil
 }
-
-// Quiet reports whether no writing transaction was open at some moment during the
-// call. If so, the catalog described the committed tables.
-func (db *DB) Quiet() bool { return db.currentEpoch() != nil }

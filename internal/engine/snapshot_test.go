@@ -27,7 +27,7 @@ func TestScan(t *testing.T) {
 		write(t, db, set(fmt.Sprint(i), i))
 	}
 	scan := func(from, to []byte, stop int) (got []int, err error) {
-		err = db.Read(func(s *Snapshot) error {
+		err = db.Read(t.Context(), func(s *Snapshot) error {
 			return s.Scan(from, to, func(k, row []byte) error {
 				v, err := strconv.Atoi(string(row))
 				if err != nil || !bytes.Equal(k, key(string(row))) {
@@ -59,7 +59,7 @@ func TestScan(t *testing.T) {
 			t.Errorf("Scan(%q, %q) = %v, %v; want %v", test.from, test.to, got, err, test.want)
 		}
 	}
-	wantError(t, db.Read(func(*Snapshot) error { return errNo }), errNo)
+	wantError(t, db.Read(t.Context(), func(*Snapshot) error { return errNo }), errNo)
 	if err := engine.Close(); err != nil { // reports open snapshots and iterators
 		t.Errorf("Close: %v", err)
 	}
@@ -68,7 +68,7 @@ func TestScan(t *testing.T) {
 func TestSnapshotDoesNotChange(t *testing.T) {
 	_, db := newDB(t)
 	write(t, db, set("a", 1))
-	if err := db.Read(func(s *Snapshot) error {
+	if err := db.Read(t.Context(), func(s *Snapshot) error {
 		write(t, db, set("a", 2))
 		write(t, db, set("b", 2))
 		for k, want := range map[string]string{"a": "1", "b": ""} {
@@ -115,7 +115,7 @@ func TestDamagedFile(t *testing.T) {
 
 	const isDamaged = "checksum mismatch"
 	get := func(k string) (row []byte, err error) {
-		err = db.Read(func(s *Snapshot) error { row, err = s.Get(key(k)); return err })
+		err = db.Read(t.Context(), func(s *Snapshot) error { row, err = s.Get(key(k)); return err })
 		return row, err
 	}
 	if row, err := get("10"); row != nil || err == nil || !bytes.Contains([]byte(err.Error()), []byte(isDamaged)) {
@@ -128,7 +128,7 @@ func TestDamagedFile(t *testing.T) {
 		t.Errorf("Get of an undamaged row = %d bytes, %v; want %d, nil", len(row), err, 4<<10)
 	}
 	found := 0
-	err = db.Read(func(s *Snapshot) error {
+	err = db.Read(t.Context(), func(s *Snapshot) error {
 		return s.Scan(firstKey, lastKey, func(k, row []byte) error { found++; return nil })
 	})
 	if found == n || err == nil || !bytes.Contains([]byte(err.Error()), []byte(isDamaged)) {

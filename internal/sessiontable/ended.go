@@ -18,9 +18,9 @@ var ErrEnded = errors.New("the session has been ended")
 // database share.
 type endedKey struct{ table string }
 
-// ended remembers the keys of deleted rows, each for a time. It keeps a hash of 64
-// bits of each key, so a key takes less than 64 bytes. While it remembers a million
-// keys, one in 10^13 commits is refused by mistake. A nil *ended remembers nothing.
+// ended remembers the tokens of deleted sessions, each for a time. It keeps a hash of
+// 64 bits of each token, which takes less than 64 bytes. While it remembers a million
+// tokens, one in 10^13 commits is refused by mistake. A nil *ended remembers nothing.
 type ended struct {
 	seed  maphash.Seed
 	start time.Time // times are measured from it, whatever the clock is set to
@@ -40,8 +40,8 @@ func newEnded() *ended {
 	return &ended{seed: maphash.MakeSeed(), start: time.Now(), until: make(map[uint64]time.Duration)}
 }
 
-// add remembers a key for a time.
-func (e *ended) add(key []byte, remember time.Duration) {
+// add remembers a token for a time.
+func (e *ended) add(token string, remember time.Duration) {
 	if e == nil {
 		return
 	}
@@ -49,24 +49,24 @@ func (e *ended) add(key []byte, remember time.Duration) {
 	defer e.mu.Unlock()
 	e.forget()
 	now := time.Since(e.start)
-	row := endedRow{maphash.Bytes(e.seed, key), now + min(remember, math.MaxInt64-now)}
+	row := endedRow{maphash.String(e.seed, token), now + min(remember, math.MaxInt64-now)}
 	e.until[row.hash] = max(row.until, e.until[row.hash])
 	e.oldest = append(e.oldest, row)
 	e.most = max(e.most, len(e.oldest))
 }
 
-// has reports whether a key is remembered.
-func (e *ended) has(key []byte) bool {
+// has reports whether a token is remembered.
+func (e *ended) has(token string) bool {
 	if e == nil {
 		return false
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.forget()
-	return e.until[maphash.Bytes(e.seed, key)] > time.Since(e.start)
+	return e.until[maphash.String(e.seed, token)] > time.Since(e.start)
 }
 
-// forget frees keys whose time is over, except those added after one that must still
+// forget frees tokens whose time is over, except those added after one that must still
 // be remembered. e.mu must be held.
 func (e *ended) forget() {
 	now := time.Since(e.start)

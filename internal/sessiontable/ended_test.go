@@ -17,13 +17,13 @@ func TestEndedForgetsOnTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newEnded()
 		time.Sleep(time.Hour) // ended may be older than its keys
-		e.add([]byte("long"), time.Hour)
-		e.add([]byte("short"), time.Minute)
-		e.add([]byte("extended"), time.Minute)
-		e.add([]byte("extended"), time.Hour)
-		e.add([]byte("not shortened"), time.Hour)
-		e.add([]byte("not shortened"), time.Minute)
-		e.add([]byte("for good"), math.MaxInt64)
+		e.add("long", time.Hour)
+		e.add("short", time.Minute)
+		e.add("extended", time.Minute)
+		e.add("extended", time.Hour)
+		e.add("not shortened", time.Hour)
+		e.add("not shortened", time.Minute)
+		e.add("for good", math.MaxInt64)
 		for _, test := range []struct {
 			wait time.Duration
 			want map[string]bool
@@ -36,7 +36,7 @@ func TestEndedForgetsOnTime(t *testing.T) {
 		} {
 			time.Sleep(test.wait)
 			for key, want := range test.want {
-				if got := e.has([]byte(key)); got != want {
+				if got := e.has(key); got != want {
 					t.Errorf("after %v more, has(%q) = %v, want %v", test.wait, key, got, want)
 				}
 			}
@@ -46,8 +46,8 @@ func TestEndedForgetsOnTime(t *testing.T) {
 
 func TestNilEndedRemembersNothing(t *testing.T) {
 	var e *ended
-	e.add([]byte("a"), time.Hour)
-	if e.has([]byte("a")) {
+	e.add("a", time.Hour)
+	if e.has("a") {
 		t.Error("has = true, want false")
 	}
 }
@@ -58,7 +58,7 @@ func TestEndedMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const keys, most = 100_000, 64
 		e := newEnded()
-		key := func(i int) []byte { return binary.BigEndian.AppendUint64(make([]byte, 43), uint64(i)) }
+		key := func(i int) string { return string(binary.BigEndian.AppendUint64(make([]byte, 43), uint64(i))) }
 		before := testdb.HeapInUse()
 		for i := range keys {
 			e.add(key(i), time.Minute)

@@ -15,6 +15,7 @@ import (
 // its own. The key of an entry consists of the indexed columns and the key of the
 // indexed row.
 type index struct {
+	name      string
 	namespace int64
 	columns   []indexColumn
 	width     int // the number of columns of the table
@@ -136,10 +137,10 @@ func (t *Table) repairIndexes(ctx context.Context) error {
 func (t *Table) addEntries(ctx context.Context, ix *index) error {
 	for from, more := "", true; more; {
 		var keys [][]byte // of rows without an entry
-		err := t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
+		err := t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 			keys, more = nil, false
 			n := 0
-			err := scan(ctx, s, l, from, func(encoded []byte, row Row) error {
+			return scan(s, l, from, func(encoded []byte, row Row) error {
 				if n++; n > sweepScan || len(keys) == sweepWrite {
 					from, more = row.Token, true
 					return errStop
@@ -151,7 +152,6 @@ func (t *Table) addEntries(ctx context.Context, ix *index) error {
 				}
 				return err
 			})
-			return true, err
 		})
 		if err != nil {
 			return err
@@ -189,12 +189,9 @@ func (t *Table) removeEntries(ctx context.Context, ix *index) error {
 	for more := true; more; {
 		var wrong [][]byte
 		more = false
-		err := t.db.Read(func(s *engine.Snapshot) error {
+		err := t.db.Read(ctx, func(s *engine.Snapshot) error {
 			n := 0
-			return s.Scan(from, end, func(e, _ []byte) error {
-				if err := ctx.Err(); err != nil {
-					return err
-				}
+			return s.ScanEntries(from, end, func(e, _ []byte) error {
 				if n++; n > sweepScan || len(wrong) == sweepWrite {
 					from, more = bytes.Clone(e), true
 					return errStop

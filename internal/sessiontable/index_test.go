@@ -289,7 +289,7 @@ func TestReplaceLeavesWrongEntries(t *testing.T) {
 // to no row.
 func countEntries(t *testing.T, table *Table, ix *index) (all, wrong int) {
 	t.Helper()
-	err := table.db.Read(func(s *engine.Snapshot) error {
+	err := table.db.Read(t.Context(), func(s *engine.Snapshot) error {
 		return s.Scan(appendInt(nil, ix.namespace), appendInt(nil, ix.namespace+1), func(e, _ []byte) error {
 			all++
 			ok, err := ix.isRight(s.Get, e)

@@ -89,16 +89,13 @@ func (l *layout) putOwner(b *engine.Batch, token, owner string) error {
 
 // PageOf is [Table.Page] for the sessions of one owner.
 func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, next string, err error) {
-	err = t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
+	err = t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 		rows, next = nil, ""
 		if owner == "" || len(owner) > MaxKeyLen {
-			return true, nil
+			return nil
 		}
 		size, last := 0, ""
-		err := l.scanOwner(s, owner, from, func(token string) error {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
+		return l.scanOwner(s, owner, from, func(token string) error {
 			if len(rows) == pageLen || size >= pageBytes {
 				next = after(last)
 				return errStop
@@ -120,7 +117,6 @@ func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, nex
 			rows = append(rows, Row{token, data, expiry})
 			return nil
 		})
-		return next != "", err
 	})
 	if err != nil {
 		return nil, "", err
@@ -131,15 +127,9 @@ func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, nex
 // scanOwner calls each for the tokens of an owner's sessions, beginning at from, in
 // their order, until each returns an error.
 func (l *layout) scanOwner(s *engine.Snapshot, owner, from string, each func(token string) error) error {
-	var ix index
-	for _, ix = range l.owners.indexes {
-		if isByOwner(ix) {
-			break
-		}
-	}
-	prefix := appendText(appendInt(nil, ix.namespace), owner)
+	prefix := appendText(appendInt(nil, l.byOwner.namespace), owner)
 	end := append(bytes.Clone(prefix), 0xff) // greater than the type of any value
-	err := s.Scan(appendText(bytes.Clone(prefix), from), end, func(entry, _ []byte) error {
+	err := s.ScanEntries(appendText(bytes.Clone(prefix), from), end, func(entry, _ []byte) error {
 		n := valueLen(entry[len(prefix):])
 		if n == 0 {
 			return errBadRow
@@ -165,9 +155,9 @@ func (t *Table) MatchOwners(ctx context.Context) error {
 	}
 	for from, more := "", true; more; {
 		var mismatch ownerMismatch
-		err := t.read(ctx, func(s *engine.Snapshot, l *layout) (_ bool, err error) {
-			mismatch, err = l.compareOwners(ctx, s, from)
-			return true, err
+		err := t.read(ctx, func(s *engine.Snapshot, l *layout) (err error) {
+			mismatch, err = l.compareOwners(s, from)
+			return err
 		})
 		if err != nil {
 			return err
@@ -190,7 +180,7 @@ type ownerMismatch struct {
 
 // compareOwners compares sessions and owners in the order of tokens, beginning at
 // from.
-func (l *layout) compareOwners(ctx context.Context, s *engine.Snapshot, from string) (m ownerMismatch, err error) {
+func (l *layout) compareOwners(s *engine.Snapshot, from string) (m ownerMismatch, err error) {
 	var owners []string // the next tokens with an owner, in order
 	var last string     // where this part ends
 	err = s.Scan(appendKey(nil, l.owners.namespace, from), appendInt(nil, l.owners.namespace+1), func(_, row []byte) error {
@@ -213,7 +203,7 @@ func (l *layout) compareOwners(ctx context.Context, s *engine.Snapshot, from str
 		return m, err
 	}
 	size := 0
-	err = scan(ctx, s, l, from, func(_ []byte, row Row) error {
+	err = scan(s, l, from, func(_ []byte, row Row) error {
 		for len(owners) > 0 && owners[0] < row.Token {
 			m.gone, owners = append(m.gone, owners[0]), owners[1:]
 		}

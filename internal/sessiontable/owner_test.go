@@ -72,9 +72,9 @@ func TestIndexOfOwnersEqualsReindex(t *testing.T) {
 func entriesOfOwners(t *testing.T, table *Table) map[string][]byte {
 	t.Helper()
 	entries := make(map[string][]byte)
-	err := table.read(t.Context(), func(s *engine.Snapshot, l *layout) (bool, error) {
+	err := table.read(t.Context(), func(s *engine.Snapshot, l *layout) error {
 		namespace := l.owners.indexes[0].namespace
-		return true, s.Scan(appendInt(nil, namespace), appendInt(nil, namespace+1), func(key, row []byte) error {
+		return s.Scan(appendInt(nil, namespace), appendInt(nil, namespace+1), func(key, row []byte) error {
 			entries[string(key)] = bytes.Clone(row)
 			return nil
 		})
@@ -106,9 +106,9 @@ func TestCorrectOwnersLooksAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	var m ownerMismatch
-	err := table.read(t.Context(), func(s *engine.Snapshot, l *layout) (_ bool, err error) {
-		m, err = l.compareOwners(t.Context(), s, "")
-		return true, err
+	err := table.read(t.Context(), func(s *engine.Snapshot, l *layout) (err error) {
+		m, err = l.compareOwners(s, "")
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)

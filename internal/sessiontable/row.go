@@ -44,12 +44,12 @@ func (t *Table) Find(ctx context.Context, token string) (data []byte, expiry tim
 	}
 	t.counts.finds.Add(1)
 	row := t.db.Cached(appendKey(nil, l.sessions.namespace, token))
-	if row != nil {
+	if row != nil && l.isOf(t.db.Catalog()) { // the table had not been replaced when the copy was looked up
 		t.counts.cacheHits.Add(1)
 	} else {
-		err = t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
+		err = t.read(ctx, func(s *engine.Snapshot, l *layout) (err error) {
 			row, err = s.Find(appendKey(nil, l.sessions.namespace, token))
-			return row != nil, err
+			return err
 		})
 	}
 	if row == nil || err != nil {
@@ -63,10 +63,10 @@ func (t *Table) Find(ctx context.Context, token string) (data []byte, expiry tim
 // tokens, up to the limits of a page. next is where the next page begins, or "" after
 // the last page. The first page begins at "". The sessions belong to the caller.
 func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string, err error) {
-	err = t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
+	err = t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 		rows, next = nil, ""
 		size := 0
-		err := scan(ctx, s, l, from, func(_ []byte, row Row) error {
+		return scan(s, l, from, func(_ []byte, row Row) error {
 			if len(rows) == pageLen || size >= pageBytes {
 				next = after(rows[len(rows)-1].Token)
 				return errStop
@@ -76,7 +76,6 @@ func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string,
 			rows = append(rows, row)
 			return nil
 		})
-		return next != "", err
 	})
 	if err != nil {
 		return nil, "", err
@@ -88,15 +87,12 @@ func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string,
 var errStop = errors.New("stop")
 
 // scan calls each for the sessions beginning at the token from, in the order of their
-// tokens, until each returns an error or ctx ends. The encoded row and the data are
-// valid only during the call.
-func scan(ctx context.Context, s *engine.Snapshot, l *layout, from string, each func(encoded []byte, row Row) error) error {
+// tokens, until each returns an error. The encoded row and the data are valid only
+// during the call.
+func scan(s *engine.Snapshot, l *layout, from string, each func(encoded []byte, row Row) error) error {
 	end := appendInt(nil, l.sessions.namespace+1)
 	err := s.Scan(appendKey(nil, l.sessions.namespace, from), end, func(_, encoded []byte) error {
 		token, data, expiry, err := decodeRow(encoded)
-		if err == nil {
-			err = ctx.Err()
-		}
 		if err != nil {
 			return err
 		}
@@ -129,14 +125,13 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 		return err
 	}
 	err = t.write(ctx, len(row)+MaxKeyLen, func(b *engine.Batch, l *layout) error {
-		key := appendKey(nil, l.sessions.namespace, token)
-		if t.ended.has(key) {
+		if t.ended.has(token) {
 			return ErrEnded
 		}
 		if err := l.putOwner(b, token, owner); err != nil {
 			return err
 		}
-		return l.sessions.put(b, key, row)
+		return l.sessions.put(b, appendKey(nil, l.sessions.namespace, token), row)
 	})
 	if err == nil {
 		t.counts.upserts.Add(1)
@@ -153,7 +148,7 @@ func (t *Table) Delete(ctx context.Context, tokens ...string) error {
 			return err
 		}
 		for _, token := range tokens {
-			t.ended.add(appendKey(nil, l.sessions.namespace, token), t.RememberEnded)
+			t.ended.add(token, t.RememberEnded)
 		}
 		return nil
 	})

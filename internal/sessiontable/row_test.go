@@ -68,7 +68,7 @@ func TestRowsMatchSQL(t *testing.T) {
 			t.Fatal(err)
 		}
 		var want []byte
-		err := table.db.Read(func(s *engine.Snapshot) (err error) {
+		err := table.db.Read(t.Context(), func(s *engine.Snapshot) (err error) {
 			want, err = s.Get(appendKey(nil, l.sessions.namespace, row.Token))
 			return err
 		})
@@ -144,7 +144,7 @@ func TestDecodeRefusesGarbage(t *testing.T) {
 	if _, _, _, err := decodeRow(valid); err != nil {
 		t.Fatal(err)
 	}
-	ix := &index{300, []indexColumn{{2, true}, {0, false}}, len(sessionColumns)}
+	ix := &index{"ix", 300, []indexColumn{{2, true}, {0, false}}, len(sessionColumns)}
 	key := appendKey(nil, 40, row.Token)
 	validEntry, err := ix.appendEntry(nil, key, valid)
 	if err != nil || !bytes.Equal(ix.rowKey(validEntry), key) {

@@ -62,10 +62,10 @@ type expiredPage struct {
 
 // scanExpired looks for expired sessions with tokens from the given one on.
 func (t *Table) scanExpired(ctx context.Context, from string, now time.Time) (page expiredPage, err error) {
-	err = t.read(ctx, func(s *engine.Snapshot, l *layout) (bool, error) {
+	err = t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 		page = expiredPage{}
 		size := 0
-		err := scan(ctx, s, l, from, func(encoded []byte, row Row) error {
+		return scan(s, l, from, func(encoded []byte, row Row) error {
 			if page.scanned == sweepScan || len(page.tokens) == sweepWrite || size >= pageBytes {
 				page.next = row.Token
 				return errStop
@@ -77,7 +77,6 @@ func (t *Table) scanExpired(ctx context.Context, from string, now time.Time) (pa
 			}
 			return nil
 		})
-		return true, err
 	})
 	return page, err
 }

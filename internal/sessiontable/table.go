@@ -173,14 +173,17 @@ func (t *Table) Stats() Stats {
 // A layout is the description of the table, and of its table of owners, in the
 // engine's catalog.
 type layout struct {
-	catalog  any   // the catalog itself, which is replaced when a table changes
-	err      error // why the table can't be used
-	sessions relation
-	owners   *relation // nil without OwnerOf
+	catalog   any   // the catalog itself, which is replaced when a table changes
+	err       error // why the table can't be used
+	sessions  relation
+	owners    *relation     // nil without OwnerOf
+	byOwner   index         // of owners
+	described atomic.Uint64 // 1 more than the number of the catalog that it is known to describe
 }
 
 // A relation is a table as the engine stores it.
 type relation struct {
+	name      string
 	namespace int64 // the beginning of the keys of its rows
 	indexes   []index
 }
@@ -194,8 +197,12 @@ type column struct {
 // bytes or more, so data can't be indexed.
 var sessionColumns = []column{{"token", "text", true}, {"data", "blob", false}, {"expiry", "timestamp", true}}
 
-// Check returns an error unless the table exists and is a table of sessions.
+// Check returns an error unless the table exists and is a table of sessions, and the
+// database can be read.
 func (t *Table) Check() error {
+	if err := t.db.Usable(); err != nil {
+		return err
+	}
 	_, err := t.layout()
 	return err
 }
@@ -208,7 +215,9 @@ func (t *Table) layout() (*layout, error) {
 		l.sessions, l.err = t.relation(t.Name, sessionColumns)
 		if t.HasOwners() && l.err == nil {
 			owners, err := t.relation(t.ownersName(), ownerColumns)
-			if err == nil && !slices.ContainsFunc(owners.indexes, isByOwner) {
+			if i := slices.IndexFunc(owners.indexes, isByOwner); i >= 0 {
+				l.byOwner = owners.indexes[i]
+			} else if err == nil {
 				err = fmt.Errorf("table %q has no index on owner and token", t.ownersName())
 			}
 			l.owners, l.err = &owners, err
@@ -251,7 +260,7 @@ func (t *Table) relation(name string, columns []column) (r relation, err error) 
 	if len(info.TableConstraints) > 1 {
 		return r, fmt.Errorf("table %q has a constraint besides its primary key", name)
 	}
-	r = relation{namespace: int64(info.StoreNamespace)}
+	r = relation{name: name, namespace: int64(info.StoreNamespace)}
 	for _, indexName := range catalog.ListIndexes(name) {
 		info, err := catalog.GetIndexInfo(indexName)
 		if err != nil {
@@ -260,7 +269,7 @@ func (t *Table) relation(name string, columns []column) (r relation, err error) 
 		if info.Unique {
 			return r, fmt.Errorf("index %q of table %q is unique", indexName, name)
 		}
-		ix := index{namespace: int64(info.StoreNamespace), width: len(columns)}
+		ix := index{name: indexName, namespace: int64(info.StoreNamespace), width: len(columns)}
 		for i, path := range info.Paths {
 			position := slices.IndexFunc(columns, func(c column) bool { return c.indexable && c.name == path.String() })
 			if position < 0 {
@@ -273,10 +282,18 @@ func (t *Table) relation(name string, columns []column) (r relation, err error) 
 	return r, nil
 }
 
+// relations returns the tables and the index that are read.
+func (l *layout) relations() []relation {
+	relations := []relation{l.sessions}
+	if l.owners != nil {
+		relations = append(relations, *l.owners, relation{name: l.byOwner.name, namespace: l.byOwner.namespace})
+	}
+	return relations
+}
+
 // read calls f with a snapshot and the layout of the table in it, and returns f's
-// error. If f has found nothing because the table was dropped or replaced in between,
-// read calls it again.
-func (t *Table) read(ctx context.Context, f func(s *engine.Snapshot, l *layout) (found bool, err error)) error {
+// error.
+func (t *Table) read(ctx context.Context, f func(s *engine.Snapshot, l *layout) error) error {
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -285,40 +302,50 @@ func (t *Table) read(ctx context.Context, f func(s *engine.Snapshot, l *layout) 
 		if err != nil {
 			return err
 		}
-		replaced := false
-		err = t.db.Read(func(s *engine.Snapshot) error {
-			found, err := f(s, l)
-			if found || err != nil {
-				return err
+		same := false
+		err = t.db.Read(ctx, func(s *engine.Snapshot) (err error) {
+			if same, err = l.describes(s); same && err == nil {
+				err = f(s, l)
 			}
-			replaced, err = t.replacedIn(s, l)
 			return err
 		})
-		if err != nil || !replaced {
+		if err != nil || same {
 			return err
 		}
 		runtime.Gosched() // Chai is about to make the new catalog known
 	}
 }
 
-// replacedIn reports whether the table in s is not the one in l. Chai makes the rows
-// of a transaction visible a moment before its changes to the catalog.
-func (t *Table) replacedIn(s *engine.Snapshot, l *layout) (bool, error) {
-	if t.db.Quiet() && any(t.handle.DB.Catalog()) == l.catalog {
-		return false, nil // no transaction that could have replaced it is open
+// describes reports whether l has the tables and the index that s has under their
+// names. Chai makes the rows of a transaction visible a moment before its changes to
+// the catalog.
+func (l *layout) describes(s *engine.Snapshot) (bool, error) {
+	catalog, ok := s.Catalog()
+	if ok && l.isOf(catalog) {
+		return true, nil
 	}
-	row, err := s.Get(appendKey(nil, catalogNamespace, t.Name))
-	if err != nil || row == nil {
-		return err == nil, err
+	for _, r := range l.relations() {
+		row, err := s.Get(appendKey(nil, catalogNamespace, r.name))
+		if row == nil || err != nil {
+			return false, err
+		}
+		if namespace, err := decodeCatalogRow(row); namespace != r.namespace || err != nil {
+			return false, err
+		}
 	}
-	namespace, err := decodeCatalogRow(row)
-	return namespace != l.sessions.namespace, err
+	if ok {
+		l.described.Store(catalog + 1)
+	}
+	return true, nil
 }
+
+// isOf reports whether l is known to describe the catalog with the given number.
+func (l *layout) isOf(catalog uint64) bool { return l.described.Load() == catalog+1 }
 
 // write runs op in a turn, with the layout that the table has then. size is the
 // approximate number of bytes that op writes to the table.
 func (t *Table) write(ctx context.Context, size int, op func(b *engine.Batch, l *layout) error) error {
-	if err := t.Check(); err != nil {
+	if _, err := t.layout(); err != nil {
 		return err
 	}
 	return t.db.Write(ctx, size, func(b *engine.Batch) error {
@@ -326,6 +353,7 @@ func (t *Table) write(ctx context.Context, size int, op func(b *engine.Batch, l 
 		if err != nil {
 			return err
 		}
+		l.described.Store(t.db.Catalog() + 1) // nobody changes the catalog in this turn
 		return op(b, l)
 	})
 }

@@ -1,0 +1,406 @@
+// Everything that reaches into Chai and Pebble past their exported API.
+
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/chaisql/chai"
+	"github.com/cockroachdb/pebble"
+	"github.com/cockroachdb/pebble/vfs"
+)
+
+// Chai and Pebble don't export what this file uses, so it reads and sets their fields
+// by their places in memory. Each field is looked up once, by its name and its type.
+//
+// If a field of required is not as expected, no database can be used: its calls return
+// errUnknownEngine. If another field is not, its feature is off: without observing, there
+// is no cache, and each read looks for undo notes and at the catalog; without closing,
+// Close of a database can hang after a failure.
+var known = lookUp(reflect.TypeFor[chai.DB](), reflect.TypeFor[pebble.DB](), reflect.TypeFor[pebble.Snapshot]())
+
+var errUnknownEngine = errors.New("this program has another version of Chai or Pebble than chaistore knows: require github.com/chaisql/chai v0.16.1 and github.com/cockroachdb/pebble v1.1.5")
+
+type fields struct {
+	required, observing, closing bool
+
+	writeLock uintptr // sync.Mutex in database.Database
+	shared    uintptr // *kv.snapshot in kv.SnapshotSession
+	snapshot  uintptr // *pebble.Snapshot in kv.snapshot
+	opts      uintptr // *pebble.Options in pebble.DB
+	mu        uintptr // sync.Mutex in pebble.DB
+
+	sequence  uintptr // uint64 in pebble.Snapshot
+	pipeline  uintptr // *pebble.commitPipeline in pebble.DB
+	commitMu  uintptr // sync.Mutex in pebble.commitPipeline
+	logSeqNum uintptr // *atomic.Uint64 in pebble.commitPipeline
+	write     uintptr // writeFunc in pebble.commitPipeline
+
+	closed     uintptr // chan struct{} in pebble.DB
+	flushing   uintptr // bool in pebble.DB
+	compacting uintptr // int in pebble.DB
+	inProgress uintptr // a map in pebble.DB, of type jobs
+	jobs       reflect.Type
+	done       uintptr // sync.Cond in pebble.DB
+	logWriter  uintptr // *record.LogWriter in pebble.DB
+	blocks     uintptr // a slice in record.LogWriter
+}
+
+// A writeFunc is the function of Pebble's commit pipeline that writes a batch to the
+// log, and returns the memory table for it, whose type can't be named here.
+type writeFunc func(b *pebble.Batch, synced *sync.WaitGroup, err *error) (unsafe.Pointer, error)
+
+func lookUp(handle, db, snapshot reflect.Type) (f fields) {
+	ok := true
+	// place returns where the field at the end of a path of embedded structs is.
+	place := func(t reflect.Type, path, typ string) (offset uintptr, _ reflect.Type) {
+		for name := range strings.SplitSeq(path, ".") {
+			if t.Kind() != reflect.Struct {
+				ok = false
+				return 0, t
+			}
+			field, found := t.FieldByName(name)
+			if !found || len(field.Index) != 1 {
+				ok = false
+				return 0, t
+			}
+			offset, t = offset+field.Offset, field.Type
+		}
+		ok = ok && t.String() == typ
+		return offset, t
+	}
+	elem := func(t reflect.Type) reflect.Type {
+		if t.Kind() != reflect.Pointer {
+			return t
+		}
+		return t.Elem()
+	}
+
+	_, database := place(handle, "DB", "*database.Database")
+	f.writeLock, _ = place(elem(database), "writetxmu", "sync.Mutex")
+	_, store := place(elem(database), "Store", "*kv.Store")
+	if method, found := store.MethodByName("NewSnapshotSession"); found {
+		var t reflect.Type
+		f.shared, t = place(elem(method.Type.Out(0)), "Snapshot", "*kv.snapshot")
+		f.snapshot, _ = place(elem(t), "snapshot", "*pebble.Snapshot")
+	} else {
+		ok = false
+	}
+	f.opts, _ = place(db, "opts", "*pebble.Options")
+	f.mu, _ = place(db, "mu.Mutex", "sync.Mutex")
+	f.required = ok
+
+	f.sequence, _ = place(snapshot, "seqNum", "uint64")
+	var t reflect.Type
+	f.pipeline, t = place(db, "commit", "*pebble.commitPipeline")
+	t = elem(t)
+	f.commitMu, _ = place(t, "mu", "sync.Mutex")
+	f.logSeqNum, _ = place(t, "env.logSeqNum", "*atomic.Uint64")
+	f.write, _ = place(t, "env.write", "func(*pebble.Batch, *sync.WaitGroup, *error) (*pebble.memTable, error)")
+	f.observing = ok
+
+	f.closed, _ = place(db, "closedCh", "chan struct {}")
+	f.flushing, _ = place(db, "mu.compact.flushing", "bool")
+	f.compacting, _ = place(db, "mu.compact.compactingCount", "int")
+	f.inProgress, f.jobs = place(db, "mu.compact.inProgress", "map[*pebble.compaction]struct {}")
+	f.done, _ = place(db, "mu.compact.cond", "sync.Cond")
+	f.logWriter, t = place(db, "mu.log.LogWriter", "*record.LogWriter")
+	f.blocks, _ = place(elem(t), "free.blocks", "[]*record.block")
+	f.closing = ok
+	return f
+}
+
+// at returns the field at the given place of a struct.
+func at[Field, Struct any](s *Struct, place uintptr) *Field {
+	return (*Field)(unsafe.Add(unsafe.Pointer(s), place))
+}
+
+// writeLock returns the lock that a transaction of Chai holds while it writes.
+//
+// Only such a transaction exports a reference to the lock, and beginning one just for
+// that could deadlock the application: BeginTx would wait for an open transaction,
+// while holding a lock that this one needs to commit.
+func writeLock(db *chai.DB) *sync.Mutex {
+	if !known.required {
+		return new(sync.Mutex)
+	}
+	return at[sync.Mutex](db.DB, known.writeLock)
+}
+
+// snapshotOf returns the snapshot of a reading session of Chai, and its sequence
+// number, or 0 if numbers are not known.
+func snapshotOf[Session any](session *Session) (*pebble.Snapshot, uint64) {
+	shared := *at[*byte](session, known.shared)
+	snapshot := *at[*pebble.Snapshot](shared, known.snapshot)
+	if !known.observing {
+		return snapshot, 0
+	}
+	return snapshot, *at[uint64](snapshot, known.sequence)
+}
+
+func options(db *pebble.DB) *pebble.Options { return *at[*pebble.Options](db, known.opts) }
+
+// Chai tells Pebble how to separate the keys of two adjacent blocks in a file
+// (Separator in its internal/encoding). If these are two versions of the same key,
+// both of which Pebble keeps while a snapshot is open, Chai returns the end of the
+// key without the namespace. That is greater than all keys that follow, so the file's
+// index leads to the wrong block: rows behind it are not found until the file is
+// merged with another one.
+//
+// A key itself separates it from any greater one, and Pebble uses it where Chai's
+// separator is longer, as for most keys. Chai has one comparer for all databases.
+func init() {
+	setSeparator(defaultComparer, func(dst, a, _ []byte) []byte { return append(dst, a...) })
+}
+
+//go:linkname defaultComparer github.com/chaisql/chai/internal/kv.DefaultComparer
+var defaultComparer *pebble.Comparer
+
+// setSeparator sets a function that a database may be using already, if the init of
+// another package has opened one. Its goroutines use either function: the field is one
+// word. So the race detector does not look at it.
+//
+//go:norace
+func setSeparator(c *pebble.Comparer, separator pebble.Separator) { c.Separator = separator }
+
+// A watcher hears of what Pebble fails to do. Pebble refers to it. It must not be
+// referred to by anything that outlives the database.
+type watcher struct {
+	pebble.Logger
+	db        *pebble.DB
+	writeLock *sync.Mutex // Chai's
+	*shared
+	write   writeFunc             // Pebble's own
+	rotated error                 // why the log could not be rotated; commitMu protects it
+	failure atomic.Pointer[error] // why nothing can be written any more
+}
+
+// watch makes a database report its failures to s, and show it each batch.
+func watch(db *chai.DB, s *shared) {
+	if !known.required {
+		_ = s.failures.failAll(errUnknownEngine)
+		return
+	}
+	o := options(db.DB.Store.DB())
+	(&watcher{Logger: o.Logger, db: db.DB.Store.DB(), writeLock: writeLock(db), shared: s}).listen(o)
+}
+
+// listen sets the options of an open database. Goroutines of Pebble may read them
+// meanwhile: they get the former or the new function, since each is one word. The
+// logger is two words, but they only copy it, and call it after a failure. So the race
+// detector does not look at it.
+//
+//go:norace
+func (w *watcher) listen(o *pebble.Options) {
+	o.FS = logFS{o.FS}
+	o.EventListener.WALCreated = w.walCreated
+	o.EventListener.FlushEnd = w.flushEnd
+	o.EventListener.CompactionEnd = w.compactionEnd
+	o.Logger = w
+}
+
+// Pebble passes errors after which it must not go on to its logger, which is to end
+// the process. Chai's logger does nothing, and so Pebble goes on: it acknowledges
+// what it could not write to its log, and after an error while it writes its list of
+// files (MANIFEST) it deletes files that are in the list, so that the database can't
+// be opened any more.
+//
+// Fatalf ends writing. A commit that failed panics in the goroutine of its caller, who
+// would otherwise be told that it succeeded. A goroutine that could not write the list
+// goes no further. After other errors, Pebble returns an error itself.
+func (w *watcher) Fatalf(format string, args ...any) {
+	message := fmt.Sprintf(format, args...)
+	err := errors.New(message)
+	for _, arg := range args {
+		if cause, ok := arg.(error); ok {
+			err = fmt.Errorf("%s%w", strings.TrimSuffix(message, cause.Error()), cause)
+		}
+	}
+	err = w.fail(err)
+	switch {
+	case strings.HasPrefix(message, "MANIFEST"):
+		w.park()
+	case strings.HasPrefix(message, "pebble: fatal commit error"):
+		calls := callers()
+		if calls("internal/database.(*Database).closeDatabase") {
+			return // to close Pebble, too
+		}
+		// Chai does not unlock its write lock when these panic, and nobody else can.
+		if calls("internal/database.(*Transaction).Rollback") || calls("internal/query/statement.(*Result).Close") {
+			w.writeLock.Unlock()
+		}
+		panic(commitFailure{err})
+	}
+}
+
+// fail ends writing, and returns the first reason.
+func (w *watcher) fail(err error) error {
+	err = w.failures.failWrites(err)
+	w.failure.CompareAndSwap(nil, &err)
+	return *w.failure.Load()
+}
+
+// A commitFailure is what Pebble panics with, in the goroutine of a caller, when a
+// commit fails. No lock of Pebble is locked.
+type commitFailure struct{ error }
+
+func (f commitFailure) Unwrap() error { return f.error }
+
+// callers returns a function that reports whether a function of Chai with the given
+// name is one of the callers.
+func callers() (calls func(name string) bool) {
+	counters := make([]uintptr, 64)
+	frames := runtime.CallersFrames(counters[:runtime.Callers(2, counters)])
+	names := make(map[string]bool)
+	for more := true; more; {
+		var frame runtime.Frame
+		frame, more = frames.Next()
+		names[frame.Function] = true
+	}
+	return func(name string) bool { return names["github.com/chaisql/chai/"+name] }
+}
+
+// park stops the goroutine that could not write the list of files. It has Pebble's
+// mutex, and the right to write the list, which it keeps: so nobody writes it again.
+// Nothing is flushed or merged any more. Writers that wait for that go on, since what
+// they write is in the log.
+//
+// When the database is closed, Close waits for the goroutine, which then ends, unless
+// others would go on.
+func (w *watcher) park() {
+	if !known.closing {
+		runtime.Goexit() // Close waits for ever
+	}
+	o := options(w.db)
+	o.MemTableStopWritesThreshold, o.L0StopWritesThreshold = 1<<30, 1<<30
+	mu, done := at[sync.Mutex](w.db, known.mu), at[sync.Cond](w.db, known.done)
+	done.Broadcast()
+	mu.Unlock()
+	<-*at[chan struct{}](w.db, known.closed)
+	mu.Lock()
+	jobs := reflect.NewAt(known.jobs, unsafe.Pointer(at[byte](w.db, known.inProgress))).Elem()
+	if jobs.Len() > 1 {
+		mu.Unlock()
+		select {}
+	}
+	*at[bool](w.db, known.flushing), *at[int](w.db, known.compacting) = false, 0
+	done.Broadcast()
+	runtime.Goexit() // unlocks the mutex
+}
+
+// flushEnd and compactionEnd are called with Pebble's mutex locked when files were
+// written or merged. After a failure Pebble tries again at once; they make it wait.
+func (w *watcher) flushEnd(info pebble.FlushInfo) {
+	w.backoff(&w.background.flush, info.Err)
+}
+
+func (w *watcher) compactionEnd(info pebble.CompactionInfo) {
+	w.backoff(&w.background.merge, info.Err)
+}
+
+func (w *watcher) backoff(job *job, err error) {
+	if err != nil && (err.Error() == "pebble: empty table" || errors.Is(err, pebble.ErrCancelledCompaction)) {
+		err = nil
+	}
+	wait := w.background.ended(job, err)
+	if err == nil || !known.closing {
+		return
+	}
+	mu := at[sync.Mutex](w.db, known.mu)
+	mu.Unlock()
+	defer mu.Lock()
+	select {
+	case <-time.After(wait):
+	case <-*at[chan struct{}](w.db, known.closed):
+	}
+}
+
+func (w *watcher) walCreated(info pebble.WALCreateInfo) { w.rotated = info.Err }
+
+// A logFS makes Pebble wait for a free file descriptor when it begins a new log. It
+// would panic, with its locks locked, although nothing is lost yet.
+type logFS struct{ vfs.FS }
+
+func (fs logFS) Create(name string) (vfs.File, error) {
+	for {
+		f, err := fs.FS.Create(name)
+		if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) {
+			return f, err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (fs logFS) ReuseForWrite(oldname, newname string) (vfs.File, error) {
+	f, err := fs.FS.ReuseForWrite(oldname, newname)
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		return fs.Create(newname) // it may have been renamed
+	}
+	return f, err
+}
+
+// observe puts w.writeBatch before Pebble's own function, so that the cache sees each
+// batch from then on. It does nothing if that is done already, or if a batch is being
+// written just now.
+func (db *DB) observe() {
+	if db.cache.observing.Load() || !known.observing {
+		return
+	}
+	w, ok := options(db.pebble()).Logger.(*watcher)
+	if !ok {
+		return
+	}
+	pipeline := *at[*byte](w.db, known.pipeline)
+	mu := at[sync.Mutex](pipeline, known.commitMu)
+	if !mu.TryLock() {
+		return
+	}
+	defer mu.Unlock()
+	if w.write != nil {
+		return
+	}
+	db.cache.start((*at[*atomic.Uint64](pipeline, known.logSeqNum)).Load())
+	field := at[writeFunc](pipeline, known.write)
+	w.write, *field = *field, w.writeBatch
+	db.cache.observing.Store(true)
+}
+
+// writeBatch shows a batch to the cache, and writes it to the log. It is called with
+// commitMu locked, when b has its sequence numbers, and before anybody can see it. It
+// refuses b after a failure, and returns an error where Pebble panics with its locks
+// locked.
+func (w *watcher) writeBatch(b *pebble.Batch, synced *sync.WaitGroup, syncErr *error) (table unsafe.Pointer, err error) {
+	if failure := w.failure.Load(); failure != nil {
+		return nil, *failure
+	}
+	defer func() {
+		r := recover()
+		if r == nil {
+			return
+		}
+		if err, _ = r.(error); err == nil {
+			err = fmt.Errorf("%v", r)
+		}
+		err = w.fail(fmt.Errorf("write to the log: %w", err))
+		if w.rotated == nil {
+			return
+		}
+		if known.closing {
+			// The log is closed. Close closes it again, and would free its blocks twice.
+			log := *at[*byte](w.db, known.logWriter)
+			*at[[]*byte](log, known.blocks) = nil
+		}
+		at[sync.Mutex](w.db, known.mu).Unlock()
+	}()
+	w.cache.observe(b)
+	return w.write(b, synced, syncErr)
+}

@@ -59,6 +59,8 @@ func runChild() {
 		ownersCrashChild(dir)
 	case "full disk":
 		fullDiskChild(dir)
+	case "fault":
+		faultChild(dir)
 	}
 }
 

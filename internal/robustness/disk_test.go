@@ -1,0 +1,296 @@
+package robustness
+
+import (
+	"cmp"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/vfs"
+)
+
+// A disk is a file system in memory on which operations can fail, and which can lose
+// its power. Pebble reads from and writes to one copy of the files. The other copy
+// has only what was synced: the bytes of files, and the entries of directories.
+type disk struct {
+	vfs.FS             // the copy that Pebble works on
+	synced *vfs.MemFS  // the copy that a loss of power leaves; its entries are those of strict mode
+	fault  *fault      // nil on a disk that works
+	files  []*diskFile // all that were opened for writing
+
+	// mu is held for reading during each change, and while files is read, and for
+	// writing when nothing may change.
+	mu   sync.RWMutex
+	add  sync.Mutex // protects files from other appends
+	off  bool       // after cut: synced does not change any more
+	halt bool       // after stop: operations that change something don't return
+}
+
+// newDisk returns an empty disk with a directory.
+func newDisk(dir string) *disk {
+	d := &disk{FS: vfs.NewMem(), synced: vfs.NewStrictMem()}
+	for _, fs := range []*vfs.MemFS{d.FS.(*vfs.MemFS), d.synced} {
+		must(fs.MkdirAll(dir, 0o700))
+		for parent := dir; ; parent = fs.PathDir(parent) {
+			f, err := fs.OpenDir(parent)
+			must(err)
+			must(f.Sync())
+			if parent == fs.PathDir(parent) {
+				break
+			}
+		}
+	}
+	return d
+}
+
+// A fault makes operations of one kind fail on files of one kind.
+type fault struct {
+	op, file string // "write", "sync" or "create", on files whose names have this part
+	err      error
+	after    int           // operations that succeed first
+	times    int           // operations that fail then
+	lasts    time.Duration // if not 0, all operations in this time fail
+
+	mu     sync.Mutex
+	struck time.Time // when the first operation failed
+}
+
+// hits returns the error for an operation, or nil if it may go on.
+func (f *fault) hits(op, name string) error {
+	if f == nil || op != f.op || !strings.Contains(path.Base(name), f.file) || !f.hitsNext() {
+		return nil
+	}
+	time.Sleep(time.Millisecond) // Pebble tries some operations again at once
+	return f.err
+}
+
+func (f *fault) hitsNext() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.after > 0 {
+		f.after--
+		return false
+	}
+	if f.struck.IsZero() {
+		f.struck = time.Now()
+	}
+	if f.lasts != 0 {
+		return time.Since(f.struck) < f.lasts
+	}
+	f.times--
+	return f.times >= 0
+}
+
+// hasStruck reports whether an operation has failed.
+func (f *fault) hasStruck() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.struck.IsZero()
+}
+
+// change runs the two halves of a change, and the second one only while there is
+// power.
+func (d *disk) change(working, synced func() error) error {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.halt {
+		d.mu.RUnlock()
+		select {}
+	}
+	if err := working(); err != nil || d.off {
+		return err
+	}
+	return synced()
+}
+
+// stop lets nothing change any more, so that an engine that tries something over and
+// over again ends.
+func (d *disk) stop() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.halt = true
+}
+
+// What a cut leaves of what was not synced.
+const (
+	keepNothing = iota
+	keepParts   // the beginning of each file's bytes, but no entries of directories
+	keepAll     // as when the process is killed
+)
+
+// cut returns the files that are left after a loss of power. Pebble can go on working
+// on d, but that does not change them.
+func (d *disk) cut(keep int) *vfs.MemFS {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.off = true
+	for _, f := range d.files {
+		f.mu.Lock()
+		n := 0
+		switch {
+		case keep == keepAll:
+			n = len(f.unsynced)
+		case keep == keepParts && !f.lost:
+			n = rand.IntN(len(f.unsynced) + 1)
+		}
+		_, err := f.synced.Write(f.unsynced[:n])
+		must(err)
+		must(f.synced.Sync())
+		f.mu.Unlock()
+	}
+	if keep != keepAll {
+		d.synced.ResetToSyncedState()
+	}
+	return d.synced
+}
+
+// A diskFile is a file that is open for writing, or a directory.
+type diskFile struct {
+	vfs.File
+	disk   *disk
+	name   string // "directory" for directories
+	synced vfs.File
+
+	mu       sync.Mutex
+	unsynced []byte // written since the last sync
+	lost     bool   // a sync has failed
+}
+
+func (d *disk) Create(name string) (vfs.File, error) {
+	if err := d.fault.hits("create", name); err != nil {
+		return nil, err
+	}
+	return d.open(name,
+		func() (vfs.File, error) { return d.FS.Create(name) },
+		func() (vfs.File, error) { return d.synced.Create(name) })
+}
+
+// ReuseForWrite renames a file before it can fail to open it, as on a real disk.
+func (d *disk) ReuseForWrite(oldname, newname string) (vfs.File, error) {
+	if err := d.fault.hits("create", newname); err != nil {
+		return nil, cmp.Or(d.Rename(oldname, newname), err)
+	}
+	return d.open(newname,
+		func() (vfs.File, error) { return d.FS.ReuseForWrite(oldname, newname) },
+		func() (vfs.File, error) { return d.synced.ReuseForWrite(oldname, newname) })
+}
+
+func (d *disk) OpenDir(name string) (vfs.File, error) {
+	return d.open("directory",
+		func() (vfs.File, error) { return d.FS.OpenDir(name) },
+		func() (vfs.File, error) { return d.synced.OpenDir(name) })
+}
+
+func (d *disk) open(name string, working, synced func() (vfs.File, error)) (vfs.File, error) {
+	f := &diskFile{disk: d, name: name}
+	err := d.change(
+		func() (err error) { f.File, err = working(); return err },
+		func() (err error) {
+			if f.synced, err = synced(); err == nil && name != "directory" {
+				d.add.Lock()
+				d.files = append(d.files, f)
+				d.add.Unlock()
+			}
+			return err
+		})
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+func (d *disk) Link(oldname, newname string) error {
+	return d.change(
+		func() error { return d.FS.Link(oldname, newname) },
+		func() error { return d.synced.Link(oldname, newname) })
+}
+
+func (d *disk) Remove(name string) error {
+	return d.change(
+		func() error { return d.FS.Remove(name) },
+		func() error { return d.synced.Remove(name) })
+}
+
+func (d *disk) RemoveAll(name string) error {
+	return d.change(
+		func() error { return d.FS.RemoveAll(name) },
+		func() error { return d.synced.RemoveAll(name) })
+}
+
+func (d *disk) Rename(oldname, newname string) error {
+	return d.change(
+		func() error { return d.FS.Rename(oldname, newname) },
+		func() error { return d.synced.Rename(oldname, newname) })
+}
+
+func (d *disk) MkdirAll(name string, perm os.FileMode) error {
+	return d.change(
+		func() error { return d.FS.MkdirAll(name, perm) },
+		func() error { return d.synced.MkdirAll(name, perm) })
+}
+
+// Lock also makes an entry, but a loss of power frees the lock.
+func (d *disk) Lock(name string) (io.Closer, error) {
+	lock, err := d.FS.Lock(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := d.synced.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	return lock, f.Close()
+}
+
+// Write writes a part of p when it fails.
+func (f *diskFile) Write(p []byte) (int, error) {
+	fails := f.disk.fault.hits("write", f.name)
+	if fails != nil && len(p) > 0 {
+		p = p[:rand.IntN(len(p))]
+	}
+	err := f.disk.change(
+		func() error { _, err := f.File.Write(p); return err },
+		func() error {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.unsynced = append(f.unsynced, p...)
+			return nil
+		})
+	return len(p), cmp.Or(err, fails)
+}
+
+// Sync fails once, and does nothing after that, as on Linux: what could not be
+// written is taken for written.
+func (f *diskFile) Sync() error {
+	fails := f.disk.fault.hits("sync", f.name)
+	if f.name == "directory" {
+		if fails != nil {
+			return fails
+		}
+		return f.disk.change(f.File.Sync, func() error { return f.synced.Sync() })
+	}
+	err := f.disk.change(f.File.Sync, func() error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.lost = f.lost || fails != nil; f.lost {
+			return nil
+		}
+		_, err := f.synced.Write(f.unsynced)
+		f.unsynced = f.unsynced[:0]
+		return err
+	})
+	return cmp.Or(err, fails)
+}
+
+func (f *diskFile) SyncData() error            { return f.Sync() }
+func (f *diskFile) SyncTo(int64) (bool, error) { return false, nil }
+
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}

@@ -50,6 +50,7 @@ type fields struct {
 	compacting uintptr // int in pebble.DB
 	inProgress uintptr // a map in pebble.DB, of type jobs
 	jobs       reflect.Type
+	cancel     uintptr // atomic.Bool in pebble.compaction
 	done       uintptr // sync.Cond in pebble.DB
 	logWriter  uintptr // *record.LogWriter in pebble.DB
 	blocks     uintptr // a slice in record.LogWriter
@@ -112,6 +113,9 @@ func lookUp(handle, db, snapshot reflect.Type) (f fields) {
 	f.flushing, _ = place(db, "mu.compact.flushing", "bool")
 	f.compacting, _ = place(db, "mu.compact.compactingCount", "int")
 	f.inProgress, f.jobs = place(db, "mu.compact.inProgress", "map[*pebble.compaction]struct {}")
+	if f.jobs.Kind() == reflect.Map {
+		f.cancel, _ = place(elem(f.jobs.Key()), "cancel", "atomic.Bool")
+	}
 	f.done, _ = place(db, "mu.compact.cond", "sync.Cond")
 	f.logWriter, t = place(db, "mu.log.LogWriter", "*record.LogWriter")
 	f.blocks, _ = place(elem(t), "free.blocks", "[]*record.block")
@@ -182,6 +186,7 @@ type watcher struct {
 	write   writeFunc             // Pebble's own
 	rotated error                 // why the log could not be rotated; commitMu protects it
 	failure atomic.Pointer[error] // why nothing can be written any more
+	dead    int                   // jobs ended by endJob; Pebble's mutex protects it
 }
 
 // watch makes a database report its failures to s, and show it each batch.
@@ -228,7 +233,7 @@ func (w *watcher) Fatalf(format string, args ...any) {
 	err = w.fail(err)
 	switch {
 	case strings.HasPrefix(message, "MANIFEST"):
-		w.park()
+		w.endJob()
 	case strings.HasPrefix(message, "pebble: fatal commit error"):
 		calls := callers()
 		if calls("internal/database.(*Database).closeDatabase") {
@@ -269,32 +274,45 @@ func callers() (calls func(name string) bool) {
 	return func(name string) bool { return names["github.com/chaisql/chai/"+name] }
 }
 
-// park stops the goroutine that could not write the list of files. It has Pebble's
-// mutex, and the right to write the list, which it keeps: so nobody writes it again.
-// Nothing is flushed or merged any more. Writers that wait for that go on, since what
-// they write is in the log.
-//
-// When the database is closed, Close waits for the goroutine, which then ends, unless
-// others would go on.
-func (w *watcher) park() {
+// endJob ends the goroutine that could not write the list of files. It has Pebble's
+// mutex, and the right to write the list, which Goexit gives back. Nothing is flushed
+// or merged any more: a merge that is running is canceled, since it must not write the
+// list after a change that is neither in it nor surely not. Writers that wait for a
+// flush go on, since what they write is in the log.
+func (w *watcher) endJob() {
 	if !known.closing {
-		runtime.Goexit() // Close waits for ever
+		runtime.Goexit() // Close waits for the job for ever
 	}
 	o := options(w.db)
 	o.MemTableStopWritesThreshold, o.L0StopWritesThreshold = 1<<30, 1<<30
-	mu, done := at[sync.Mutex](w.db, known.mu), at[sync.Cond](w.db, known.done)
-	done.Broadcast()
-	mu.Unlock()
+	*at[bool](w.db, known.flushing), *at[int](w.db, known.compacting) = true, 1<<30
+	for _, job := range w.jobs() {
+		at[atomic.Bool]((*byte)(job.UnsafePointer()), known.cancel).Store(true)
+	}
+	at[sync.Cond](w.db, known.done).Broadcast()
+	if w.dead++; w.dead == 1 {
+		go w.letClose()
+	}
+	runtime.Goexit()
+}
+
+// jobs returns the flushes and merges that have not ended.
+func (w *watcher) jobs() []reflect.Value {
+	return reflect.NewAt(known.jobs, unsafe.Pointer(at[byte](w.db, known.inProgress))).Elem().MapKeys()
+}
+
+// letClose waits until the database is closed, and lets Close go on once all jobs have
+// ended but those that never will.
+func (w *watcher) letClose() {
 	<-*at[chan struct{}](w.db, known.closed)
+	mu, done := at[sync.Mutex](w.db, known.mu), at[sync.Cond](w.db, known.done)
 	mu.Lock()
-	jobs := reflect.NewAt(known.jobs, unsafe.Pointer(at[byte](w.db, known.inProgress))).Elem()
-	if jobs.Len() > 1 {
-		mu.Unlock()
-		select {}
+	defer mu.Unlock()
+	for len(w.jobs()) > w.dead {
+		done.Wait()
 	}
 	*at[bool](w.db, known.flushing), *at[int](w.db, known.compacting) = false, 0
 	done.Broadcast()
-	runtime.Goexit() // unlocks the mutex
 }
 
 // flushEnd and compactionEnd are called with Pebble's mutex locked when files were

@@ -119,7 +119,8 @@ type Config struct {
 	// bytes fails with [ErrOwnerTooLong]. Default: nil, no owners.
 	Owner func(data []byte) string
 
-	// Logger gets an error for each failed sweep and whenever writing hangs, and a
+	// Logger gets an error for each failed sweep, whenever writing hangs, and, at most
+	// once a minute, while the database can't write its files in the background, and a
 	// line for each sweep at debug level. It never gets tokens or data. Default:
 	// slog.Default(), looked up for each line.
 	Logger *slog.Logger

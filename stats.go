@@ -31,6 +31,12 @@ type Stats struct {
 	WriteError string
 	// WritesHang reports whether WriteError may go away by itself.
 	WritesHang bool
+
+	// BackgroundError is why the database can't write or merge its files in the
+	// background, or "" if it can. It tries again by itself, at least every 5 seconds.
+	// Commits are on disk all the same, in the log, which grows meanwhile. The usual
+	// reason is a disk that is nearly full.
+	BackgroundError string
 }
 
 // Stats returns the store's counters and state. It costs as much as a few atomic
@@ -48,6 +54,8 @@ func (s *ChaiStore) Stats() Stats {
 		LastSweepError: errorText(t.LastSweepErr),
 		WriteError:     errorText(t.WriteErr),
 		WritesHang:     errors.Is(t.WriteErr, engine.ErrHangs),
+
+		BackgroundError: errorText(t.BackgroundErr),
 	}
 }
 

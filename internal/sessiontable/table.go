@@ -150,6 +150,7 @@ type Stats struct {
 	LastSweepErr     error
 	Fsyncs           uint64 // of all tables in the database
 	WriteErr         error  // what a write would return now
+	BackgroundErr    error  // why the engine can't write its files in the background
 }
 
 // Stats returns the counters of the table since it was made, and the state of its
@@ -163,6 +164,8 @@ func (t *Table) Stats() Stats {
 		Swept:     t.counts.swept.Load(),
 		Fsyncs:    t.db.Fsyncs(),
 		WriteErr:  t.db.WriteError(),
+
+		BackgroundErr: t.db.BackgroundError(),
 	}
 	if last := t.counts.lastSweep.Load(); last != nil {
 		stats.LastSweep, stats.LastSweepErr = last.at, last.err

@@ -44,6 +44,7 @@ type fields struct {
 	commitMu  uintptr // sync.Mutex in pebble.commitPipeline
 	logSeqNum uintptr // *atomic.Uint64 in pebble.commitPipeline
 	write     uintptr // writeFunc in pebble.commitPipeline
+	isClosed  uintptr // *atomic.Value in pebble.DB
 
 	closed     uintptr // chan struct{} in pebble.DB
 	flushing   uintptr // bool in pebble.DB
@@ -107,6 +108,7 @@ func lookUp(handle, db, snapshot reflect.Type) (f fields) {
 	f.commitMu, _ = place(t, "mu", "sync.Mutex")
 	f.logSeqNum, _ = place(t, "env.logSeqNum", "*atomic.Uint64")
 	f.write, _ = place(t, "env.write", "func(*pebble.Batch, *sync.WaitGroup, *error) (*pebble.memTable, error)")
+	f.isClosed, _ = place(db, "closed", "*atomic.Value")
 	f.observing = ok
 
 	f.closed, _ = place(db, "closedCh", "chan struct {}")

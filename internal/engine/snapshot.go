@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble"
 )
@@ -250,8 +251,15 @@ func (db *DB) Cached(key []byte) []byte {
 
 // panicIfClosed panics if the database is closed. NewSnapshotSession and
 // NewBatchSession panic, too, but with a lock of Chai held, which the next call would
-// wait for. For an empty batch, Pebble checks that it is open, and does nothing else.
+// wait for. For an empty batch, Pebble checks that it is open, and does nothing else;
+// looking at what it checks takes a third of a find in memory less.
 func (db *DB) panicIfClosed() {
+	if known.observing {
+		if closed := (*at[*atomic.Value](db.pebble(), known.isClosed)).Load(); closed != nil {
+			panic(closed)
+		}
+		return
+	}
 	empty := db.pebble().NewBatch()
 	_ = empty.Commit(nil)
 	_ = empty.Close()

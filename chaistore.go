@@ -47,7 +47,7 @@ var (
 const (
 	defaultTableName       = "sessions"
 	defaultCleanupInterval = 5 * time.Minute
-	defaultCacheSize       = 16 << 20
+	defaultCacheSize       = 64 << 20
 )
 
 // ErrTokenTooLong is returned when committing a session whose token is longer than

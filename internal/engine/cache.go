@@ -56,14 +56,13 @@ const (
 	blobType     = 103
 )
 
-// GrowCache raises the limit of the cache of db to the given number of bytes, if it
-// is lower. At first, the limit is 0.
+// GrowCache raises the limit of the cache to the given number of bytes, if it is lower.
+// At first, the limit is 0.
 func (db *DB) GrowCache(bytes int64) {
+	db.growing.Lock()
+	defer db.growing.Unlock()
 	c := &db.cache
-	limit := bytes / int64(len(c.shards))
-	for old := c.limit.Load(); old < limit && !c.limit.CompareAndSwap(old, limit); {
-		old = c.limit.Load()
-	}
+	c.limit.Store(max(c.limit.Load(), bytes/int64(len(c.shards))))
 }
 
 // observe marks what b changes.

@@ -68,6 +68,8 @@ type shared struct {
 	failures   failures
 	background background
 	cache      cache
+	growing    sync.Mutex
+	memory     int64 // the greatest budget so far; growing protects it
 	fsyncs     atomic.Uint64
 	values     sync.Map // for other packages
 }
@@ -87,7 +89,7 @@ func For(db *chai.DB, logger func() *slog.Logger) *DB {
 		hangLimit: HangLimit,
 		shared:    sharedBy(db),
 	}
-	e.background.logTo(logger)
+	e.background.logTo(e)
 	e.observe()
 	return e
 }

@@ -5,10 +5,10 @@ package engine
 
 import (
 	"fmt"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
+	"weak"
 )
 
 // failures records why the engine can't be called any more. The zero value records no
@@ -62,7 +62,7 @@ func load(failure *atomic.Pointer[error]) error {
 // that fails, all that is committed is in the log, which grows.
 type background struct {
 	mu           sync.Mutex
-	logger       func() *slog.Logger
+	db           weak.Pointer[DB] // whose logger is called
 	flush, merge job
 	logged       time.Time // the zero time before the first line
 }
@@ -81,12 +81,12 @@ const (
 // logEvery is the shortest time between two lines about failing jobs.
 const logEvery = time.Minute
 
-// logTo sets the logger, if there is none.
-func (b *background) logTo(logger func() *slog.Logger) {
+// logTo makes b use the logger of db, if that of another one is gone.
+func (b *background) logTo(db *DB) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.logger == nil {
-		b.logger = logger
+	if b.db.Value() == nil && db.logger != nil {
+		b.db = weak.Make(db)
 	}
 }
 
@@ -100,9 +100,9 @@ func (b *background) ended(j *job, err error) time.Duration {
 		return 0
 	}
 	j.wait = min(max(2*j.wait, minBackoff), maxBackoff)
-	if now := time.Now(); b.logger != nil && (b.logged.IsZero() || now.Sub(b.logged) >= logEvery) {
+	if now, db := time.Now(), b.db.Value(); db != nil && (b.logged.IsZero() || now.Sub(b.logged) >= logEvery) {
 		b.logged = now
-		go b.logger().Error("chaistore: the database can't write its files in the background; trying again", "error", err)
+		go db.logger().Error("chaistore: the database can't write its files in the background; trying again", "error", err)
 	}
 	return j.wait
 }

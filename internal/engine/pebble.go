@@ -55,6 +55,9 @@ type fields struct {
 	done       uintptr // sync.Cond in pebble.DB
 	logWriter  uintptr // *record.LogWriter in pebble.DB
 	blocks     uintptr // a slice in record.LogWriter
+
+	memory     bool
+	largeBatch uintptr // uint64 in pebble.DB
 }
 
 // A writeFunc is the function of Pebble's commit pipeline that writes a batch to the
@@ -122,6 +125,9 @@ func lookUp(handle, db, snapshot reflect.Type) (f fields) {
 	f.logWriter, t = place(db, "mu.log.LogWriter", "*record.LogWriter")
 	f.blocks, _ = place(elem(t), "free.blocks", "[]*record.block")
 	f.closing = ok
+
+	f.largeBatch, _ = place(db, "largeBatchThreshold", "uint64")
+	f.memory = ok
 	return f
 }
 
@@ -366,6 +372,45 @@ func (fs logFS) ReuseForWrite(oldname, newname string) (vfs.File, error) {
 		return fs.Create(newname) // it may have been renamed
 	}
 	return f, err
+}
+
+// Chai opens Pebble with memory tables of 4 MB, and a cache for blocks of files of 8 MB,
+// in which Pebble reserves what the memory tables take: nothing is left for blocks.
+const (
+	chaiMemTable = 4 << 20
+	chaiBlocks   = 8 << 20
+	maxMemTable  = 64 << 20
+)
+
+// UseMemory lets the engine take up to the given number of bytes for speed, if it was
+// less before: a quarter for copies of rows, three eighths for blocks of files, and
+// three eighths for the memory tables, of which up to three exist at a time. It takes
+// them when they are used: the first memory table has 256 KB, and each one twice the
+// size of the last. Close gives all back.
+func (db *DB) UseMemory(bytes int64) {
+	db.GrowCache(bytes / 4)
+	db.growing.Lock()
+	defer db.growing.Unlock()
+	if bytes <= db.memory || !known.memory || db.Usable() != nil {
+		return
+	}
+	tables := func(bytes int64) int64 { return min(bytes/8, maxMemTable) }
+	if tables(bytes) > chaiMemTable {
+		setMemTables(db.pebble(), uint64(tables(bytes)))
+	}
+	room := func(bytes int64) int64 { return max(bytes*3/8+3*tables(bytes), chaiBlocks) }
+	_ = options(db.pebble()).Cache.Reserve(int(room(db.memory) - room(bytes)))
+	db.memory = bytes
+}
+
+// setMemTables sets the size of the memory tables to come. Goroutines of Pebble use
+// the former or the new size, since each is one word. So the race detector does not
+// look at it.
+//
+//go:norace
+func setMemTables(db *pebble.DB, size uint64) {
+	options(db).MemTableSize = size
+	*at[uint64](db, known.largeBatch) = size / 2
 }
 
 // observe puts w.writeBatch before Pebble's own function, so that the cache sees each

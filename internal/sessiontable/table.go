@@ -37,7 +37,7 @@ const MaxKeyLen = 100
 // Options configure the Table that [New] returns.
 type Options struct {
 	Name          string        // has passed [CheckName]
-	CacheSize     int64         // minimum size in bytes of the database's cache
+	CacheSize     int64         // bytes of memory that the database may take for speed
 	RememberEnded time.Duration // how long [Table.Upsert] refuses deleted sessions
 
 	// OwnerOf returns the owner of the session with the given data. If it is not nil,
@@ -63,7 +63,7 @@ type Table struct {
 // New returns a table of db.
 func New(db *chai.DB, options Options) *Table {
 	t := &Table{Options: options, handle: db, db: engine.For(db, options.Logger)}
-	t.db.GrowCache(options.CacheSize)
+	t.db.UseMemory(options.CacheSize)
 	if options.RememberEnded > 0 {
 		t.ended = t.db.Shared(endedKey{t.Name}, newEnded()).(*ended)
 	}

@@ -1,0 +1,156 @@
+package engine
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// resident returns the memory of the process, Go's and C's, after a collection.
+func resident(t *testing.T) (bytes int64) {
+	t.Helper()
+	for range 3 { // finalizers and cleanups free more
+		debug.FreeOSMemory()
+		time.Sleep(time.Millisecond)
+	}
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Skip(err)
+	}
+	_, rss, _ := strings.Cut(string(status), "VmRSS:")
+	if _, err := fmt.Sscan(rss, &bytes); err != nil {
+		t.Fatal(err)
+	}
+	return bytes << 10
+}
+
+// A database takes memory when it needs it, up to its budget, and Close gives it back:
+// Go's heap, and the process, which does not grow with the second database. (C's
+// allocator keeps some memory for itself.)
+func TestMemoryKeepsItsBudget(t *testing.T) {
+	testdb.Watchdog(t, 2*time.Minute)
+	const budget, rows, size = 32 << 20, 12_000, 4096
+	var process []int64
+	for range 3 {
+		heap := testdb.HeapInUse()
+		engine, err := chai.Open(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		db := For(engine, discard)
+		db.UseMemory(budget)
+		if taken := testdb.HeapInUse() - heap; taken > budget/8 {
+			t.Errorf("a new database takes %d bytes, want much less than %d", taken, budget)
+		}
+		random := rand.NewChaCha8([32]byte{1})
+		var wg sync.WaitGroup
+		for i := range rows {
+			row := make([]byte, size)
+			random.Read(row)
+			wg.Go(func() {
+				write(t, db, func(b *Batch) error { b.Put(key(fmt.Sprintf("%010d", i)), row); return nil })
+			})
+			if i%256 == 255 {
+				wg.Wait()
+			}
+		}
+		wg.Wait()
+		for i := range rows {
+			key := key(fmt.Sprintf("%010d", i))
+			if err := db.Read(t.Context(), func(s *Snapshot) error { _, err := s.Find(key); return err }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		metrics := db.pebble().Metrics()
+		copies, blocks := int64(db.cache.bytes()), metrics.BlockCache.Size
+		tables := int64(metrics.MemTable.Size + metrics.MemTable.ZombieSize)
+		process = append(process, resident(t))
+		t.Logf("copies %d, blocks %d, memory tables %d, heap %d, process %d bytes",
+			copies, blocks, tables, testdb.HeapInUse()-heap, process[len(process)-1])
+		if got := copies + blocks + tables; got > budget {
+			t.Errorf("the database takes %d bytes, want at most %d", got, budget)
+		}
+		if copies < budget/5 || blocks < budget/8 {
+			t.Errorf("got %d bytes of copies and %d of blocks, want the budget used", copies, blocks)
+		}
+		if err := engine.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if left := testdb.HeapInUse() - heap; left > budget/8 {
+			t.Errorf("after Close %d bytes are left on the heap, want nearly none", left)
+		}
+	}
+	if first, last := process[0], process[len(process)-1]; last > first+budget {
+		t.Errorf("the process has grown from %d to %d bytes with its third database", first, last)
+	}
+}
+
+// bytes returns the size of all copies.
+func (c *cache) bytes() (n int) {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		n += s.size
+		s.mu.Unlock()
+	}
+	return n
+}
+
+// Many databases that are hardly used take no more memory with a budget than without.
+func TestMemoryOfManyDatabases(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	const databases = 100
+	used := func(budget int64) (tables, heap int64) {
+		heap = -testdb.HeapInUse()
+		for range databases {
+			engine := testdb.Memory(t)
+			defer engine.Close()
+			db := For(engine, discard)
+			db.UseMemory(budget)
+			write(t, db, set("a", 1))
+			wantValue(t, db, "a", 1)
+			metrics := db.pebble().Metrics()
+			tables += int64(metrics.MemTable.Size) + metrics.BlockCache.Size
+		}
+		return tables, heap + testdb.HeapInUse()
+	}
+	used(-1) // the first ones fill pools
+	tables, heap := used(-1)
+	tablesWith, heapWith := used(64 << 20)
+	t.Logf("%d databases: %d bytes of tables and blocks and %d on the heap without a budget, %d and %d with one", databases, tables, heap, tablesWith, heapWith)
+	if tablesWith > tables || heapWith > heap+databases*(16<<10) {
+		t.Error("want as much with a budget as without one")
+	}
+}
+
+// A smaller budget changes nothing, and the memory is the same however it has grown.
+func TestBudgetGrows(t *testing.T) {
+	db := For(testdb.Memory(t), discard)
+	for _, test := range []struct {
+		budget       int64
+		limit, table int64
+	}{
+		{-1, 0, 4 << 20},
+		{16 << 20, 4 << 20, 4 << 20},
+		{64 << 20, 16 << 20, 8 << 20},
+		{32 << 20, 16 << 20, 8 << 20},
+		{1 << 30, 256 << 20, 64 << 20},
+	} {
+		db.UseMemory(test.budget)
+		if got := db.cache.limit.Load() * int64(len(db.cache.shards)); got != test.limit {
+			t.Errorf("UseMemory(%d): got %d bytes for copies, want %d", test.budget, got, test.limit)
+		}
+		if got := options(db.pebble()).MemTableSize; got != uint64(test.table) {
+			t.Errorf("UseMemory(%d): got memory tables of %d bytes, want %d", test.budget, got, test.table)
+		}
+	}
+}

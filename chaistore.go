@@ -169,11 +169,12 @@ func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiSto
 	return s
 }
 
-// NewWithConfig returns a store configured by cfg. It returns an error if db is nil,
-// if the table's name can't be used, or if the table does not exist or is not a table
-// of sessions: its columns must be token TEXT, data BLOB and expiry TIMESTAMP, in
-// this order, token must be the primary key, and there must be no other constraints.
-// Non-unique indexes on token and expiry are allowed.
+// NewWithConfig returns a store configured by cfg. It returns an error if db is nil
+// or closed, if the table's name can't be used, or if the table does not exist or is
+// not a table of sessions: its columns must be token TEXT, data BLOB and expiry
+// TIMESTAMP, in this order, token must be the primary key, and there must be no other
+// constraints. Non-unique indexes on token and expiry are allowed. The context of a
+// handle from [chai.DB.WithContext] has no effect on the store.
 //
 // Creating a table is a transaction of Chai, as in [Update]: if other goroutines
 // write with Chai, create the store before they start.
@@ -186,6 +187,9 @@ func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 		return nil, fmt.Errorf("chaistore: %w", err)
 	}
 	s := newStore(db, cfg)
+	if err := s.table.CheckDatabase(); err != nil {
+		return nil, fmt.Errorf("chaistore: read database: %w", err)
+	}
 	if cfg.CreateTable {
 		if err := s.table.Create(context.Background()); err != nil {
 			return nil, fmt.Errorf("chaistore: create table %q: %w", cfg.TableName, err)
@@ -256,8 +260,11 @@ func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 //	defer lock.Unlock()
 //	err := db.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
 //
-// Stores can't write while the lock is held.
+// Stores can't write while the lock is held. WriteLock panics if db is nil.
 func WriteLock(db *chai.DB) sync.Locker {
+	if isNil(db) {
+		panic(errNilDatabase.Error())
+	}
 	return engine.Lock(db)
 }
 

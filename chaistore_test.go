@@ -441,6 +441,37 @@ func TestNewWithConfigRefuses(t *testing.T) {
 	}
 }
 
+func TestNewWithConfigRefusesAClosedDatabase(t *testing.T) {
+	for _, create := range []bool{false, true} {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable)
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		_, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: create, CleanupInterval: -1})
+		if err == nil || !strings.Contains(err.Error(), "closed") {
+			t.Errorf("NewWithConfig on a closed database = %v, want an error that says so", err)
+		}
+	}
+}
+
+// The context of a handle has no effect, even if it has ended.
+func TestHandleWhoseContextHasEnded(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	db := testdb.Memory(t).WithContext(ctx)
+	s := newOwnerStore(t, db) // creates both tables
+	commit(t, s, "a", "alice|", inAnHour())
+	wantTokensOf(t, s, "alice", "a")
+	if _, err := chaistore.NewWithConfig(db, chaistore.Config{TableName: "select"}); err == nil || !strings.Contains(err.Error(), "keyword") {
+		t.Errorf("NewWithConfig = %v, want an error about the keyword", err)
+	}
+	err := chaistore.Update(t.Context(), db, func(tx *chai.Tx) error { return tx.Exec("CREATE TABLE other (a INT)") })
+	if err != nil {
+		t.Errorf("Update = %v, want nil", err)
+	}
+}
+
 // A table that is not a table of sessions is refused by NewWithConfig, and by each
 // call of a store from New, even if it is changed while in use.
 func TestTablesThatAreRefused(t *testing.T) {
@@ -577,13 +608,22 @@ func TestTwoTablesInOneDatabase(t *testing.T) {
 	wantAll(t, stores[1], map[string]string{"alice": "admins"})
 }
 
-func TestNewPanicsWithoutDatabase(t *testing.T) {
-	defer func() {
-		if recover() == nil {
-			t.Error("New(nil) did not panic")
+func TestPanicsWithoutDatabase(t *testing.T) {
+	for name, call := range map[string]func(db *chai.DB){
+		"New":       func(db *chai.DB) { chaistore.New(db) },
+		"WriteLock": func(db *chai.DB) { chaistore.WriteLock(db) },
+	} {
+		for _, db := range []*chai.DB{nil, {}} {
+			func() {
+				defer func() {
+					if r := recover(); r != "chaistore: the database is nil" {
+						t.Errorf("%s without a database panics with %v", name, r)
+					}
+				}()
+				call(db)
+			}()
 		}
-	}()
-	chaistore.New(nil)
+	}
 }
 
 func TestDoneContext(t *testing.T) {

@@ -93,7 +93,9 @@ func CheckName(db *chai.DB, name string) error {
 	case strings.HasPrefix(name, "__chai_"):
 		return fmt.Errorf("table name %q is reserved by Chai", name)
 	}
-	// For a CREATE TABLE statement, Prepare does nothing but parse it.
+	// For a CREATE TABLE statement, Prepare does nothing but parse it, and look at the
+	// handle's context.
+	db = &chai.DB{DB: db.DB}
 	if _, err := db.Prepare("CREATE TABLE " + name + " (token TEXT)"); err != nil {
 		return fmt.Errorf("table name %q is a keyword of SQL", name)
 	}
@@ -200,12 +202,11 @@ type column struct {
 // bytes or more, so data can't be indexed.
 var sessionColumns = []column{{"token", "text", true}, {"data", "blob", false}, {"expiry", "timestamp", true}}
 
-// Check returns an error unless the table exists and is a table of sessions, and the
-// database can be read.
+// CheckDatabase returns an error unless the database can be read.
+func (t *Table) CheckDatabase() error { return t.db.Usable() }
+
+// Check returns an error unless the table exists and is a table of sessions.
 func (t *Table) Check() error {
-	if err := t.db.Usable(); err != nil {
-		return err
-	}
 	_, err := t.layout()
 	return err
 }

@@ -115,8 +115,14 @@ type Config struct {
 	// Owner is called once for each commit, in the goroutine that commits. It is also
 	// called for each session that SessionsOf or DeleteOf finds, and, by NewWithConfig
 	// and sweeps, for each that is not in the second table yet. It must not change the
-	// data. If it panics, the commit fails. A commit with an owner of more than 100
-	// bytes fails with [ErrOwnerTooLong]. Default: nil, no owners.
+	// data. A commit with an owner of more than 100 bytes fails with
+	// [ErrOwnerTooLong].
+	//
+	// If Owner can't read the data, for example because a new version of the program
+	// has renamed a type, it should panic, not return "": then the commit fails, and
+	// the session stays with the owner that the store knows. SessionsOf returns an
+	// error for it, DeleteOf deletes it, and a session whose owner was never known
+	// gets one when a sweep can read it. Default: nil, no owners.
 	Owner func(data []byte) string
 
 	// Logger gets an error for each failed sweep, whenever writing hangs, and, at most

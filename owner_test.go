@@ -1,6 +1,7 @@
 package chaistore_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -393,19 +394,165 @@ func TestOwnerPanics(t *testing.T) {
 	if n := len(tokensOf(t, s, "bob")); n != 200 {
 		t.Errorf("bob has %d sessions, want 200", n)
 	}
-	// Sessions that a store without an Owner commits are nobody's.
+	// A store without an Owner can commit such sessions.
 	plain := newStore(t, db)
-	commit(t, plain, "a", "secret", inAnHour())
 	commit(t, plain, "b", "index", inAnHour())
-	wantTokensOf(t, s, "alice")
 	if _, err := s.DeleteExpired(t.Context()); err != nil {
 		t.Errorf("DeleteExpired: %v", err)
 	}
-	if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions_owners WHERE owner = ''"); n != 1 {
-		t.Errorf("%d sessions are nobody's, want 1", n)
-	}
 	if s.Stats().WriteError != "" {
 		t.Errorf("WriteError = %q, want none", s.Stats().WriteError)
+	}
+}
+
+// A codec that can't decode some data, like that of a program whose types have been
+// renamed.
+type brokenCodec struct {
+	scs.GobCodec
+	broken *atomic.Bool
+}
+
+func (c brokenCodec) Decode(data []byte) (time.Time, map[string]any, error) {
+	if c.broken.Load() && bytes.HasPrefix(data, []byte("new")) {
+		return time.Time{}, nil, errors.New("unknown type")
+	}
+	return time.Time{}, map[string]any{"user": ownerInData(bytes.TrimPrefix(data, []byte("new")))}, nil
+}
+
+// A session whose owner can't be read for some time stays its owner's: DeleteOf
+// deletes it, and SessionsOf does not leave it out silently.
+func TestOwnerCantReadSomeSessions(t *testing.T) {
+	var broken atomic.Bool
+	readable := func(data []byte) bool { return !broken.Load() || !bytes.HasPrefix(data, []byte("new")) }
+	ownerOf := func(data []byte) string { return ownerInData(bytes.TrimPrefix(data, []byte("new"))) }
+	byKey := chaistore.OwnerByKey(brokenCodec{broken: &broken}, "user")
+	for name, test := range map[string]struct {
+		ownerOf func(data []byte) string
+		commits bool // whether data that can't be read can be committed
+	}{
+		"a panic": {ownerOf: func(data []byte) string {
+			if !readable(data) {
+				panic("unreadable: " + string(data))
+			}
+			return ownerOf(data)
+		}},
+		"OwnerByKey":         {byKey, true},
+		"OwnerByKey wrapped": {func(data []byte) string { return strings.ToLower(byKey(data)) }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			broken.Store(false)
+			db := testdb.Memory(t)
+			s := newStoreWith(t, db, chaistore.Config{Owner: test.ownerOf})
+			plain := newStore(t, db)
+			inParallel(64, 1500, func(_ *rand.Rand, i int) { // more than a page
+				if err := s.Commit(fmt.Sprintf("%04d", i), []byte("alice|"), inAnHour()); err != nil {
+					t.Error(err)
+				}
+			})
+			commit(t, s, "0007", "newalice|", inAnHour())
+			commit(t, s, "0008", "newalice|", anHourAgo())
+			commit(t, s, "changed", "newalice|", inAnHour())
+			commit(t, plain, "changed", "bob|", inAnHour())
+			commit(t, plain, "added", "newalice|", inAnHour())
+
+			broken.Store(true)
+			err := s.Commit("0007", []byte("newalice|2"), inAnHour())
+			if test.commits && err != nil || !test.commits && (err == nil || strings.Contains(err.Error(), "alice")) {
+				t.Errorf("Commit = %v; want an error without data: %v", err, !test.commits)
+			}
+			if _, err := s.DeleteExpired(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			s = newStoreWith(t, db, chaistore.Config{Owner: test.ownerOf}) // matches owners, too
+			n, errs := 0, []error(nil)
+			for session, err := range s.SessionsOf(t.Context(), "alice") {
+				switch {
+				case err != nil:
+					errs = append(errs, err)
+				case errs != nil || session.Token == "0007" || string(session.Data) != "alice|":
+					t.Errorf("got the session %q after the errors %v", session.Token, errs)
+				default:
+					n++
+				}
+			}
+			if n != 1498 || len(errs) != 1 || !strings.Contains(errs[0].Error(), "the owner function") {
+				t.Errorf("got %d sessions and the errors %v, want 1498 and one", n, errs)
+			}
+
+			broken.Store(false)
+			if got := len(tokensOf(t, s, "alice")); got != 1499 {
+				t.Errorf("alice has %d sessions once they can be read, want 1499", got)
+			}
+			if _, err := s.DeleteExpired(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := tokensOf(t, s, "alice"); len(got) != 1500 || got[1499] != "added" {
+				t.Errorf("alice has %d sessions after a sweep, want 1500 with the added one", len(got))
+			}
+
+			broken.Store(true)
+			if n, err := s.DeleteOf(t.Context(), "alice"); n != 1500 || err != nil {
+				t.Errorf("DeleteOf = %d, %v; want 1500, nil", n, err)
+			}
+			wantAll(t, s, map[string]string{"changed": "bob|"})
+		})
+	}
+}
+
+// DeleteOf deletes a session that the store knows to be the owner's, although Owner
+// calls it nobody's: some return "" for data that they can't read.
+func TestDeleteOfEndsSessionsThatSayNothing(t *testing.T) {
+	db := testdb.Memory(t)
+	s, plain := newOwnerStore(t, db), newStore(t, db)
+	for token, data := range map[string]string{
+		"nobody's": "unreadable", "bob's": "bob|", "alice's": "alice|2", "too long": strings.Repeat("x", 101) + "|",
+	} {
+		commit(t, s, token, "alice|", inAnHour())
+		commit(t, plain, token, data, inAnHour())
+	}
+	wantTokensOf(t, s, "alice", "alice's")
+	if n, err := s.DeleteOf(t.Context(), "alice"); n != 2 || err != nil {
+		t.Errorf("DeleteOf = %d, %v; want 2, nil", n, err)
+	}
+	wantMissing(t, s, "nobody's")
+	wantMissing(t, s, "alice's")
+	wantFound(t, s, "bob's", "bob|")
+}
+
+// An Owner that ends its goroutine leaves nothing open.
+func TestOwnerEndsItsGoroutine(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	var exits atomic.Bool
+	s := newStoreWith(t, db, chaistore.Config{Owner: func(data []byte) string {
+		if exits.Load() {
+			runtime.Goexit()
+		}
+		return ownerInData(data)
+	}})
+	commit(t, s, "a", "alice|", inAnHour())
+	commit(t, newStore(t, db), "b", "alice|", inAnHour()) // needs an owner
+	exits.Store(true)
+	var wg sync.WaitGroup
+	for _, call := range []func(){
+		func() { s.Commit("c", []byte("alice|"), inAnHour()) },
+		func() { tokensOf(t, s, "alice") },
+		func() { s.DeleteOf(t.Context(), "alice") },
+		func() { s.DeleteExpired(t.Context()) },
+	} {
+		wg.Go(func() {
+			call()
+			t.Error("a call returned, although Owner ended its goroutine")
+		})
+	}
+	wg.Wait()
+	exits.Store(false)
+	wantTokensOf(t, s, "alice", "a")
+	if n, err := s.DeleteOf(t.Context(), "alice"); n != 1 || err != nil {
+		t.Errorf("DeleteOf = %d, %v; want 1, nil", n, err)
+	}
+	if err := db.Close(); err != nil { // reports open snapshots
+		t.Errorf("Close: %v", err)
 	}
 }
 
@@ -864,9 +1011,14 @@ func TestOwnerByKey(t *testing.T) {
 		}
 	}
 	for _, data := range [][]byte{nil, {}, []byte("undecodable"), {0xff, 0xff, 0xff, 0xff}} {
-		if got := ownerOf(data); got != "" {
-			t.Errorf("got the owner %q of %q, want none", got, data)
-		}
+		func() {
+			defer func() {
+				if err, ok := recover().(error); !ok || !strings.Contains(err.Error(), "can't decode") {
+					t.Errorf("for the data %q, the function panicked with %v", data, err)
+				}
+			}()
+			t.Errorf("got the owner %q of %q, want a panic", ownerOf(data), data)
+		}()
 	}
 	for _, value := range []any{nil, "alice", userID(7)} {
 		of := chaistore.OwnerByKey(valueCodec{value}, "user")

@@ -40,16 +40,39 @@ func (s *ChaiStore) Sessions(ctx context.Context) iter.Seq2[Session, error] {
 // [Config.Owner], in a time that depends on their number only. Otherwise it is like
 // [ChaiStore.Sessions]. The owner "" has no sessions.
 //
+// If Owner can't read the data of one of these sessions, the sequence has the others,
+// and then ends with an error: see [Config.Owner].
+//
 // If SQL, or a store without an Owner, changes the owner of a session, the session
 // leaves the former owner's sequence at once, but enters the new owner's only when a
 // store with an Owner commits it again. Sessions added that way are found after the
 // next sweep of a store with an Owner.
 func (s *ChaiStore) SessionsOf(ctx context.Context, owner string) iter.Seq2[Session, error] {
-	return active(s.sessionsOf(ctx, owner))
+	return func(yield func(Session, error) bool) {
+		var unread error
+		for session, err := range active(s.listedFor(ctx, owner)) {
+			if err == nil {
+				actual, err := s.table.ReadOwner(session.Data)
+				if err != nil {
+					unread = err
+				}
+				if err != nil || actual != owner {
+					continue
+				}
+			}
+			if !yield(session, err) || err != nil {
+				return
+			}
+		}
+		if unread != nil {
+			yield(Session{}, fmt.Errorf("chaistore: read sessions: %w", unread))
+		}
+	}
 }
 
-// sessionsOf is SessionsOf with the expired sessions.
-func (s *ChaiStore) sessionsOf(ctx context.Context, owner string) iter.Seq2[Session, error] {
+// listedFor returns a sequence of the sessions that the table of owners lists for an
+// owner, the expired ones included.
+func (s *ChaiStore) listedFor(ctx context.Context, owner string) iter.Seq2[Session, error] {
 	return sessions(ctx, func(from string) ([]sessiontable.Row, string, error) {
 		if !s.table.HasOwners() {
 			return nil, "", errNoOwners
@@ -112,11 +135,18 @@ func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int
 }
 
 // DeleteOf deletes the active sessions of an owner, as in [ChaiStore.SessionsOf], and
-// returns the number deleted, even on error. It also deletes, without counting them,
-// sessions that have expired but are not swept yet: a request that is being served
-// could renew one.
+// returns the number deleted, even on error. It also deletes
+//
+//   - sessions that have expired but are not swept yet, without counting them: a
+//     request that is being served could renew one;
+//   - sessions that the store knows to be the owner's, but whose data Owner can't read
+//     now, or finds to be nobody's. Only a session whose data names another owner
+//     stays.
 func (s *ChaiStore) DeleteOf(ctx context.Context, owner string) (int, error) {
-	return s.deleteEach(ctx, s.sessionsOf(ctx, owner), func(Session) bool { return true })
+	return s.deleteEach(ctx, s.listedFor(ctx, owner), func(session Session) bool {
+		actual, err := s.table.ReadOwner(session.Data)
+		return err != nil || actual == "" || actual == owner
+	})
 }
 
 func (s *ChaiStore) deleteEach(ctx context.Context, sessions iter.Seq2[Session, error], del func(Session) bool) (int, error) {
@@ -162,13 +192,19 @@ const deleteBatch = 100
 // OwnerByKey returns a function for [Config.Owner] that decodes a session with the
 // session manager's codec, and returns the value that the application has put under
 // key: a string as it is, any other value as fmt.Sprint prints it. If there is no
-// such value, or the data can't be decoded, the session has no owner.
+// such value, the session has no owner.
+//
+// If the codec can't decode the data, the function panics. The store expects that: it
+// commits the session, and goes on as [Config.Owner] says.
 //
 //	Owner: chaistore.OwnerByKey(sessionManager.Codec, "userID")
 func OwnerByKey(codec scs.Codec, key string) func(data []byte) string {
 	return func(data []byte) string {
 		_, values, err := codec.Decode(data)
-		if err != nil || values[key] == nil {
+		if err != nil {
+			panic(sessiontable.ErrUndecodable)
+		}
+		if values[key] == nil {
 			return ""
 		}
 		return fmt.Sprint(values[key])

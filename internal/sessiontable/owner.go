@@ -48,13 +48,15 @@ func (t *Table) HasOwners() bool { return t.OwnerOf != nil }
 // bytes.
 var ErrOwnerTooLong = fmt.Errorf("the owner is longer than %d bytes", MaxKeyLen)
 
-// ownerOf returns the owner of the session with the given data. The value of a panic
-// may have data of the session, so it becomes part of the error only if it comes from
-// the runtime.
-func (t *Table) ownerOf(data []byte) (owner string, err error) {
-	if !t.HasOwners() {
-		return "", nil
-	}
+// ErrUndecodable is what an owner function panics with if it can't decode the data.
+// Such a session can still be committed.
+var ErrUndecodable = errors.New("the owner function can't decode the data")
+
+// ReadOwner returns the owner of the session with the given data, "" if it has none.
+// If the owner function panics, the owner is unknown, and ReadOwner returns an error.
+// The value of a panic may have data of the session, so it becomes part of the error
+// only if it is [ErrUndecodable] or comes from the runtime.
+func (t *Table) ReadOwner(data []byte) (owner string, err error) {
 	defer func() {
 		switch r := recover().(type) {
 		case nil:
@@ -62,19 +64,33 @@ func (t *Table) ownerOf(data []byte) (owner string, err error) {
 			err = fmt.Errorf("the owner function panicked: %w", r)
 		default:
 			err = errors.New("the owner function panicked")
+			if r == ErrUndecodable {
+				err = ErrUndecodable
+			}
 		}
 	}()
-	if owner = t.OwnerOf(data); len(owner) > MaxKeyLen {
-		return "", ErrOwnerTooLong
-	}
-	return owner, nil
+	return t.OwnerOf(data), nil
 }
 
-// putOwner stores the owner of a session, if there is a table of owners.
-func (l *layout) putOwner(b *engine.Batch, token, owner string) error {
-	if l.owners == nil {
-		return nil
+// ownerToPut returns the owner to be stored with a session. It is unknown if the owner
+// function can't decode the data: the row of an earlier commit then stays, and without
+// one, a sweep that can decode the data adds it.
+func (t *Table) ownerToPut(data []byte) (owner string, known bool, err error) {
+	if !t.HasOwners() {
+		return "", false, nil
 	}
+	owner, err = t.ReadOwner(data)
+	switch {
+	case err == ErrUndecodable:
+		return "", false, nil
+	case len(owner) > MaxKeyLen:
+		return "", false, ErrOwnerTooLong
+	}
+	return owner, err == nil, err
+}
+
+// putOwner stores the owner of a session.
+func (l *layout) putOwner(b *engine.Batch, token, owner string) error {
 	key := appendKey(nil, l.owners.namespace, token)
 	old, err := b.Get(key)
 	if err != nil {
@@ -87,20 +103,22 @@ func (l *layout) putOwner(b *engine.Batch, token, owner string) error {
 	return l.owners.put(b, key, row)
 }
 
-// PageOf is [Table.Page] for the sessions of one owner.
+// PageOf is [Table.Page] for the sessions that the table of owners lists for one owner.
+// The data of a session may name another owner, if a writer without owners has changed
+// it. PageOf does not look: the owner function must not run while a snapshot is open,
+// because it could use the table, or end its goroutine.
 func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, next string, err error) {
 	err = t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 		rows, next = nil, ""
 		if owner == "" || len(owner) > MaxKeyLen {
 			return nil
 		}
-		size, last := 0, ""
+		size := 0
 		return l.scanOwner(s, owner, from, func(token string) error {
 			if len(rows) == pageLen || size >= pageBytes {
-				next = after(last)
+				next = after(rows[len(rows)-1].Token)
 				return errStop
 			}
-			last = token
 			row, err := s.Get(appendKey(nil, l.sessions.namespace, token))
 			if row == nil || err != nil {
 				return err
@@ -108,10 +126,6 @@ func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, nex
 			_, data, expiry, err := decodeRow(row)
 			if err != nil {
 				return err
-			}
-			// The session's data decides: a writer without owners may have changed it.
-			if actual, err := t.ownerOf(data); err != nil || actual != owner {
-				return nil
 			}
 			size += len(data)
 			rows = append(rows, Row{token, data, expiry})
@@ -234,17 +248,21 @@ func (l *layout) compareOwners(s *engine.Snapshot, from string) (m ownerMismatch
 }
 
 // correctOwners adds and removes owners, except where a session has changed since the
-// tables were compared.
+// tables were compared. A session whose owner is unknown gets none, so the next sweep
+// asks for it again. An owner that is too long is stored as "".
 func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
-	if len(m.without)+len(m.gone) == 0 {
+	var without []Row
+	var owners []string
+	for _, row := range m.without {
+		if owner, known, err := t.ownerToPut(row.Data); known || err == ErrOwnerTooLong {
+			without, owners = append(without, row), append(owners, owner)
+		}
+	}
+	if len(without)+len(m.gone) == 0 {
 		return nil
 	}
-	owners := make([]string, len(m.without))
-	for i, row := range m.without {
-		owners[i], _ = t.ownerOf(row.Data) // "" on error
-	}
-	return t.write(ctx, (len(m.without)+len(m.gone))*4*MaxKeyLen, func(b *engine.Batch, l *layout) error {
-		for i, row := range m.without {
+	return t.write(ctx, (len(without)+len(m.gone))*4*MaxKeyLen, func(b *engine.Batch, l *layout) error {
+		for i, row := range without {
 			current, err := b.Get(appendKey(nil, l.sessions.namespace, row.Token))
 			if err != nil {
 				return err

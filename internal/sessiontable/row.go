@@ -120,7 +120,7 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 	// The caller encodes the row: other callers need not wait for that, and the
 	// operation does not use the caller's data if it runs after an early return.
 	row := encodeRow(Row{token, data, expiry})
-	owner, err := t.ownerOf(data)
+	owner, known, err := t.ownerToPut(data)
 	if err != nil {
 		return err
 	}
@@ -128,8 +128,10 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 		if t.ended.has(token) {
 			return ErrEnded
 		}
-		if err := l.putOwner(b, token, owner); err != nil {
-			return err
+		if known {
+			if err := l.putOwner(b, token, owner); err != nil {
+				return err
+			}
 		}
 		return l.sessions.put(b, appendKey(nil, l.sessions.namespace, token), row)
 	})

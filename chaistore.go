@@ -138,7 +138,8 @@ type Config struct {
 // Find, Commit, Delete and All have twins that take a context. A call whose context
 // is done returns the context's error and writes nothing. A write whose context ends
 // while it waits, for other writes or for the application, does the same. Once a
-// write has begun, it is finished.
+// write has begun, it is finished. Deletions go on without their caller: see
+// [ChaiStore.DeleteCtx].
 //
 // A write that takes longer than 10 seconds returns an error, and may or may not
 // still happen. The application may be holding a transaction open, or its goroutines
@@ -332,10 +333,12 @@ func (s *ChaiStore) Delete(token string) error {
 
 // DeleteCtx deletes the session with the given token. If there is none, it returns
 // nil. When it returns nil, the deletion is on disk.
+//
+// The end of ctx does not stop it: a visitor who signs out and closes the tab, which
+// cancels the context of the request, is signed out. So it may wait for the
+// application for 10 seconds, as every write may, whatever the deadline of ctx.
 func (s *ChaiStore) DeleteCtx(ctx context.Context, token string) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("chaistore: delete: %w", err)
-	}
+	ctx = context.WithoutCancel(ctx)
 	if len(token) > sessiontable.MaxKeyLen {
 		return nil
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -635,7 +637,6 @@ func TestDoneContext(t *testing.T) {
 	for name, call := range map[string]func() error{
 		"FindCtx":       func() error { _, _, err := s.FindCtx(ctx, "alice"); return err },
 		"CommitCtx":     func() error { return s.CommitCtx(ctx, "alice", []byte("two"), inAnHour()) },
-		"DeleteCtx":     func() error { return s.DeleteCtx(ctx, "alice") },
 		"AllCtx":        func() error { _, err := s.AllCtx(ctx); return err },
 		"DeleteExpired": func() error { _, err := s.DeleteExpired(ctx); return err },
 	} {
@@ -649,6 +650,75 @@ func TestDoneContext(t *testing.T) {
 	}
 }
 
+// Deletions don't stop when their contexts end, neither before nor while they wait.
+func TestDeletionsGoOnWithoutTheirCallers(t *testing.T) {
+	for name, del := range map[string]func(ctx context.Context, s *chaistore.ChaiStore) error{
+		"DeleteCtx": func(ctx context.Context, s *chaistore.ChaiStore) error { return s.DeleteCtx(ctx, "a") },
+		"DeleteOf": func(ctx context.Context, s *chaistore.ChaiStore) error {
+			n, err := s.DeleteOf(ctx, "alice")
+			if n != 1 {
+				t.Errorf("DeleteOf = %d, want 1", n)
+			}
+			return err
+		},
+	} {
+		for _, wait := range []time.Duration{0, time.Second} {
+			t.Run(fmt.Sprint(name, " after ", wait), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					db := testdb.Memory(t)
+					s := newStoreWith(t, db, chaistore.Config{Owner: ownerInData, RememberEnded: time.Minute})
+					commit(t, s, "a", "alice|", inAnHour())
+					ctx, cancel := context.WithTimeout(t.Context(), wait)
+					defer cancel()
+					lock := chaistore.WriteLock(db)
+					lock.Lock()
+					var err error
+					go func() { err = del(ctx, s) }()
+					time.Sleep(2 * time.Second)
+					wantFound(t, s, "a", "alice|")
+					lock.Unlock()
+					synctest.Wait()
+					if err != nil {
+						t.Errorf("the deletion = %v, want nil", err)
+					}
+					wantMissing(t, s, "a")
+					wantEnded(t, s, "a")
+				})
+			})
+		}
+	}
+}
+
+// A visitor who signs out and closes the tab is signed out.
+func TestSignOutWithoutItsVisitor(t *testing.T) {
+	s := newStore(t, testdb.Memory(t))
+	manager := scs.New()
+	manager.Store = s
+	manager.IdleTimeout = time.Hour // so each request commits its session
+	ctx, err := manager.Load(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	manager.Put(ctx, "user", "alice")
+	token, _, err := manager.Commit(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := manager.LoadAndSave(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		r.Context().Value(closeTab{}).(context.CancelFunc)()
+		if err := manager.Destroy(r.Context()); err != nil {
+			t.Errorf("Destroy = %v, want nil", err)
+		}
+	}))
+	ctx, cancel := context.WithCancel(t.Context())
+	r := httptest.NewRequestWithContext(context.WithValue(ctx, closeTab{}, cancel), "POST", "/sign-out", nil)
+	r.AddCookie(&http.Cookie{Name: manager.Cookie.Name, Value: token})
+	handler.ServeHTTP(httptest.NewRecorder(), r)
+	wantAll(t, s, map[string]string{})
+}
+
+type closeTab struct{}
+
 func TestContextEndsWhileAnotherWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
@@ -659,7 +729,6 @@ func TestContextEndsWhileAnotherWrites(t *testing.T) {
 		lock.Lock()
 		for name, call := range map[string]func(ctx context.Context) error{
 			"CommitCtx":     func(ctx context.Context) error { return s.CommitCtx(ctx, "alice", []byte("two"), inAnHour()) },
-			"DeleteCtx":     func(ctx context.Context) error { return s.DeleteCtx(ctx, "alice") },
 			"DeleteExpired": func(ctx context.Context) error { _, err := s.DeleteExpired(ctx); return err },
 		} {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)

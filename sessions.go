@@ -129,7 +129,8 @@ func sessions(ctx context.Context, page func(from string) (rows []sessiontable.R
 // may do there. The sessions are deleted many at a time, some time after del has seen
 // them, even if they were committed again in between. A request that is being served
 // meanwhile commits its session again, unless the store remembers ended sessions: see
-// [Config.RememberEnded].
+// [Config.RememberEnded]. When ctx ends, DeleteFunc stops reading, deletes the
+// sessions that del has chosen before, and returns the context's error.
 func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int, error) {
 	return s.deleteEach(ctx, s.Sessions(ctx), del)
 }
@@ -142,14 +143,20 @@ func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int
 //   - sessions that the store knows to be the owner's, but whose data Owner can't read
 //     now, or finds to be nobody's. Only a session whose data names another owner
 //     stays.
+//
+// Like [ChaiStore.DeleteCtx], it goes on when ctx ends.
 func (s *ChaiStore) DeleteOf(ctx context.Context, owner string) (int, error) {
+	ctx = context.WithoutCancel(ctx)
 	return s.deleteEach(ctx, s.listedFor(ctx, owner), func(session Session) bool {
 		actual, err := s.table.ReadOwner(session.Data)
 		return err != nil || actual == "" || actual == owner
 	})
 }
 
+// deleteEach deletes each session of a sequence for which del returns true. If the
+// sequence ends with an error, it still deletes those found before.
 func (s *ChaiStore) deleteEach(ctx context.Context, sessions iter.Seq2[Session, error], del func(Session) bool) (int, error) {
+	ctx = context.WithoutCancel(ctx) // deletions go on
 	deleted := 0
 	var tokens []string // to delete
 	counted := 0        // active sessions among them
@@ -166,6 +173,7 @@ func (s *ChaiStore) deleteEach(ctx context.Context, sessions iter.Seq2[Session, 
 	}
 	for session, err := range sessions {
 		if err != nil {
+			err = errors.Join(err, flush())
 			return deleted, err
 		}
 		active := isActive(session.Expiry, time.Now())

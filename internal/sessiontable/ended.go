@@ -5,8 +5,8 @@ package sessiontable
 import (
 	"errors"
 	"hash/maphash"
-	"maps"
 	"math"
+	"slices"
 	"sync"
 	"time"
 )
@@ -18,26 +18,32 @@ var ErrEnded = errors.New("the session has been ended")
 // database share.
 type endedKey struct{ table string }
 
-// ended remembers the tokens of deleted sessions, each for a time. It keeps a hash of
-// 64 bits of each token, which takes less than 64 bytes. While it remembers a million
+// ended remembers the tokens of deleted sessions, each for a time. It keeps a hash of 64
+// bits of each token, which takes less than 64 bytes. While it remembers a million
 // tokens, one in 10^13 commits is refused by mistake. A nil *ended remembers nothing.
+//
+// The tokens are in generations, each of which is forgotten as a whole: no call takes
+// longer because many tokens are forgotten at once.
 type ended struct {
 	seed  maphash.Seed
 	start time.Time // times are measured from it, whatever the clock is set to
 
-	mu     sync.Mutex
-	until  map[uint64]time.Duration
-	oldest []endedRow // in the order of addition
-	most   int        // the greatest length of oldest since it last shrank
+	mu          sync.Mutex
+	generations []*generation
 }
 
-type endedRow struct {
-	hash  uint64
-	until time.Duration
+// A generation has the keys that were added, for the same time, within an eighth of
+// that time. So there are about nine generations for each such time, and keys are freed
+// up to an eighth of it late.
+type generation struct {
+	remember time.Duration
+	begun    time.Duration
+	until    map[uint64]time.Duration
+	last     time.Duration // the greatest of until
 }
 
 func newEnded() *ended {
-	return &ended{seed: maphash.MakeSeed(), start: time.Now(), until: make(map[uint64]time.Duration)}
+	return &ended{seed: maphash.MakeSeed(), start: time.Now()}
 }
 
 // add remembers a token for a time.
@@ -47,12 +53,10 @@ func (e *ended) add(token string, remember time.Duration) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.forget()
-	now := time.Since(e.start)
-	row := endedRow{maphash.String(e.seed, token), now + min(remember, math.MaxInt64-now)}
-	e.until[row.hash] = max(row.until, e.until[row.hash])
-	e.oldest = append(e.oldest, row)
-	e.most = max(e.most, len(e.oldest))
+	now := e.forget()
+	g := e.open(remember, now)
+	g.last = now + min(remember, math.MaxInt64-now)
+	g.until[maphash.String(e.seed, token)] = g.last
 }
 
 // has reports whether a token is remembered.
@@ -62,23 +66,32 @@ func (e *ended) has(token string) bool {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.forget()
-	return e.until[maphash.String(e.seed, token)] > time.Since(e.start)
+	now := e.forget()
+	hash := maphash.String(e.seed, token)
+	for _, g := range e.generations {
+		if g.until[hash] > now {
+			return true
+		}
+	}
+	return false
 }
 
-// forget frees tokens whose time is over, except those added after one that must still
-// be remembered. e.mu must be held.
-func (e *ended) forget() {
-	now := time.Since(e.start)
-	for len(e.oldest) > 0 && e.oldest[0].until <= now {
-		if row := e.oldest[0]; e.until[row.hash] <= now {
-			delete(e.until, row.hash)
+// open returns the generation to which tokens are added now. e.mu must be held.
+func (e *ended) open(remember, now time.Duration) *generation {
+	for _, g := range e.generations {
+		if g.remember == remember && now-g.begun <= remember/8 {
+			return g
 		}
-		e.oldest = e.oldest[1:]
 	}
-	if len(e.oldest) < e.most/4 { // neither a map nor a slice shrinks by itself
-		until := make(map[uint64]time.Duration, len(e.until))
-		maps.Copy(until, e.until)
-		e.until, e.oldest, e.most = until, append([]endedRow(nil), e.oldest...), len(e.oldest)
-	}
+	g := &generation{remember: remember, begun: now, until: make(map[uint64]time.Duration)}
+	e.generations = append(e.generations, g)
+	return g
+}
+
+// forget frees the generations whose tokens need not be remembered any more, and returns
+// the time. e.mu must be held.
+func (e *ended) forget() (now time.Duration) {
+	now = time.Since(e.start)
+	e.generations = slices.DeleteFunc(e.generations, func(g *generation) bool { return g.last <= now })
+	return now
 }

@@ -84,6 +84,45 @@ func TestEndedMemory(t *testing.T) {
 	})
 }
 
+// No call forgets keys one by one, or copies those that remain. A generation is
+// forgotten as a whole, and there are few of them.
+func TestEndedForgetsWholeGenerations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const keys, remember = 10_000, time.Minute
+		e := newEnded()
+		made := make(map[*generation]int) // the number of keys
+		added, most := 0, 0
+		add := func(n int) {
+			for range n {
+				e.add(binary.BigEndian.AppendUint64(nil, uint64(added)), []time.Duration{remember, time.Second}[added%2])
+				added++
+			}
+			most = max(most, len(e.generations))
+			for _, g := range e.generations {
+				made[g] = len(g.until)
+			}
+		}
+		for range 100 {
+			add(keys / 100)
+			time.Sleep(remember / 50)
+		}
+		time.Sleep(remember)
+		add(1)
+		if len(e.generations) != 1 {
+			t.Errorf("got %d generations a minute after the last but one key, want 1", len(e.generations))
+		}
+		kept := 0
+		for g, n := range made {
+			if kept += n; len(g.until) != n {
+				t.Fatalf("%d of the %d keys of a generation were forgotten one by one", n-len(g.until), n)
+			}
+		}
+		if most > 20 || kept != added {
+			t.Errorf("got up to %d generations with %d keys, want at most 20 with %d", most, kept, added)
+		}
+	})
+}
+
 // A deletion that fails after some of its sessions remembers none of them.
 func TestFailedDeleteRemembersNothing(t *testing.T) {
 	db := testdb.Memory(t)

@@ -151,7 +151,6 @@ type Config struct {
 // make a new store on it.
 type ChaiStore struct {
 	table   *sessiontable.Table
-	logger  func() *slog.Logger
 	cleanup *cleanup // nil if there is no cleanup goroutine
 }
 
@@ -234,7 +233,6 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 			OwnerOf:       cfg.Owner,
 			Logger:        logger,
 		}),
-		logger: logger,
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"sync"
 	"time"
+	"weak"
 
 	"go.elara.ws/chaistore/internal/sessiontable"
 )
@@ -22,7 +23,7 @@ import (
 // at a time. It stops between two of these steps when ctx ends. A session that is
 // renewed meanwhile stays.
 func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
-	deleted, err := sweep(ctx, s.table, s.logger())
+	deleted, err := sweep(ctx, s.table)
 	if err != nil {
 		return deleted, fmt.Errorf("chaistore: delete expired sessions: %w", err)
 	}
@@ -30,10 +31,10 @@ func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
 }
 
 // sweep deletes expired sessions and returns the number deleted, even on error.
-func sweep(ctx context.Context, table *sessiontable.Table, logger *slog.Logger) (deleted int, err error) {
+func sweep(ctx context.Context, table *sessiontable.Table) (deleted int, err error) {
 	start := time.Now()
 	done, err := table.DeleteExpired(ctx, start)
-	logger.LogAttrs(ctx, slog.LevelDebug, "chaistore: swept expired sessions",
+	table.Logger().LogAttrs(ctx, slog.LevelDebug, "chaistore: swept expired sessions",
 		slog.Int("scanned", done.Scanned), slog.Int("deleted", done.Deleted), slog.Duration("duration", time.Since(start)))
 	return done.Deleted, err
 }
@@ -51,11 +52,12 @@ func (s *ChaiStore) StopCleanup() {
 	}
 }
 
-// A cleanup is the goroutine that deletes expired sessions. It refers to the store's
-// table, not to the store, which could otherwise never be collected.
+// A cleanup is the goroutine that deletes expired sessions. Between two sweeps, it
+// refers to nothing of the store, which could otherwise never be collected: the
+// table's functions, such as Config.Owner, may refer to the session manager, and so to
+// the store.
 type cleanup struct {
-	table  *sessiontable.Table
-	logger func() *slog.Logger
+	table weak.Pointer[sessiontable.Table]
 
 	stop     chan struct{} // closed to end the goroutine
 	stopOnce sync.Once
@@ -68,10 +70,9 @@ func (s *ChaiStore) startCleanup(interval time.Duration) {
 		return
 	}
 	s.cleanup = &cleanup{
-		table:  s.table,
-		logger: s.logger,
-		stop:   make(chan struct{}),
-		done:   make(chan struct{}),
+		table: weak.Make(s.table),
+		stop:  make(chan struct{}),
+		done:  make(chan struct{}),
 	}
 	go s.cleanup.run(interval)
 	runtime.AddCleanup(s, (*cleanup).interrupt, s.cleanup)
@@ -97,11 +98,19 @@ func (c *cleanup) run(interval time.Duration) {
 		case <-c.stop:
 			return
 		case <-ticker.C:
-			_, err := sweep(stopContext(c.stop), c.table, c.logger())
-			if err != nil && !errors.Is(err, context.Canceled) {
-				c.logger().Error("chaistore: sweep for expired sessions failed; trying again at the next tick", "error", err)
-			}
+			c.tick()
 		}
+	}
+}
+
+func (c *cleanup) tick() {
+	table := c.table.Value()
+	if table == nil {
+		return // the store is gone, and the goroutine about to end
+	}
+	_, err := sweep(stopContext(c.stop), table)
+	if err != nil && !errors.Is(err, context.Canceled) {
+		table.Logger().Error("chaistore: sweep for expired sessions failed; trying again at the next tick", "error", err)
 	}
 }
 

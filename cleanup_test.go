@@ -1,15 +1,18 @@
 package chaistore_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/alexedwards/scs/v2"
 	"github.com/chaisql/chai"
 
 	"go.elara.ws/chaistore"
@@ -288,4 +291,55 @@ func TestConcurrentSweepsCountExactly(t *testing.T) {
 	if counts[0]+counts[1] != sessions {
 		t.Errorf("two sweeps deleted %d and %d sessions, want %d together", counts[0], counts[1], sessions)
 	}
+}
+
+// The cleanup goroutine of an unreachable store ends, even if the functions in its
+// Config refer to the store.
+func TestCleanupOfUnreachableStoreEnds(t *testing.T) {
+	db := testdb.Memory(t)
+	for range 10 {
+		newStore(t, db)
+		chaistore.New(db)
+		manager := scs.New()
+		var swept sync.WaitGroup
+		swept.Add(2) // more than one sweep
+		sweeps := 0
+		s, err := chaistore.NewWithConfig(db, chaistore.Config{
+			CleanupInterval: time.Millisecond,
+			Owner:           func(data []byte) string { return chaistore.OwnerByKey(manager.Codec, "user")(data) },
+			Logger: slog.New(funcHandler{slog.DiscardHandler, func() {
+				if sweeps++; sweeps <= 2 {
+					swept.Done()
+				}
+				_ = manager.Codec
+			}}),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		manager.Store = s
+		swept.Wait()
+	}
+	stacks := make([]byte, 1<<20)
+	for range 100 {
+		runtime.GC()
+		if n := runtime.Stack(stacks, true); !bytes.Contains(stacks[:n], []byte("chaistore.(*cleanup)")) {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Error("the cleanup goroutine of an unreachable store still runs")
+}
+
+// A funcHandler is a log handler that calls a function for each record.
+type funcHandler struct {
+	slog.Handler
+	f func()
+}
+
+func (h funcHandler) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h funcHandler) Handle(context.Context, slog.Record) error {
+	h.f()
+	return nil
 }

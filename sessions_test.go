@@ -1,7 +1,6 @@
 package chaistore_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -395,21 +394,4 @@ func TestStopCleanupDuringSweep(t *testing.T) {
 	if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n == 0 {
 		t.Error("got no sessions, want some: the sweep was not interrupted")
 	}
-}
-
-// The cleanup goroutine of an unreachable store ends.
-func TestCleanupOfUnreachableStoreEnds(t *testing.T) {
-	db := testdb.Memory(t)
-	for range 10 {
-		chaistore.New(db)
-	}
-	stacks := make([]byte, 1<<20)
-	for range 100 {
-		runtime.GC()
-		if n := runtime.Stack(stacks, true); !bytes.Contains(stacks[:n], []byte("chaistore.(*cleanup)")) {
-			return
-		}
-		time.Sleep(time.Millisecond)
-	}
-	t.Error("the cleanup goroutine of an unreachable store still runs")
 }

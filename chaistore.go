@@ -194,7 +194,7 @@ func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	}
 	s := newStore(db, cfg)
 	if err := s.table.CheckDatabase(); err != nil {
-		return nil, fmt.Errorf("chaistore: read database: %w", err)
+		return nil, fmt.Errorf("chaistore: %w", err)
 	}
 	if cfg.CreateTable {
 		if err := s.table.Create(context.Background()); err != nil {

@@ -4,6 +4,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/alexedwards/scs/v2"
 	"github.com/chaisql/chai"
@@ -19,7 +21,7 @@ import (
 )
 
 func main() {
-	db, err := chai.Open("chai_db")
+	db, err := open("chai_db")
 	if err != nil {
 		log.Fatalf("open the database in chai_db (is another process using it?): %v", err)
 	}
@@ -36,22 +38,41 @@ func main() {
 		sessionManager.Put(r.Context(), "visits", visits)
 		fmt.Fprintf(w, "Visit %d. Restart the server and reload: it still counts.\n", visits)
 	})
+	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	listener, err := net.Listen("tcp", "localhost:"+cmp.Or(os.Getenv("PORT"), "4000"))
 	if err != nil {
 		log.Fatal(err)
 	}
 	fmt.Printf("listening on http://localhost:%d\n", listener.Addr().(*net.TCPAddr).Port)
-	server := &http.Server{Handler: sessionManager.LoadAndSave(mux)}
+	server := &http.Server{
+		Handler:      sessionManager.LoadAndSave(mux),
+		ReadTimeout:  10 * time.Second,
+		WriteTimeout: 10 * time.Second,
+	}
 	go func() {
 		if err := server.Serve(listener); err != http.ErrServerClosed {
 			log.Fatal(err)
 		}
 	}()
 
-	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
-	<-interrupted
-	server.Shutdown(context.Background()) // finishes the requests under way
+	<-interrupted.Done()
+	stop() // from now on, an interrupt ends the program at once
+	deadline, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := server.Shutdown(deadline); err != nil {
+		log.Fatalf("some requests did not end: %v", err)
+	}
 	store.StopCleanup()
 	db.Close()
+}
+
+// open opens a database. It waits for another process that still has it open: only one
+// at a time can.
+func open(dir string) (*chai.DB, error) {
+	for start := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		db, err := chai.Open(dir)
+		if !errors.Is(err, syscall.EAGAIN) || time.Since(start) > 10*time.Second {
+			return db, err
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"os"
@@ -175,7 +176,27 @@ func TestInterruptUnderLoad(t *testing.T) {
 	p.stop()
 }
 
+// A program waits for the one that it replaces.
 func TestDirectoryInUse(t *testing.T) {
+	dir := t.TempDir()
+	browser := newBrowser(t)
+	p := start(t, dir)
+	p.wantVisit(browser, 1)
+	next := make(chan *process)
+	go func() { next <- start(t, dir) }()
+	p.wantVisit(browser, 2)
+	p.stop()
+	p = <-next
+	p.wantVisit(browser, 3)
+	p.stop()
+}
+
+// A program that waits in vain says why it ends.
+func TestDirectoryStaysInUse(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for ten seconds")
+	}
+	t.Parallel()
 	dir := t.TempDir()
 	p := start(t, dir)
 	out, err := command(t, dir).CombinedOutput()
@@ -184,6 +205,71 @@ func TestDirectoryInUse(t *testing.T) {
 		t.Errorf("a second program in the directory ended with %v and printed %q, want %q", err, out, want)
 	}
 	p.wantVisit(newBrowser(t), 1)
+	p.stop()
+}
+
+// A client that does not send the body of its request keeps the program for five
+// seconds, and not beyond another interrupt.
+func TestSlowClient(t *testing.T) {
+	for name, interrupts := range map[string]int{"one interrupt": 1, "two interrupts": 2} {
+		t.Run(name, func(t *testing.T) {
+			if interrupts == 1 && testing.Short() {
+				t.Skip("waits for five seconds")
+			}
+			t.Parallel()
+			p := start(t, t.TempDir())
+			address := strings.TrimPrefix(p.url, "http://")
+			slow, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer slow.Close()
+			fmt.Fprint(slow, "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n")
+			p.wantVisit(newBrowser(t), 1)
+			for i := range interrupts {
+				if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+					t.Fatal(err)
+				}
+				for i == 0 { // until it has noticed
+					connection, err := net.Dial("tcp", address)
+					if err != nil {
+						break
+					}
+					connection.Close()
+				}
+			}
+			begun := time.Now()
+			timer := time.AfterFunc(20*time.Second, func() { p.cmd.Process.Kill() })
+			defer timer.Stop()
+			p.cmd.Wait()
+			waited, want := time.Since(begun), "exit status 1"
+			if interrupts > 1 {
+				want = "signal: interrupt"
+			}
+			if state := p.cmd.ProcessState.String(); state != want || waited > 9*time.Second {
+				t.Errorf("the program ended after %v with %q, want %q", waited, state, want)
+			}
+		})
+	}
+}
+
+// The connection of a client that does not send its request ends after ten seconds.
+func TestSlowClientIsCutOff(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for ten seconds")
+	}
+	t.Parallel()
+	p := start(t, t.TempDir())
+	slow, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	fmt.Fprint(slow, "POST / HTTP/1.1\r\n")
+	slow.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if _, err := io.ReadAll(slow); err != nil {
+		t.Errorf("the connection does not end: %v", err)
+	}
 	p.stop()
 }
 

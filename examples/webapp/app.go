@@ -95,7 +95,9 @@ func (r refusal) WriteHeader(status int) {
 
 func (r refusal) Write(text []byte) (int, error) { return len(text), nil }
 
-// withSession loads the session and parses the form before it calls the handler.
+// withSession loads the session and parses the form before it calls the handler. The
+// context of the request does not end with the visit: a visitor who signs out and closes
+// the tab is signed out.
 func (a *app) withSession(h http.HandlerFunc) http.Handler {
 	loaded := a.sessions.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := r.ParseForm(); err != nil {
@@ -105,7 +107,8 @@ func (a *app) withSession(h http.HandlerFunc) http.Handler {
 		h(w, r)
 	}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		loaded.ServeHTTP(&firstAnswer{ResponseWriter: w}, r)
+		ctx := context.WithoutCancel(r.Context())
+		loaded.ServeHTTP(&firstAnswer{ResponseWriter: w}, r.WithContext(ctx))
 	})
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"log"
@@ -10,6 +11,7 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -381,6 +383,53 @@ func TestSigningInAgain(t *testing.T) {
 	}
 	if r, err := b.do(http.MethodGet, "/ended", nil); err != nil || !strings.Contains(r.body, "Hello, Bob") {
 		t.Errorf("GET /ended: %d, %v:\n%s", r.status, err, r.body)
+	}
+}
+
+// A visitor who signs out and closes the tab is signed out.
+func TestSignOutWithoutItsVisitor(t *testing.T) {
+	for _, path := range []string{"/signout", "/signout-elsewhere"} {
+		s := newSite(t)
+		here, there := s.browser(firefox), s.browser(safari)
+		here.signIn("Ada")
+		there.signIn("Ada")
+		ids := here.wantPlaces("Firefox on Linux, this one", "Safari on iPhone")
+		form := strings.NewReader(url.Values{"id": ids[:1]}.Encode())
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		request := httptest.NewRequestWithContext(ctx, http.MethodPost, path, form)
+		request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		request.AddCookie(&http.Cookie{Name: "session", Value: here.cookie()})
+		newApp(s.store, true).handler().ServeHTTP(httptest.NewRecorder(), request)
+		if path == "/signout" {
+			here.wantSignedOut()
+			there.wantPlaces("Safari on iPhone, this one")
+		} else {
+			there.wantSignedOut()
+			here.wantPlaces("Firefox on Linux, this one")
+		}
+	}
+}
+
+// A program that can't open its directory names it. The quickstart's tests wait for
+// another process: both programs open it in the same way.
+func TestOpen(t *testing.T) {
+	s := newSite(t)
+	if err := run(t.Context(), s.dir, "localhost:0", true); err == nil || !strings.Contains(err.Error(), s.dir) {
+		t.Errorf("run with a directory in use = %v, want an error that names it", err)
+	}
+	var functions []string
+	for _, name := range []string{"main.go", "../quickstart/main.go"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, function, _ := strings.Cut(string(text), "// open opens")
+		function, _, _ = strings.Cut(function, "\n}\n")
+		functions = append(functions, function)
+	}
+	if functions[0] == "" || functions[0] != functions[1] {
+		t.Errorf("the two programs open the database differently:\n%s\n%s", functions[0], functions[1])
 	}
 }
 

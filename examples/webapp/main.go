@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -29,7 +30,7 @@ func main() {
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	context.AfterFunc(ctx, stop) // a second interrupt ends the program at once
 	if err := run(ctx, *dir, *addr, !*insecure); err != nil {
 		log.Fatal(err)
 	}
@@ -38,9 +39,9 @@ func main() {
 // run serves until ctx ends. Then it waits for the requests under way, stops the
 // cleanup, and closes the database, in this order.
 func run(ctx context.Context, dir, addr string, secure bool) error {
-	db, err := chai.Open(dir)
+	db, err := open(dir)
 	if err != nil {
-		return fmt.Errorf("open database: %w", err)
+		return fmt.Errorf("open the database in %s (is another process using it?): %w", dir, err)
 	}
 	defer db.Close()
 
@@ -69,9 +70,25 @@ func run(ctx context.Context, dir, addr string, secure bool) error {
 		return err
 	case <-ctx.Done():
 	}
-	shutdownCtx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	deadline, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	return server.Shutdown(shutdownCtx)
+	if err := server.Shutdown(deadline); err != nil {
+		// Closing the database under requests could hang. All that was committed is on
+		// disk.
+		log.Fatalf("some requests did not end: %v", err)
+	}
+	return nil
+}
+
+// open opens a database. It waits for another process that still has it open: only one
+// at a time can.
+func open(dir string) (*chai.DB, error) {
+	for start := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		db, err := chai.Open(dir)
+		if !errors.Is(err, syscall.EAGAIN) || time.Since(start) > 10*time.Second {
+			return db, err
+		}
+	}
 }
 
 // newStore returns a store in which each session is owned by its signed-in user.

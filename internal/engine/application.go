@@ -50,7 +50,7 @@ func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if err := e.writable(); err != nil {
+	if err := e.Writable(); err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
 	if err := e.waitForWriters(ctx); err != nil {

@@ -71,7 +71,7 @@ func (b *Batch) run(op Op) error {
 // run takes the requests of a turn from the queue, runs them in one batch, and
 // returns their results.
 func (db *DB) run(t *turn) []error {
-	failure := db.writable()
+	failure := db.Writable()
 	if failure == nil {
 		db.app.taken <- struct{}{}
 		defer func() { <-db.app.taken }()

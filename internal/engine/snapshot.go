@@ -265,10 +265,10 @@ func (db *DB) panicIfClosed() {
 	_ = empty.Close()
 }
 
-// writable returns why nothing can be written any more, or nil. It is called before
+// Writable returns why nothing can be written any more, or nil. It is called before
 // waiting for the write lock, which a panic may have left locked: in a write of this
 // package, or in a call of the application on a closed database.
-func (db *DB) writable() error {
+func (db *DB) Writable() error {
 	if failure := db.failures.writing(); failure != nil {
 		return failure
 	}

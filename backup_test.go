@@ -1,0 +1,157 @@
+package chaistore_test
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// A backup made while sessions are committed has those that were acknowledged before,
+// and Chai opens it without this library.
+func TestBackup(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Disk(t)
+	s := newOwnerStore(t, db)
+	testdb.Exec(t, db, "CREATE TABLE notes (line TEXT)", "INSERT INTO notes (line) VALUES ('of the application')")
+	for i := range 100 { // some of it in files that the copy shares
+		commit(t, s, fmt.Sprintf("%03d", i), "alice|", inAnHour())
+		if i == 50 {
+			if err := db.DB.Store.DB().Flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			commit(t, s, fmt.Sprintf("later-%03d", i%100), "bob|"+strings.Repeat("x", 10_000), inAnHour())
+		}
+	})
+	for i := range 5 {
+		dir := filepath.Join(t.TempDir(), "made", "of", "two")
+		commit(t, s, "number", fmt.Sprint("|", i), inAnHour())
+		if err := chaistore.Backup(db, dir); err != nil {
+			t.Fatal(err)
+		}
+		restored, err := chai.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := testdb.Count(t, restored, "SELECT COUNT(*) FROM sessions WHERE data = ?", []byte("alice|")); n != 100 {
+			t.Errorf("the backup has %d sessions of alice, want 100", n)
+		}
+		if n := testdb.Count(t, restored, "SELECT COUNT(*) FROM notes"); n != 1 {
+			t.Errorf("the backup has %d notes, want 1", n)
+		}
+		wantFound(t, newOwnerStore(t, restored), "number", fmt.Sprint("|", i))
+		testdb.CheckOwners(t, restored, ownerInData)
+		if err := restored.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	cancel()
+	wg.Wait()
+}
+
+// Nobody else can enter a backup, whatever the modes of its files.
+func TestBackupIsPrivate(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows has no modes")
+	}
+	db := testdb.Disk(t)
+	newStore(t, db)
+	made := filepath.Join(t.TempDir(), "made")
+	if err := os.Mkdir(made, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{filepath.Join(t.TempDir(), "new"), made} {
+		if err := chaistore.Backup(db, dir); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(dir)
+		if err != nil || info.Mode() != fs.ModeDir|0o700 {
+			t.Errorf("%s has the mode %v, want drwx------ (%v)", dir, info.Mode(), err)
+		}
+	}
+}
+
+func TestBackupRefuses(t *testing.T) {
+	closed, onDisk, inMemory := testdb.Disk(t), testdb.Disk(t), testdb.Memory(t)
+	if err := closed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	full := t.TempDir()
+	file := filepath.Join(full, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		db   *chai.DB
+		dir  string
+		want string
+	}{
+		"no database":    {nil, filepath.Join(t.TempDir(), "new"), "nil"},
+		"empty handle":   {new(chai.DB), filepath.Join(t.TempDir(), "new"), "nil"},
+		"closed":         {closed, filepath.Join(t.TempDir(), "new"), "closed"},
+		"in memory":      {inMemory, filepath.Join(t.TempDir(), "new"), "in memory"},
+		"full directory": {onDisk, full, "not empty"},
+		"file":           {onDisk, file, "not a directory"},
+		"no directory":   {onDisk, "", "back up to"},
+		"already a backup": {onDisk, func() string {
+			dir := filepath.Join(t.TempDir(), "backup")
+			if err := chaistore.Backup(onDisk, dir); err != nil {
+				t.Fatal(err)
+			}
+			return dir
+		}(), "not empty"},
+	} {
+		err := chaistore.Backup(test.db, test.dir)
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: Backup = %v, want an error that says %q", name, err, test.want)
+		}
+		if _, err := os.Stat(test.dir); filepath.Base(test.dir) == "new" && err == nil {
+			t.Errorf("%s: Backup left a directory behind", name)
+		}
+	}
+}
+
+// Of several backups to one directory, one succeeds, and the others don't spoil it.
+func TestBackupsToOneDirectory(t *testing.T) {
+	db := testdb.Disk(t)
+	commit(t, newStore(t, db), "alice", "one", inAnHour())
+	dir := filepath.Join(t.TempDir(), "backup")
+	errs := make([]error, 8)
+	var wg sync.WaitGroup
+	for i := range errs {
+		wg.Go(func() { errs[i] = chaistore.Backup(db, dir) })
+	}
+	wg.Wait()
+	succeeded := 0
+	for _, err := range errs {
+		if err == nil {
+			succeeded++
+		}
+	}
+	if succeeded != 1 {
+		t.Errorf("%d of %d backups to one directory succeeded, want 1: %v", succeeded, len(errs), errs)
+	}
+	restored, err := chai.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer restored.Close()
+	wantFound(t, newStore(t, restored), "alice", "one")
+}

@@ -57,7 +57,8 @@ var ErrTokenTooLong = fmt.Errorf("token is longer than %d bytes", sessiontable.M
 
 // ErrDataTooLarge is returned when committing a session with more than 16 MiB of
 // data. Committing that much takes about half a second, during which nobody else can
-// commit.
+// commit. Commits on a database that wait hold copies of up to 32 MiB together;
+// further ones wait until there is room.
 var ErrDataTooLarge = fmt.Errorf("data is larger than %d MiB", maxDataLen>>20)
 
 const maxDataLen = 16 << 20

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -718,6 +719,50 @@ func TestSignOutWithoutItsVisitor(t *testing.T) {
 }
 
 type closeTab struct{}
+
+// Large commits that wait don't all hold a copy of their data. They can give up, they
+// get an error when writing hangs, and otherwise all of them succeed.
+func TestLargeCommitsWait(t *testing.T) {
+	data := make([]byte, 2<<20)
+	for name, wait := range map[string]time.Duration{"short": time.Second, "until it hangs": 15 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := testdb.Memory(t)
+				s := newStore(t, db)
+				lock := chaistore.WriteLock(db)
+				lock.Lock()
+				before := testdb.HeapInUse()
+				start := time.Now()
+				var failed atomic.Int32
+				for i := range 32 {
+					go func() {
+						if err := s.Commit(fmt.Sprint(i), data, inAnHour()); err != nil {
+							failed.Add(1)
+							if waited := time.Since(start); !strings.Contains(err.Error(), "hung") || waited > 10*time.Second {
+								t.Errorf("Commit = %v after %v", err, waited)
+							}
+						}
+					}()
+				}
+				synctest.Wait()
+				if used := testdb.HeapInUse() - before; used > 40<<20 {
+					t.Errorf("32 commits of 2 MiB that wait take %d MiB, want at most 40", used>>20)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+				defer cancel()
+				if err := s.CommitCtx(ctx, "gives up", data, inAnHour()); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("CommitCtx = %v, want %v", err, context.DeadlineExceeded)
+				}
+				time.Sleep(wait)
+				lock.Unlock()
+				synctest.Wait()
+				if n, hangs := failed.Load(), wait > 10*time.Second; hangs != (n == 32) || !hangs && n > 0 {
+					t.Errorf("%d of 32 commits failed; writing hung: %v", n, hangs)
+				}
+			})
+		})
+	}
+}
 
 func TestContextEndsWhileAnotherWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -117,6 +117,11 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 	} else if expiry.After(maxExpiry) {
 		expiry = maxExpiry
 	}
+	size := len(token) + len(data)
+	if err := t.db.Reserve(ctx, size); err != nil {
+		return err
+	}
+	defer t.db.Release(size)
 	// The caller encodes the row: other callers need not wait for that, and the
 	// operation does not use the caller's data if it runs after an early return.
 	row := encodeRow(Row{token, data, expiry})

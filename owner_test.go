@@ -587,6 +587,24 @@ func TestOwnerUsesTheStore(t *testing.T) {
 	}
 }
 
+// Owner may commit large sessions, too: no call waits for memory that its caller holds.
+func TestOwnerCommitsLargeSessions(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	padding := strings.Repeat("x", 10<<20)
+	var s *chaistore.ChaiStore
+	s = newStoreWith(t, testdb.Memory(t), chaistore.Config{Owner: func(data []byte) string {
+		owner := ownerInData(data)
+		if owner == "outer" {
+			commit(t, s, "inner", "inner|"+padding, inAnHour())
+		}
+		return owner
+	}})
+	inParallel(4, 4, func(_ *rand.Rand, i int) { commit(t, s, fmt.Sprint(i), "outer|"+padding, inAnHour()) })
+	if n := len(tokensOf(t, s, "outer")); n != 4 {
+		t.Errorf("got %d sessions, want 4", n)
+	}
+}
+
 // When sessions change without their owners, SessionsOf returns no session of
 // somebody else, and none that has ended. A sweep corrects the owners.
 func TestSessionsChangeWithoutTheirOwners(t *testing.T) {

@@ -117,6 +117,11 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 	} else if expiry.After(maxExpiry) {
 		expiry = maxExpiry
 	}
+	owner, known, err := t.ownerToPut(data)
+	if err != nil {
+		return err
+	}
+	// After the owner function, which may use the table.
 	size := len(token) + len(data)
 	if err := t.db.Reserve(ctx, size); err != nil {
 		return err
@@ -125,10 +130,6 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 	// The caller encodes the row: other callers need not wait for that, and the
 	// operation does not use the caller's data if it runs after an early return.
 	row := encodeRow(Row{token, data, expiry})
-	owner, known, err := t.ownerToPut(data)
-	if err != nil {
-		return err
-	}
 	err = t.write(ctx, len(row)+MaxKeyLen, func(b *engine.Batch, l *layout) error {
 		if t.ended.has(token) {
 			return ErrEnded

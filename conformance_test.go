@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -65,6 +67,38 @@ func runConformance(t *testing.T, open func(t testing.TB) *chai.DB, cfg chaistor
 		t.Cleanup(store.StopCleanup)
 		return storeOnDB{store, db}
 	}, append(opts, storetest.Strict())...)
+}
+
+// A store that remembers ended sessions passes all cases but those that storetest says
+// it fails by design.
+func TestConformanceWithRememberEnded(t *testing.T) {
+	const child = "CHAISTORE_TEST_CHILD"
+	if os.Getenv(child) != "" {
+		runConformance(t, testdb.Memory, chaistore.Config{CreateTable: true, RememberEnded: time.Hour, CleanupInterval: 50 * time.Millisecond})
+		return
+	}
+	readme, err := os.ReadFile("storetest/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, pattern, _ := strings.Cut(string(readme), "go test -run TestStore -skip 'TestStore/")
+	pattern, _, ok := strings.Cut(pattern, "'\n")
+	if !ok {
+		t.Fatal("storetest/README.md does not say which cases to skip")
+	}
+	name := t.Name()
+	for skip, pass := range map[string]bool{name + "/" + pattern: true, "none": false} {
+		t.Run(skip, func(t *testing.T) {
+			t.Parallel()
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^"+name+"$", "-test.skip", skip, "-test.parallel", "16")
+			cmd.Env = append(os.Environ(), child+"=1")
+			out, err := cmd.CombinedOutput()
+			const failed = "4 failed: Ctx/Twins, Store/Concurrent, Store/Delete, Store/DeleteMissing"
+			if (err == nil) != pass || !pass && !strings.Contains(string(out), failed) {
+				t.Errorf("with -skip '%s', the suite ends with %v:\n%s", skip, err, out)
+			}
+		})
+	}
 }
 
 // TestConformanceWithStaleIndex runs the suite on a table of an older setup. A

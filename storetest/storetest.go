@@ -17,7 +17,11 @@
 //
 // Each case is a subtest. A failed case quotes the sentence of SCS's documentation
 // that the store breaks. [Cases] lists all cases. To leave out a case that a store
-// is known to fail, use the -skip flag of go test.
+// is known to fail, use the -skip flag of go test. For example, a store that refuses
+// to commit a deleted session again, as chaistore does with its RememberEnded, fails
+// four cases by design:
+//
+//	go test -run TestStore -skip 'TestStore/.*/^(Delete|DeleteMissing|Concurrent|Twins)$'
 //
 // # What is tested
 //

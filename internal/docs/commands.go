@@ -80,6 +80,10 @@ var documents = []document{
 		{line: "go test -run TestStore -v", with: []string{"TestStore", "TestStore/Store"}},
 		{line: "go test -run TestStore/Store/All -race", with: []string{" -race", ""}}, // which needs a C compiler
 		{line: "TZ=Asia/Tokyo go test -run TestStore -parallel 16"},
+		{
+			line:   `go test -run TestStore -skip 'TestStore/.*/^(Delete|DeleteMissing|Concurrent|Twins)$'`,
+			tested: "conformance_test.go TestConformanceWithRememberEnded",
+		},
 		{line: "cd bench && go run ./cmd/conformance", tested: "bench/cmd/conformance/main_test.go TestCommittedResults"},
 	}},
 	{"examples/topostgres/README.md", []command{

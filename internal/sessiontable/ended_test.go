@@ -94,7 +94,7 @@ func TestEndedForgetsWholeGenerations(t *testing.T) {
 		added, most := 0, 0
 		add := func(n int) {
 			for range n {
-				e.add(binary.BigEndian.AppendUint64(nil, uint64(added)), []time.Duration{remember, time.Second}[added%2])
+				e.add(string(binary.BigEndian.AppendUint64(nil, uint64(added))), []time.Duration{remember, time.Second}[added%2])
 				added++
 			}
 			most = max(most, len(e.generations))

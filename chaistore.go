@@ -78,8 +78,9 @@ type Config struct {
 	// keyword. Default: "sessions".
 	TableName string
 
-	// CleanupInterval is the time between two sweeps for expired sessions. If it is
-	// negative, nothing is swept. Default: 5 minutes.
+	// CleanupInterval is the time between two sweeps for expired sessions. The first one
+	// comes after a hundredth of it, or up to twice that. If it is negative, nothing is
+	// swept. Default: 5 minutes.
 	CleanupInterval time.Duration
 
 	// CreateTable makes NewWithConfig create the table if it does not exist.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"runtime"
 	"sync"
 	"time"
@@ -91,13 +92,18 @@ func (c *cleanup) end() {
 
 func (c *cleanup) run(interval time.Duration) {
 	defer close(c.done)
-	ticker := time.NewTicker(interval)
+	// A process that lives shorter than the interval sweeps, too. Many that start at
+	// the same time don't sweep at the same time.
+	ticker := time.NewTicker(interval/100 + rand.N(interval/100+1))
 	defer ticker.Stop()
-	for {
+	for first := true; ; first = false {
 		select {
 		case <-c.stop:
 			return
 		case <-ticker.C:
+			if first {
+				ticker.Reset(interval)
+			}
 			c.tick()
 		}
 	}

@@ -5,6 +5,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -151,8 +154,20 @@ func TestCleanupInterval(t *testing.T) {
 					}
 					return
 				}
-				for range 3 {
-					time.Sleep(test.want - time.Millisecond)
+				// The first sweep comes soon.
+				start := time.Now()
+				time.Sleep(test.want/50 + time.Millisecond)
+				synctest.Wait()
+				if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 1 {
+					t.Fatalf("got %d sessions after the first tick, want 1", n)
+				}
+				first := s.Stats().LastSweep
+				if got := first.Sub(start); got < test.want/100 || got > test.want/50 {
+					t.Errorf("the first sweep came after %v, want a hundredth of %v or up to twice that", got, test.want)
+				}
+				commit(t, s, "old", "one", anHourAgo())
+				for tick := range 3 {
+					time.Sleep(time.Until(first.Add(time.Duration(tick+1)*test.want - time.Millisecond)))
 					synctest.Wait()
 					if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 2 {
 						t.Fatalf("got %d sessions before the tick, want 2", n)
@@ -183,7 +198,7 @@ func TestFailedSweepIsLoggedAndTriedAgain(t *testing.T) {
 		}
 		defer s.StopCleanup()
 		testdb.Exec(t, db, "DROP TABLE sessions")
-		time.Sleep(2*time.Minute + time.Second)
+		time.Sleep(time.Minute + 2*time.Second)
 		synctest.Wait()
 		if n := strings.Count(log.String(), "level=ERROR"); n != 2 || !strings.Contains(log.String(), "does not exist") {
 			t.Fatalf("got %d logged errors in two ticks, want 2:\n%s", n, &log)
@@ -234,7 +249,7 @@ func TestCleanupAfterClose(t *testing.T) {
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(3*time.Minute + time.Second)
+		time.Sleep(2*time.Minute + 2*time.Second)
 		synctest.Wait()
 		s.StopCleanup()
 		if n := strings.Count(log.String(), "closed"); n != 3 {
@@ -342,4 +357,63 @@ func (h funcHandler) Enabled(context.Context, slog.Level) bool { return true }
 func (h funcHandler) Handle(context.Context, slog.Record) error {
 	h.f()
 	return nil
+}
+
+// A sweep that has deleted much gives the space back, although nothing is written
+// afterwards.
+func TestSweepFreesSpace(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	dir := t.TempDir()
+	db, err := chai.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{
+		CleanupInterval: -1, CreateTable: true, Logger: slog.New(slog.DiscardHandler),
+		Owner: func([]byte) string { return "alice" },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const sessions, size = 10_000, 3000
+	data := make([]byte, sessions*size)
+	rand.NewChaCha8([32]byte{1}).Read(data) // can't be compressed
+	inParallel(64, sessions, func(_ *rand.Rand, i int) {
+		expiry := anHourAgo()
+		if i%100 == 0 {
+			expiry = inAnHour()
+		}
+		if err := s.Commit(fmt.Sprintf("%05d", i), data[i*size:(i+1)*size], expiry); err != nil {
+			t.Errorf("Commit: %v", err)
+		}
+	})
+	rows := func() (bytes int64) {
+		files, err := filepath.Glob(filepath.Join(dir, "pebble", "*.sst"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			if info, err := os.Stat(file); err == nil {
+				bytes += info.Size()
+			}
+		}
+		return bytes
+	}
+	before := rows()
+	if n, err := s.DeleteExpired(t.Context()); n != sessions*99/100 || err != nil {
+		t.Fatalf("DeleteExpired = %d, %v; want %d, nil", n, err, sessions*99/100)
+	}
+	// Pebble deletes files a moment later.
+	after := rows()
+	for deadline := time.Now().Add(10 * time.Second); after > sessions*size/20 && time.Now().Before(deadline); after = rows() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Logf("%d bytes before the sweep, %d after", before, after)
+	if before < sessions*size/4 || after > sessions*size/20 {
+		t.Errorf("got files of %d bytes before the sweep, %d after; want at most a 20th of %d", before, after, sessions*size)
+	}
+	if all, err := s.All(); len(all) != sessions/100 || err != nil {
+		t.Errorf("All = %d sessions, %v; want %d, nil", len(all), err, sessions/100)
+	}
 }

@@ -776,13 +776,15 @@ func TestInterruptedOwnersAreCompleted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
 		plain := newStore(t, db)
-		for i := range 500 {
-			commit(t, plain, fmt.Sprintf("%03d", i), "alice|", inAnHour())
+		const sessions = 5000
+		for i := range sessions {
+			commit(t, plain, fmt.Sprintf("%04d", i), "alice|", inAnHour())
 		}
-		calls, lock := 0, chaistore.WriteLock(db)
+		var calls atomic.Int64
+		lock := chaistore.WriteLock(db)
 		cfg := chaistore.Config{CleanupInterval: -1, Logger: slog.New(slog.DiscardHandler), Owner: func(data []byte) string {
-			if calls++; calls == 250 {
-				lock.Lock() // keeps the third page from being written
+			if calls.Add(1) == sessions/2 {
+				lock.Lock() // keeps the second page from being written
 			}
 			return ownerInData(data)
 		}}
@@ -791,11 +793,11 @@ func TestInterruptedOwnersAreCompleted(t *testing.T) {
 		}
 		lock.Unlock()
 		synctest.Wait()
-		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions_owners"); n == 0 || n == 500 {
-			t.Fatalf("got %d of 500 owners, want some", n)
+		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions_owners"); n == 0 || n == sessions {
+			t.Fatalf("got %d of %d owners, want some", n, sessions)
 		}
-		if n := len(tokensOf(t, newOwnerStore(t, db), "alice")); n != 500 {
-			t.Errorf("alice has %d sessions, want 500", n)
+		if n := len(tokensOf(t, newOwnerStore(t, db), "alice")); n != sessions {
+			t.Errorf("alice has %d sessions, want %d", n, sessions)
 		}
 		testdb.CheckOwners(t, db, ownerInData)
 	})

@@ -5,6 +5,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"runtime"
 	"strings"
@@ -58,6 +59,7 @@ type fields struct {
 
 	memory     bool
 	largeBatch uintptr // uint64 in pebble.DB
+	dir        uintptr // string in pebble.DB
 }
 
 // A writeFunc is the function of Pebble's commit pipeline that writes a batch to the
@@ -127,6 +129,7 @@ func lookUp(handle, db, snapshot reflect.Type) (f fields) {
 	f.closing = ok
 
 	f.largeBatch, _ = place(db, "largeBatchThreshold", "uint64")
+	f.dir, _ = place(db, "dirname", "string")
 	f.memory = ok
 	return f
 }
@@ -411,6 +414,19 @@ func (db *DB) UseMemory(bytes int64) {
 func setMemTables(db *pebble.DB, size uint64) {
 	options(db).MemTableSize = size
 	*at[uint64](db, known.largeBatch) = size / 2
+}
+
+// free returns how many bytes are free on the disk of the database, or a great number
+// if that is not known.
+func (db *DB) free() uint64 {
+	if !known.memory {
+		return math.MaxUint64
+	}
+	usage, err := options(db.pebble()).FS.GetDiskUsage(*at[string](db.pebble(), known.dir))
+	if err != nil {
+		return math.MaxUint64 // a database in memory
+	}
+	return usage.AvailBytes
 }
 
 // observe puts w.writeBatch before Pebble's own function, so that the cache sees each

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
+	"sync"
 
 	"go.elara.ws/chaistore/internal/engine"
 )
@@ -38,7 +40,7 @@ func (t *Table) CreateOwners(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("create table %q: %w", name, err)
 	}
-	return t.MatchOwners(ctx)
+	return t.matchOwners(ctx, createWrite)
 }
 
 // HasOwners reports whether t has a table of owners.
@@ -164,13 +166,22 @@ func (l *layout) scanOwner(s *engine.Snapshot, owner, from string, each func(tok
 // and removes the owners of sessions that are gone. It reads both tables in pages,
 // side by side. If t has no owners, it does nothing.
 func (t *Table) MatchOwners(ctx context.Context) error {
+	return t.matchOwners(ctx, sweepWrite)
+}
+
+// createWrite is the number of owners that are added in one turn when the table of
+// owners is created, which the first store waits for.
+const createWrite = 2000
+
+// matchOwners is MatchOwners with turns of up to the given number of owners.
+func (t *Table) matchOwners(ctx context.Context, most int) error {
 	if !t.HasOwners() {
 		return nil
 	}
 	for from, more := "", true; more; {
 		var mismatch ownerMismatch
 		err := t.read(ctx, func(s *engine.Snapshot, l *layout) (err error) {
-			mismatch, err = l.compareOwners(s, from)
+			mismatch, err = l.compareOwners(s, from, most)
 			return err
 		})
 		if err != nil {
@@ -193,8 +204,8 @@ type ownerMismatch struct {
 }
 
 // compareOwners compares sessions and owners in the order of tokens, beginning at
-// from.
-func (l *layout) compareOwners(s *engine.Snapshot, from string) (m ownerMismatch, err error) {
+// from, until it has seen most owners or differences.
+func (l *layout) compareOwners(s *engine.Snapshot, from string, most int) (m ownerMismatch, err error) {
 	var owners []string // the next tokens with an owner, in order
 	var last string     // where this part ends
 	err = s.Scan(appendKey(nil, l.owners.namespace, from), appendInt(nil, l.owners.namespace+1), func(_, row []byte) error {
@@ -206,7 +217,7 @@ func (l *layout) compareOwners(s *engine.Snapshot, from string) (m ownerMismatch
 		if !ok {
 			return errBadRow
 		}
-		if len(owners) == sweepWrite {
+		if len(owners) == most {
 			last = string(token)
 			return errStop
 		}
@@ -225,7 +236,7 @@ func (l *layout) compareOwners(s *engine.Snapshot, from string) (m ownerMismatch
 			m.next = last
 			return errStop
 		}
-		if len(m.without) == sweepWrite || size >= pageBytes {
+		if len(m.without) == most || size >= pageBytes {
 			m.next = row.Token
 			return errStop
 		}
@@ -251,11 +262,30 @@ func (l *layout) compareOwners(s *engine.Snapshot, from string) (m ownerMismatch
 // tables were compared. A session whose owner is unknown gets none, so the next sweep
 // asks for it again. An owner that is too long is stored as "".
 func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
+	// Decoding takes longer than writing, so all processors do it.
+	all, known := make([]string, len(m.without)), make([]bool, len(m.without))
+	var wg sync.WaitGroup
+	processors := runtime.GOMAXPROCS(0)
+	returned := make([]bool, processors)
+	for p := range processors {
+		wg.Go(func() {
+			for i := p; i < len(all); i += processors {
+				var err error
+				all[i], known[i], err = t.ownerToPut(m.without[i].Data)
+				known[i] = known[i] || err == ErrOwnerTooLong
+			}
+			returned[p] = true
+		})
+	}
+	wg.Wait()
+	if slices.Contains(returned, false) {
+		runtime.Goexit() // as the owner function did
+	}
 	var without []Row
 	var owners []string
-	for _, row := range m.without {
-		if owner, known, err := t.ownerToPut(row.Data); known || err == ErrOwnerTooLong {
-			without, owners = append(without, row), append(owners, owner)
+	for i, row := range m.without {
+		if known[i] {
+			without, owners = append(without, row), append(owners, all[i])
 		}
 	}
 	if len(without)+len(m.gone) == 0 {

@@ -107,7 +107,7 @@ func TestCorrectOwnersLooksAgain(t *testing.T) {
 	}
 	var m ownerMismatch
 	err := table.read(t.Context(), func(s *engine.Snapshot, l *layout) (err error) {
-		m, err = l.compareOwners(s, "")
+		m, err = l.compareOwners(s, "", sweepWrite)
 		return err
 	})
 	if err != nil {

@@ -34,6 +34,8 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 		t.counts.swept.Add(uint64(sweep.Deleted))
 		t.counts.lastSweep.Store(&sweepEnd{time.Now(), err})
 	}()
+	var steps []string // where compact divides the table
+	left, step := int64(0), int64(0)
 	for from, more := "", true; more; {
 		var page expiredPage
 		if page, err = t.scanExpired(ctx, from, now); err != nil {
@@ -46,35 +48,100 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 		}
 		sweep.Deleted += deleted
 		from, more = page.next, page.next != ""
+		if len(page.tokens) > 0 {
+			t.garbage.Add(page.expired * int64(deleted) / int64(len(page.tokens)))
+		}
+		left += page.left
+		if step += page.left + page.expired; step >= compactStep && more {
+			steps, step = append(steps, from), 0
+		}
 	}
 	if err := t.repairIndexes(ctx); err != nil {
 		return sweep, err
 	}
-	return sweep, t.MatchOwners(ctx)
+	if err := t.MatchOwners(ctx); err != nil {
+		return sweep, err
+	}
+	if garbage := t.garbage.Load(); garbage >= max(compactAfter, left/4) {
+		t.garbage.Add(-garbage)
+		return sweep, t.compact(ctx, steps)
+	}
+	return sweep, nil
+}
+
+// A sweep compacts the tables when at least compactAfter bytes were deleted, and a
+// quarter of what is left. It does so in steps of compactStep bytes, between which ctx
+// may end.
+const (
+	compactAfter = 16 << 20
+	compactStep  = 32 << 20
+)
+
+// compact frees the space of deleted rows. It divides the table of sessions at the
+// given tokens.
+func (t *Table) compact(ctx context.Context, steps []string) error {
+	l, err := t.layout()
+	if err != nil {
+		return err
+	}
+	var ranges [][2][]byte
+	sessions := rangeOf(l.sessions.namespace)
+	for _, token := range steps {
+		next := appendKey(nil, l.sessions.namespace, token)
+		ranges = append(ranges, [2][]byte{sessions[0], next})
+		sessions[0] = next
+	}
+	ranges = append(ranges, sessions)
+	relations := []*relation{&l.sessions}
+	if l.owners != nil {
+		relations = append(relations, l.owners)
+		ranges = append(ranges, rangeOf(l.owners.namespace))
+	}
+	for _, r := range relations {
+		for _, ix := range r.indexes {
+			ranges = append(ranges, rangeOf(ix.namespace))
+		}
+	}
+	for _, r := range ranges {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := t.db.Compact(r[0], r[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rangeOf returns the first key of a namespace, and that of the next one.
+func rangeOf(namespace int64) [2][]byte {
+	return [2][]byte{appendInt(nil, namespace), appendInt(nil, namespace+1)}
 }
 
 // An expiredPage holds the expired sessions in a part of the table.
 type expiredPage struct {
-	tokens  []string
-	scanned int    // sessions read to find them
-	next    string // where the next page begins, "" at the end of the table
+	tokens        []string
+	scanned       int    // sessions read to find them
+	expired, left int64  // bytes of the expired sessions, and of the others
+	next          string // where the next page begins, "" at the end of the table
 }
 
 // scanExpired looks for expired sessions with tokens from the given one on.
 func (t *Table) scanExpired(ctx context.Context, from string, now time.Time) (page expiredPage, err error) {
 	err = t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 		page = expiredPage{}
-		size := 0
 		return scan(s, l, from, func(encoded []byte, row Row) error {
-			if page.scanned == sweepScan || len(page.tokens) == sweepWrite || size >= pageBytes {
+			if page.scanned == sweepScan || len(page.tokens) == sweepWrite || page.expired >= pageBytes {
 				page.next = row.Token
 				return errStop
 			}
 			page.scanned++
-			if !row.Expiry.After(now) {
-				page.tokens = append(page.tokens, row.Token)
-				size += len(encoded)
+			if row.Expiry.After(now) {
+				page.left += int64(len(encoded))
+				return nil
 			}
+			page.tokens = append(page.tokens, row.Token)
+			page.expired += int64(len(encoded))
 			return nil
 		})
 	})

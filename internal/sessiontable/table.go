@@ -52,12 +52,13 @@ type Options struct {
 // before the table exists.
 type Table struct {
 	Options
-	handle *chai.DB
-	db     *engine.DB
-	known  atomic.Pointer[layout] // from the latest catalog seen
-	right  sync.Map               // namespaces of the indexes that are known to be right
-	ended  *ended                 // nil if nothing is remembered
-	counts counts
+	handle  *chai.DB
+	db      *engine.DB
+	known   atomic.Pointer[layout] // from the latest catalog seen
+	right   sync.Map               // namespaces of the indexes that are known to be right
+	ended   *ended                 // nil if nothing is remembered
+	garbage atomic.Int64           // bytes of sessions deleted by sweeps since the last Compact
+	counts  counts
 }
 
 // New returns a table of db.

@@ -248,14 +248,19 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 // returns nil, and rolls it back if f returns an error, which Update returns, or
 // panics. Update waits for other calls of Update, for the [WriteLock], and for the
 // stores on db. If ctx ends before the transaction has begun, Update returns the
-// context's error and does not call f. After that, ctx has no effect.
+// context's error and does not call f. After 10 seconds it returns an error, too. Once
+// f has been called, ctx has no effect.
 //
 //	err := chaistore.Update(ctx, db, func(tx *chai.Tx) error {
 //		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
 //	})
 //
-// Stores can't write while f runs, so f must not write through one: it would wait for
-// itself, until the store's write returned an error.
+// While f runs, nobody else can write. So f must not call Update, nor write through a
+// store: the call would wait for f, and return an error after 10 seconds. tx ends with
+// f, and panics when it is used afterwards.
+//
+// When the disk fails while f runs, Chai panics in f. Update rolls back what it can, and
+// panics on. Stores go on reading what was committed before.
 func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 	if isNil(db) {
 		return errNilDatabase

@@ -20,6 +20,9 @@ func Lock(db *chai.DB) sync.Locker { return &sharedBy(db).app }
 type appLock struct {
 	taken  chan struct{} // holds an element while the lock is held
 	locked atomic.Bool   // by a caller of Lock
+
+	mu   sync.Mutex
+	free chan struct{} // closed when no transaction is open; nil if nobody waits for that
 }
 
 func (l *appLock) Lock() {
@@ -38,23 +41,25 @@ func (l *appLock) Unlock() {
 // Update calls f with a writable transaction of Chai, in a turn of its own. It
 // commits the transaction if f returns nil, and rolls it back if f returns an error
 // or panics. If ctx ends before the transaction begins, Update returns the context's
-// error and does not call f.
+// error and does not call f. If it has to wait for too long, it returns [ErrHangs].
 func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	e := For(db, nil)
+	ctx, cancel := context.WithTimeoutCause(ctx, e.hangLimit, ErrHangs)
+	defer cancel()
 	select {
 	case e.app.taken <- struct{}{}:
 		defer func() { <-e.app.taken }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return waited(ctx)
 	}
 	if err := e.Writable(); err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
-	if err := e.waitForWriters(ctx); err != nil {
-		return err
+	if !e.waitForWriters(ctx) {
+		return waited(ctx)
 	}
 	tx, err := e.beginTx()
 	if err != nil {
@@ -65,6 +70,7 @@ func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 		if !succeeded {
 			e.rollbackTx(tx)
 		}
+		e.spend(tx)
 	}()
 	if err := f(tx); err != nil {
 		return err
@@ -76,20 +82,47 @@ func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 	return nil
 }
 
-// waitForWriters waits until no writing transaction is open, or ctx ends. Waiting in
-// Begin instead would keep the open transaction from being committed.
-func (db *DB) waitForWriters(ctx context.Context) error {
-	free := make(chan struct{})
-	go func() {
-		db.writeLock.Lock()
-		defer db.writeLock.Unlock()
-		close(free)
-	}()
+// waited returns why a call of Update gave up: the error of its caller's context, or
+// ErrHangs.
+func waited(ctx context.Context) error {
+	if cause := context.Cause(ctx); cause == ErrHangs {
+		return cause
+	}
+	return ctx.Err()
+}
+
+// waitForWriters waits until no writing transaction is open. If ctx ends before, it
+// returns false. Waiting in Begin instead would keep the open transaction from being
+// committed.
+//
+// The goroutine that waits for the lock goes on after its caller gave up, so the next
+// caller waits with it.
+func (db *DB) waitForWriters(ctx context.Context) bool {
+	if db.writeLock.TryLock() {
+		db.writeLock.Unlock()
+		return true
+	}
+	a := &db.app
+	a.mu.Lock()
+	free := a.free
+	if free == nil {
+		free = make(chan struct{})
+		a.free = free
+		go func() {
+			db.writeLock.Lock()
+			defer db.writeLock.Unlock()
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			close(free)
+			a.free = nil
+		}()
+	}
+	a.mu.Unlock()
 	select {
 	case <-free:
-		return nil
+		return true
 	case <-ctx.Done():
-		return ctx.Err()
+		return false
 	}
 }
 

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/chaisql/chai"
@@ -464,5 +466,84 @@ func TestUpdateFails(t *testing.T) {
 			t.Errorf("Update whose commit fails = %v, want an error that says read-only", err)
 		}
 		wantFree()
+	}
+}
+
+// An Update that gives up leaves no goroutine of its own behind.
+func TestUpdatesThatGiveUpLeaveOneGoroutine(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	engine, db := newDB(t)
+	tx, err := engine.Begin(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := runtime.NumGoroutine()
+	for range 100 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		wantError(t, Update(ctx, engine, insert(1)), context.DeadlineExceeded)
+		cancel()
+	}
+	if n := runtime.NumGoroutine() - before; n > 10 {
+		t.Errorf("100 calls of Update have left %d goroutines, want 1", n)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := Update(t.Context(), engine, func(*chai.Tx) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, db, set("a", 1))
+}
+
+// An Update inside the function of another one gives up, as does a write.
+func TestNestedUpdate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		engine, db := newDB(t)
+		var inner, written error
+		err := Update(context.Background(), engine, func(tx *chai.Tx) error {
+			inner = Update(context.Background(), engine, insert(2))
+			written = db.Write(context.Background(), 100, set("a", 1))
+			return insert(1)(tx)
+		})
+		wantError(t, err, nil)
+		wantError(t, inner, ErrHangs)
+		wantError(t, written, ErrHangs)
+		if n := rows(t, engine); n != 1 {
+			t.Errorf("got %d rows, want 1", n)
+		}
+	})
+}
+
+// A transaction that has ended can't write into the next batch of another database.
+func TestSpentTransaction(t *testing.T) {
+	for name, end := range map[string]error{"committed": nil, "rolled back": errNo} {
+		t.Run(name, func(t *testing.T) {
+			engine, _ := newDB(t)
+			_, other := newDB(t)
+			var spent *chai.Tx
+			wantError(t, Update(t.Context(), engine, func(tx *chai.Tx) error {
+				spent = tx
+				return errors.Join(insert(1)(tx), tx.Exec("DELETE FROM t"), end)
+			}), end)
+			for i := range 20 {
+				func() {
+					defer func() {
+						if recover() == nil {
+							t.Error("a transaction that has ended did not panic")
+						}
+					}()
+					_ = spent.Exec("INSERT INTO t (k) VALUES (?)", 100+i)
+				}()
+				write(t, other, set("a", 1))
+			}
+			if n := rows(t, other.handle); n != 0 {
+				t.Errorf("the other database has %d rows of the transaction, want 0", n)
+			}
+			if n := rows(t, engine); n != 0 {
+				t.Errorf("the database has %d rows, want 0", n)
+			}
+		})
 	}
 }

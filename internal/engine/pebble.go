@@ -326,6 +326,28 @@ func (w *watcher) letClose() {
 	done.Broadcast()
 }
 
+// spend makes tx, which has ended, panic when it is used again. Its batch is in
+// Pebble's pool, so what is written to it would be committed with a batch of somebody
+// else, even to another database.
+func (db *DB) spend(tx *chai.Tx) {
+	v := reflect.ValueOf(tx)
+	for _, name := range []string{"tx", "Session", "Batch"} {
+		for v.Kind() == reflect.Pointer || v.Kind() == reflect.Interface {
+			v = v.Elem()
+		}
+		if v.Kind() != reflect.Struct {
+			return
+		}
+		v = v.FieldByName(name)
+	}
+	if !v.IsValid() || v.Type() != reflect.TypeFor[*pebble.Batch]() || db.Usable() != nil {
+		return
+	}
+	spent := db.pebble().NewBatch()
+	_ = db.pebble().Apply(spent, pebble.NoSync) // writes nothing, but must not be used after it
+	*(**pebble.Batch)(v.Addr().UnsafePointer()) = spent
+}
+
 // flushEnd and compactionEnd are called with Pebble's mutex locked when files were
 // written or merged. After a failure Pebble tries again at once; they make it wait.
 func (w *watcher) flushEnd(info pebble.FlushInfo) {

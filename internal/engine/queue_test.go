@@ -221,7 +221,7 @@ func testHang(t *testing.T, withLock bool) {
 		}()
 		updateCtx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		go func() {
-			wantError(t, Update(updateCtx, engine, func(*chai.Tx) error { return errNo }), context.DeadlineExceeded)
+			wantError(t, Update(updateCtx, engine, func(*chai.Tx) error { return errNo }), ErrHangs)
 		}()
 
 		var wg sync.WaitGroup

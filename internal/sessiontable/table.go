@@ -116,9 +116,7 @@ func (t *Table) create(ctx context.Context, name string, statements ...string) e
 	if _, err := t.handle.DB.Catalog().GetTableInfo(name); err == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, engine.HangLimit, engine.ErrHangs)
-	defer cancel()
-	err := engine.Update(ctx, t.handle, func(tx *chai.Tx) error {
+	return engine.Update(ctx, t.handle, func(tx *chai.Tx) error {
 		for _, sql := range statements {
 			if err := tx.Exec(sql); err != nil {
 				return err
@@ -126,10 +124,6 @@ func (t *Table) create(ctx context.Context, name string, statements ...string) e
 		}
 		return nil
 	})
-	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
 }
 
 // counts holds the counters of a Table.

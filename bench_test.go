@@ -3,15 +3,22 @@ package chaistore_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/alexedwards/scs/v2"
 	"github.com/chaisql/chai"
 
 	"go.elara.ws/chaistore"
@@ -338,4 +345,97 @@ func benchmarkSweep(b *testing.B, open func(testing.TB) *chai.DB, sweep func(db 
 	slices.Sort(times)
 	b.ReportMetric(float64(times[len(times)*99/100].Nanoseconds()), "p99-commit-ns")
 	b.ReportMetric(float64(times[len(times)-1].Nanoseconds()), "worst-commit-ns")
+}
+
+// BenchmarkSite serves a small site to 32 clients over loopback. Each request loads and
+// commits its visitor's session, selects a row, and inserts one in Update. The sessions
+// are in the database of the application, or in one of their own.
+func BenchmarkSite(b *testing.B) {
+	for name, separate := range map[string]bool{"one-database": false, "two-databases": true} {
+		b.Run(name, func(b *testing.B) { benchmarkSite(b, separate) })
+	}
+}
+
+func benchmarkSite(b *testing.B, separate bool) {
+	const clients = 32
+	app := testdb.Disk(b)
+	testdb.Exec(b, app,
+		"CREATE TABLE pages (name TEXT PRIMARY KEY, body TEXT NOT NULL)",
+		"CREATE TABLE visits (page TEXT NOT NULL, at TIMESTAMP NOT NULL)",
+		"INSERT INTO pages (name, body) VALUES ('home', 'Hello')")
+	db := app
+	if separate {
+		db = testdb.Disk(b)
+	}
+	s := newStoreWith(b, db, chaistore.Config{CreateTable: true})
+	manager := scs.New()
+	manager.Store = s
+	fail := func(w http.ResponseWriter, err error) {
+		b.Error(err)
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+	manager.ErrorFunc = func(w http.ResponseWriter, _ *http.Request, err error) { fail(w, err) }
+	server := httptest.NewServer(manager.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		manager.Put(r.Context(), "visits", manager.GetInt(r.Context(), "visits")+1)
+		row, err := app.QueryRow("SELECT body FROM pages WHERE name = 'home'")
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		var body string
+		if err := row.Scan(&body); err != nil {
+			fail(w, err)
+			return
+		}
+		err = chaistore.Update(r.Context(), app, func(tx *chai.Tx) error {
+			return tx.Exec("INSERT INTO visits (page, at) VALUES ('home', ?)", time.Now())
+		})
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		fmt.Fprint(w, body)
+	})))
+	defer server.Close()
+	transport := &http.Transport{MaxIdleConnsPerHost: clients}
+	defer transport.CloseIdleConnections()
+
+	jars := make([]http.CookieJar, clients)
+	for i := range jars {
+		var err error
+		if jars[i], err = cookiejar.New(nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+	visit := func(client int) {
+		response, err := (&http.Client{Transport: transport, Jar: jars[client]}).Get(server.URL)
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		_, err = io.Copy(io.Discard, response.Body)
+		if err := errors.Join(err, response.Body.Close()); err != nil {
+			b.Error(err)
+		}
+	}
+	for client := range jars {
+		visit(client) // begins its session
+	}
+	before := s.Stats()
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for client := range jars {
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				visit(client)
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	after := s.Stats()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
+	b.ReportMetric(float64(after.CacheHits-before.CacheHits)/float64(after.Finds-before.Finds), "hits/find")
 }

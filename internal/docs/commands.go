@@ -19,6 +19,7 @@ var documents = []document{
 		},
 		{line: "go run ./examples/quickstart", tested: "examples/quickstart/main_test.go TestSessionSurvivesRestart"},
 		{line: "go test ./...", with: []string{"go test", "go test -race -shuffle=on -timeout 1200s"}, tested: "make test"},
+		{line: "go test -run '^$' -bench Site", with: []string{"Site", "Site -benchtime 50x"}},
 		{line: "go run ./examples/webapp", tested: "examples/webapp/e2e/webapp_test.go TestPlainHTTP"},
 	}},
 	{"CONTRIBUTING.md", []command{

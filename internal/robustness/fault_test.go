@@ -25,6 +25,7 @@ import (
 	"github.com/cockroachdb/pebble/vfs"
 
 	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/testdb"
 )
 
 var (
@@ -117,7 +118,7 @@ func faultChild(dir string) {
 			case closed = <-r.closed:
 			case <-time.After(time.Until(r.closing.Add(closeLimit))):
 			}
-			r.disk.stop()
+			r.disk.Stop()
 			fmt.Println("close", n, closed)
 		})
 	}
@@ -129,7 +130,8 @@ func faultChild(dir string) {
 type faultRun struct {
 	*rand.Rand
 	dir        string
-	disk       *disk
+	disk       *testdb.FaultDisk
+	fault      *testdb.Fault
 	db         *chai.DB
 	store      *chaistore.ChaiStore
 	goroutines int
@@ -152,7 +154,7 @@ func newFaultRun(dir string, kind, number int) *faultRun {
 	r := &faultRun{
 		Rand:       rng,
 		dir:        dir,
-		disk:       newDisk(filepath.Join(dir, "pebble")),
+		disk:       testdb.NewFaultDisk(filepath.Join(dir, "pebble")),
 		goroutines: []int{1, 8, 64}[rng.IntN(3)],
 		size:       []int{0, 300, 4000}[rng.IntN(3)],
 		start:      time.Now().Truncate(time.Millisecond),
@@ -163,10 +165,11 @@ func newFaultRun(dir string, kind, number int) *faultRun {
 	vfs.Default = r.disk
 	r.db, r.store = openStore(dir)
 	must(r.db.Exec("CREATE TABLE app (k INTEGER PRIMARY KEY, v BLOB NOT NULL)"))
-	r.disk.fault = &fault{
-		op: f.op, file: f.file, err: f.errs[rng.IntN(len(f.errs))],
-		after: rng.IntN(f.within), times: []int{1, 3, math.MaxInt}[rng.IntN(3)],
+	r.fault = &testdb.Fault{
+		Op: f.op, File: f.file, Err: f.errs[rng.IntN(len(f.errs))],
+		After: rng.IntN(f.within), Times: []int{1, 3, math.MaxInt}[rng.IntN(3)],
 	}
+	r.disk.Break(r.fault)
 	return r
 }
 
@@ -287,7 +290,7 @@ func (r *faultRun) enough() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.operations++
-	if r.disk.fault.hasStruck() {
+	if r.fault.HasStruck() {
 		r.afterFault++
 	}
 	return r.afterFault > 1000 || r.operations > 40_000 || r.operations*r.size > 32<<20 || time.Since(r.start) > 10*time.Second
@@ -325,14 +328,14 @@ func (r *faultRun) expiry(number int) time.Time {
 // loseAndCheck closes the database, before or after a loss of power. Then it opens
 // what is left on the disk, and compares.
 func (r *faultRun) loseAndCheck() {
-	r.result.Struck = r.disk.fault.hasStruck()
+	r.result.Struck = r.fault.HasStruck()
 	closesFirst := r.IntN(2) == 0
 	pause := time.Duration(r.Int64N(int64(5 * time.Millisecond)))
 	if closesFirst {
 		r.close()
 	}
 	time.Sleep(pause)
-	vfs.Default = r.disk.cut([]int{keepNothing, keepNothing, keepParts, keepAll}[r.IntN(4)])
+	vfs.Default = r.disk.Cut([]int{testdb.KeepNothing, testdb.KeepNothing, testdb.KeepParts, testdb.KeepAll}[r.IntN(4)])
 	if !closesFirst {
 		r.close()
 	}
@@ -502,4 +505,10 @@ func startFaultChild(t *testing.T, kind, first, runs int) (r faultChildResult) {
 		t.Errorf("a process making the runs from %d on ended with %v after %d of them:\n%.5000s", first, err, len(r.results), &stderr)
 	}
 	return r
+}
+
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
 }

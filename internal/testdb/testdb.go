@@ -1,5 +1,6 @@
-// Package testdb has helpers for the tests of several packages: databases, checks of
-// their tables, a watchdog for tests that hang, a log that can be read, and the heap.
+// Package testdb has helpers for the tests of several packages: databases, a disk that
+// fails, checks of tables, a watchdog for tests that hang, a log that can be read, and
+// the heap.
 package testdb
 
 import (

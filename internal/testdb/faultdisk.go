@@ -1,4 +1,6 @@
-package robustness
+// A disk that fails.
+
+package testdb
 
 import (
 	"cmp"
@@ -8,31 +10,32 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/vfs"
 )
 
-// A disk is a file system in memory on which operations can fail, and which can lose
-// its power. Pebble reads from and writes to one copy of the files. The other copy
+// A FaultDisk is a file system in memory on which operations can fail, and which can
+// lose its power. Pebble works on one copy of the files. The other copy
 // has only what was synced: the bytes of files, and the entries of directories.
-type disk struct {
-	vfs.FS             // the copy that Pebble works on
-	synced *vfs.MemFS  // the copy that a loss of power leaves; its entries are those of strict mode
-	fault  *fault      // nil on a disk that works
-	files  []*diskFile // all that were opened for writing
+type FaultDisk struct {
+	vfs.FS                       // the copy that Pebble works on
+	synced *vfs.MemFS            // the copy that a loss of power leaves; its entries are those of strict mode
+	fault  atomic.Pointer[Fault] // nil while the disk works
+	files  []*diskFile           // all that were opened for writing
 
 	// mu is held for reading during each change, and while files is read, and for
 	// writing when nothing may change.
 	mu   sync.RWMutex
 	add  sync.Mutex // protects files from other appends
-	off  bool       // after cut: synced does not change any more
-	halt bool       // after stop: operations that change something don't return
+	off  bool       // after Cut: synced does not change any more
+	halt bool       // after Stop: operations that change something don't return
 }
 
-// newDisk returns an empty disk with a directory.
-func newDisk(dir string) *disk {
-	d := &disk{FS: vfs.NewMem(), synced: vfs.NewStrictMem()}
+// NewFaultDisk returns an empty disk with a directory.
+func NewFaultDisk(dir string) *FaultDisk {
+	d := &FaultDisk{FS: vfs.NewMem(), synced: vfs.NewStrictMem()}
 	for _, fs := range []*vfs.MemFS{d.FS.(*vfs.MemFS), d.synced} {
 		must(fs.MkdirAll(dir, 0o700))
 		for parent := dir; ; parent = fs.PathDir(parent) {
@@ -47,46 +50,63 @@ func newDisk(dir string) *disk {
 	return d
 }
 
-// A fault makes operations of one kind fail on files of one kind.
-type fault struct {
-	op, file string // "write", "sync" or "create", on files whose names have this part
-	err      error
-	after    int           // operations that succeed first
-	times    int           // operations that fail then
-	lasts    time.Duration // if not 0, all operations in this time fail
+// Break makes operations fail from now on.
+func (d *FaultDisk) Break(f *Fault) { d.fault.Store(f) }
+
+// Mend makes all operations succeed from now on.
+func (d *FaultDisk) Mend() { d.fault.Store(nil) }
+
+// A Fault makes operations of one kind fail on files of one kind.
+type Fault struct {
+	Op, File string // "write", "sync" or "create", on files whose names have this part; "directory" is one of any name
+	Err      error
+	After    int           // operations that succeed first
+	Times    int           // operations that fail then
+	Lasts    time.Duration // if not 0, all operations in this time fail
 
 	mu     sync.Mutex
 	struck time.Time // when the first operation failed
+	failed int       // operations
 }
 
 // hits returns the error for an operation, or nil if it may go on.
-func (f *fault) hits(op, name string) error {
-	if f == nil || op != f.op || !strings.Contains(path.Base(name), f.file) || !f.hitsNext() {
+func (f *Fault) hits(op, name string) error {
+	if f == nil || op != f.Op || !strings.Contains(path.Base(name), f.File) || !f.hitsNext() {
 		return nil
 	}
 	time.Sleep(time.Millisecond) // Pebble tries some operations again at once
-	return f.err
+	return f.Err
 }
 
-func (f *fault) hitsNext() bool {
+func (f *Fault) hitsNext() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.after > 0 {
-		f.after--
+	if f.After > 0 {
+		f.After--
 		return false
 	}
 	if f.struck.IsZero() {
 		f.struck = time.Now()
 	}
-	if f.lasts != 0 {
-		return time.Since(f.struck) < f.lasts
+	fails := f.failed < f.Times
+	if f.Lasts != 0 {
+		fails = time.Since(f.struck) < f.Lasts
 	}
-	f.times--
-	return f.times >= 0
+	if fails {
+		f.failed++
+	}
+	return fails
 }
 
-// hasStruck reports whether an operation has failed.
-func (f *fault) hasStruck() bool {
+// Failed returns the number of operations that have failed.
+func (f *Fault) Failed() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.failed
+}
+
+// HasStruck reports whether an operation has failed.
+func (f *Fault) HasStruck() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return !f.struck.IsZero()
@@ -94,7 +114,7 @@ func (f *fault) hasStruck() bool {
 
 // change runs the two halves of a change, and the second one only while there is
 // power.
-func (d *disk) change(working, synced func() error) error {
+func (d *FaultDisk) change(working, synced func() error) error {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if d.halt {
@@ -107,24 +127,24 @@ func (d *disk) change(working, synced func() error) error {
 	return synced()
 }
 
-// stop lets nothing change any more, so that an engine that tries something over and
+// Stop lets nothing change any more, so that an engine that tries something over and
 // over again ends.
-func (d *disk) stop() {
+func (d *FaultDisk) Stop() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.halt = true
 }
 
-// What a cut leaves of what was not synced.
+// What a Cut leaves of what was not synced.
 const (
-	keepNothing = iota
-	keepParts   // the beginning of each file's bytes, but no entries of directories
-	keepAll     // as when the process is killed
+	KeepNothing = iota
+	KeepParts   // the beginning of each file's bytes, but no entries of directories
+	KeepAll     // as when the process is killed
 )
 
-// cut returns the files that are left after a loss of power. Pebble can go on working
+// Cut returns the files that are left after a loss of power. Pebble can go on working
 // on d, but that does not change them.
-func (d *disk) cut(keep int) *vfs.MemFS {
+func (d *FaultDisk) Cut(keep int) *vfs.MemFS {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.off = true
@@ -132,9 +152,9 @@ func (d *disk) cut(keep int) *vfs.MemFS {
 		f.mu.Lock()
 		n := 0
 		switch {
-		case keep == keepAll:
+		case keep == KeepAll:
 			n = len(f.unsynced)
-		case keep == keepParts && !f.lost:
+		case keep == KeepParts && !f.lost:
 			n = rand.IntN(len(f.unsynced) + 1)
 		}
 		_, err := f.synced.Write(f.unsynced[:n])
@@ -142,7 +162,7 @@ func (d *disk) cut(keep int) *vfs.MemFS {
 		must(f.synced.Sync())
 		f.mu.Unlock()
 	}
-	if keep != keepAll {
+	if keep != KeepAll {
 		d.synced.ResetToSyncedState()
 	}
 	return d.synced
@@ -151,7 +171,7 @@ func (d *disk) cut(keep int) *vfs.MemFS {
 // A diskFile is a file that is open for writing, or a directory.
 type diskFile struct {
 	vfs.File
-	disk   *disk
+	disk   *FaultDisk
 	name   string // "directory" for directories
 	synced vfs.File
 
@@ -160,8 +180,8 @@ type diskFile struct {
 	lost     bool   // a sync has failed
 }
 
-func (d *disk) Create(name string) (vfs.File, error) {
-	if err := d.fault.hits("create", name); err != nil {
+func (d *FaultDisk) Create(name string) (vfs.File, error) {
+	if err := d.fault.Load().hits("create", name); err != nil {
 		return nil, err
 	}
 	return d.open(name,
@@ -170,8 +190,8 @@ func (d *disk) Create(name string) (vfs.File, error) {
 }
 
 // ReuseForWrite renames a file before it can fail to open it, as on a real disk.
-func (d *disk) ReuseForWrite(oldname, newname string) (vfs.File, error) {
-	if err := d.fault.hits("create", newname); err != nil {
+func (d *FaultDisk) ReuseForWrite(oldname, newname string) (vfs.File, error) {
+	if err := d.fault.Load().hits("create", newname); err != nil {
 		return nil, cmp.Or(d.Rename(oldname, newname), err)
 	}
 	return d.open(newname,
@@ -179,13 +199,13 @@ func (d *disk) ReuseForWrite(oldname, newname string) (vfs.File, error) {
 		func() (vfs.File, error) { return d.synced.ReuseForWrite(oldname, newname) })
 }
 
-func (d *disk) OpenDir(name string) (vfs.File, error) {
+func (d *FaultDisk) OpenDir(name string) (vfs.File, error) {
 	return d.open("directory",
 		func() (vfs.File, error) { return d.FS.OpenDir(name) },
 		func() (vfs.File, error) { return d.synced.OpenDir(name) })
 }
 
-func (d *disk) open(name string, working, synced func() (vfs.File, error)) (vfs.File, error) {
+func (d *FaultDisk) open(name string, working, synced func() (vfs.File, error)) (vfs.File, error) {
 	f := &diskFile{disk: d, name: name}
 	err := d.change(
 		func() (err error) { f.File, err = working(); return err },
@@ -203,38 +223,38 @@ func (d *disk) open(name string, working, synced func() (vfs.File, error)) (vfs.
 	return f, nil
 }
 
-func (d *disk) Link(oldname, newname string) error {
+func (d *FaultDisk) Link(oldname, newname string) error {
 	return d.change(
 		func() error { return d.FS.Link(oldname, newname) },
 		func() error { return d.synced.Link(oldname, newname) })
 }
 
-func (d *disk) Remove(name string) error {
+func (d *FaultDisk) Remove(name string) error {
 	return d.change(
 		func() error { return d.FS.Remove(name) },
 		func() error { return d.synced.Remove(name) })
 }
 
-func (d *disk) RemoveAll(name string) error {
+func (d *FaultDisk) RemoveAll(name string) error {
 	return d.change(
 		func() error { return d.FS.RemoveAll(name) },
 		func() error { return d.synced.RemoveAll(name) })
 }
 
-func (d *disk) Rename(oldname, newname string) error {
+func (d *FaultDisk) Rename(oldname, newname string) error {
 	return d.change(
 		func() error { return d.FS.Rename(oldname, newname) },
 		func() error { return d.synced.Rename(oldname, newname) })
 }
 
-func (d *disk) MkdirAll(name string, perm os.FileMode) error {
+func (d *FaultDisk) MkdirAll(name string, perm os.FileMode) error {
 	return d.change(
 		func() error { return d.FS.MkdirAll(name, perm) },
 		func() error { return d.synced.MkdirAll(name, perm) })
 }
 
 // Lock also makes an entry, but a loss of power frees the lock.
-func (d *disk) Lock(name string) (io.Closer, error) {
+func (d *FaultDisk) Lock(name string) (io.Closer, error) {
 	lock, err := d.FS.Lock(name)
 	if err != nil {
 		return nil, err
@@ -248,7 +268,7 @@ func (d *disk) Lock(name string) (io.Closer, error) {
 
 // Write writes a part of p when it fails.
 func (f *diskFile) Write(p []byte) (int, error) {
-	fails := f.disk.fault.hits("write", f.name)
+	fails := f.disk.fault.Load().hits("write", f.name)
 	if fails != nil && len(p) > 0 {
 		p = p[:rand.IntN(len(p))]
 	}
@@ -266,7 +286,7 @@ func (f *diskFile) Write(p []byte) (int, error) {
 // Sync fails once, and does nothing after that, as on Linux: what could not be
 // written is taken for written.
 func (f *diskFile) Sync() error {
-	fails := f.disk.fault.hits("sync", f.name)
+	fails := f.disk.fault.Load().hits("sync", f.name)
 	if f.name == "directory" {
 		if fails != nil {
 			return fails

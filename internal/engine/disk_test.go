@@ -1,0 +1,512 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/chaisql/chai"
+	"github.com/cockroachdb/pebble"
+	"github.com/cockroachdb/pebble/vfs"
+
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// A faultDB is a database on a disk that can fail.
+type faultDB struct {
+	*DB
+	engine *chai.DB
+	disk   *testdb.FaultDisk
+	dir    string
+}
+
+// newFaultDB returns a database with an empty table large. The test must close it.
+func newFaultDB(t *testing.T) *faultDB {
+	t.Helper()
+	dir := t.TempDir()
+	db := &faultDB{disk: testdb.NewFaultDisk(dir + "/pebble"), dir: dir}
+	db.reopen(t, db.disk)
+	testdb.Exec(t, db.engine, "CREATE TABLE large (k INTEGER PRIMARY KEY, v BLOB NOT NULL)")
+	return db
+}
+
+// reopen opens the database on a file system.
+func (db *faultDB) reopen(t *testing.T, fs vfs.FS) {
+	t.Helper()
+	former := vfs.Default
+	vfs.Default = fs
+	defer func() { vfs.Default = former }()
+	engine, err := chai.Open(db.dir)
+	if err != nil {
+		t.Fatalf("open database: %v", err)
+	}
+	db.engine, db.DB = engine, For(engine, discard)
+}
+
+// returns calls f, and fails the test if it takes too long. A panic becomes an error.
+func returns(t *testing.T, name string, f func() error) (err error) {
+	t.Helper()
+	result := make(chan error, 1)
+	go func() {
+		var err error
+		defer func() {
+			switch r := recover().(type) {
+			case nil:
+			case error:
+				err = fmt.Errorf("panic: %w", r)
+			default:
+				err = fmt.Errorf("panic: %v", r)
+			}
+			result <- err
+		}()
+		err = f()
+	}()
+	select {
+	case err := <-result:
+		return err
+	case <-time.After(5 * time.Second):
+		t.Fatalf("%s has not returned for 5 seconds", name)
+		return nil
+	}
+}
+
+// largeRow returns a row that does not compress.
+func largeRow(size int) []byte {
+	row := make([]byte, size)
+	rand.NewChaCha8([32]byte{}).Read(row)
+	return row
+}
+
+func largeKey(i int) []byte { return key(fmt.Sprintf("%06d", i)) }
+
+func (db *faultDB) put(i, size int) error {
+	return db.Write(context.Background(), size, func(b *Batch) error {
+		b.Put(largeKey(i), largeRow(size))
+		return nil
+	})
+}
+
+const insertLarge = "INSERT INTO large (k, v) VALUES (?, ?)"
+
+// writers are the ways to write a row with a number.
+var writers = map[string]func(db *faultDB, i int) error{
+	"Write": func(db *faultDB, i int) error { return db.put(i, 4000) },
+	"Update": func(db *faultDB, i int) error {
+		return Update(context.Background(), db.engine, func(tx *chai.Tx) error { return tx.Exec(insertLarge, i, largeRow(4000)) })
+	},
+	"Exec of Chai": func(db *faultDB, i int) error { return db.engine.Exec(insertLarge, i, largeRow(4000)) },
+	"Update of Chai": func(db *faultDB, i int) error {
+		return db.engine.Update(func(tx *chai.Tx) error { return tx.Exec(insertLarge, i, largeRow(4000)) })
+	},
+}
+
+// found returns the numbers of the rows written with a writer, in order.
+func (db *faultDB) found(t *testing.T, writer string) (numbers []int) {
+	t.Helper()
+	if writer != "Write" {
+		testdb.Query(t, db.engine, "SELECT k FROM large", func(row *chai.Row) error {
+			var k int
+			err := row.Scan(&k)
+			numbers = append(numbers, k)
+			return err
+		})
+		return numbers
+	}
+	if err := db.Read(t.Context(), func(s *Snapshot) error {
+		return s.Scan(firstKey, lastKey, func(key, _ []byte) error {
+			k, err := strconv.Atoi(string(key[4:]))
+			numbers = append(numbers, k)
+			return err
+		})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range numbers {
+		if row := cacheFind(t, db.DB, largeKey(i)); len(row) != 4000 {
+			t.Fatalf("Find of row %d = %d bytes, want 4000", i, len(row))
+		}
+	}
+	return numbers
+}
+
+// An operation on the disk fails, once or from then on. No write is acknowledged that is not on disk,
+// all later ones return the same error at once, reads go on, and the database can be
+// closed and opened again.
+func TestDiskFails(t *testing.T) {
+	for _, fault := range []struct {
+		name, op, file string
+		err            error
+	}{
+		{"log sync", "sync", ".log", syscall.EIO},
+		{"log write", "write", ".log", syscall.ENOSPC},
+		{"log creation", "create", ".log", syscall.EIO},
+		{"directory sync", "sync", "directory", syscall.EIO},
+		{"MANIFEST write", "write", "MANIFEST", syscall.ENOSPC},
+		{"MANIFEST sync", "sync", "MANIFEST", syscall.EIO},
+	} {
+		for i := range 2 * len(writers) {
+			writer, times := slices.Sorted(maps.Keys(writers))[i/2], []int{1, math.MaxInt}[i%2]
+			t.Run(fmt.Sprint(fault.name, "/", writer, "/", times), func(t *testing.T) {
+				testdb.Watchdog(t, time.Minute)
+				db := newFaultDB(t)
+				db.GrowCache(1 << 20)
+				write := func(i int) error {
+					return returns(t, writer, func() error { return writers[writer](db, i) })
+				}
+				acknowledged := 0
+				for ; acknowledged < 20; acknowledged++ {
+					if err := write(acknowledged); err != nil {
+						t.Fatal(err)
+					}
+				}
+				db.disk.Break(&testdb.Fault{Op: fault.op, File: fault.file, Err: fault.err, Times: times})
+				var first error
+				for ; first == nil && acknowledged < 5000; acknowledged++ {
+					if first = write(acknowledged); first != nil {
+						break
+					}
+				}
+				if !errors.Is(first, fault.err) {
+					t.Fatalf("got error %v after %d writes, want %v", first, acknowledged, fault.err)
+				}
+				wantAcknowledged := func(state string) {
+					t.Helper()
+					found := db.found(t, writer)
+					for i := range acknowledged {
+						if !slices.Contains(found, i) {
+							t.Fatalf("%s: row %d of %d acknowledged ones is missing", state, i, acknowledged)
+						}
+					}
+					if n := len(found); n > acknowledged+1 {
+						t.Errorf("%s: got %d rows, want %d, or one more", state, n, acknowledged)
+					}
+				}
+
+				failure := db.WriteError()
+				wantError(t, failure, fault.err)
+				began, fsyncs := time.Now(), db.Fsyncs()
+				for range 3 {
+					wantError(t, db.put(-1, 10), failure)
+					wantError(t, For(db.engine, discard).Write(t.Context(), 10, set("x", 1)), failure)
+					wantError(t, Update(t.Context(), db.engine, func(*chai.Tx) error { t.Error("called"); return nil }), failure)
+					wantAcknowledged("after the failure")
+				}
+				if d := time.Since(began); d > 2*time.Second {
+					t.Errorf("calls after the failure took %v", d)
+				}
+				if n := db.Fsyncs() - fsyncs; n != 0 {
+					t.Errorf("got %d committed batches after the failure, want none", n)
+				}
+				// The application's own writes fail, too, and don't hang.
+				for range 3 {
+					for _, own := range []string{"Exec of Chai", "Update of Chai"} {
+						if err := returns(t, own, func() error { return writers[own](db, 1_000_000) }); err == nil {
+							t.Errorf("%s succeeded after the failure", own)
+						}
+					}
+				}
+				wantAcknowledged("after other writes")
+				if err := returns(t, "Close", db.engine.Close); err == nil {
+					t.Error("Close = nil, want an error")
+				}
+
+				db.disk.Mend()
+				for state, fs := range map[string]vfs.FS{"without power": db.disk.Cut(testdb.KeepNothing), "opened again": db.disk} {
+					db.reopen(t, fs)
+					wantAcknowledged(state)
+					if err := write(2_000_000); err != nil {
+						t.Errorf("%s: %v", state, err)
+					}
+					if err := returns(t, "Close", db.engine.Close); err != nil {
+						t.Errorf("%s: Close = %v, want nil", state, err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// bubble runs f in a bubble of synctest. Pebble keeps channels in pools, which other
+// tests must not find there: two collections empty a pool.
+func bubble(t *testing.T, f func(t *testing.T)) {
+	runtime.GC()
+	runtime.GC()
+	defer runtime.GC()
+	defer runtime.GC()
+	synctest.Test(t, f)
+}
+
+// Nothing can be flushed, because files of rows can't be created. Commits go on, the
+// error is in BackgroundError as long as it lasts and logged at most once a minute,
+// and flushes are tried again at intervals of up to 5 seconds.
+func TestFlushFails(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		log := new(recorder)
+		db := newFaultDB(t)
+		db.background.logger = log.logger
+		if err := db.BackgroundError(); err != nil {
+			t.Errorf("BackgroundError = %v, want nil", err)
+		}
+		fault := &testdb.Fault{Op: "create", File: ".sst", Err: syscall.ENOSPC, Times: math.MaxInt}
+		db.disk.Break(fault)
+		n := 0
+		commit := func() {
+			t.Helper()
+			n++
+			if err := db.put(n, 4000); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for fault.Failed() == 0 {
+			commit()
+			synctest.Wait()
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(10 * time.Second) // until the longest interval
+		const minutes = 30
+		attempts := fault.Failed()
+		if attempts < 5 || attempts > 9 {
+			t.Errorf("got %d attempts in 10 seconds, want about 7: after 0, 0.1, 0.3, 0.7, 1.5, 3.1 and 6.3 seconds", attempts)
+		}
+		for range minutes {
+			time.Sleep(time.Minute)
+			commit()
+			wantError(t, db.BackgroundError(), syscall.ENOSPC)
+			if err := db.WriteError(); err != nil {
+				t.Errorf("WriteError = %v, want nil", err)
+			}
+		}
+		if n := fault.Failed() - attempts; n > minutes*60/5+1 || n < minutes*60/5-2 {
+			t.Errorf("got %d attempts in %d minutes, want one each 5 seconds", n, minutes)
+		}
+		log.mu.Lock()
+		if n := len(log.lines); n < minutes-1 || n > minutes+1 {
+			t.Errorf("got %d lines in %d minutes, want one a minute: %q", n, minutes, log.lines)
+		}
+		log.mu.Unlock()
+
+		db.disk.Mend()
+		time.Sleep(5*time.Second + 10*time.Millisecond)
+		if err := db.BackgroundError(); err != nil {
+			t.Errorf("BackgroundError = %v, want nil", err)
+		}
+		db.wantRows(t, n)
+		if err := db.engine.Close(); err != nil {
+			t.Errorf("Close = %v, want nil", err)
+		}
+	})
+}
+
+// wantRows fails the test unless db has the rows from 1 to n.
+func (db *faultDB) wantRows(t *testing.T, n int) {
+	t.Helper()
+	found := db.found(t, "Write")
+	if len(found) != n || n > 0 && (found[0] != 1 || found[n-1] != n) {
+		t.Errorf("got %d rows, want %d", len(found), n)
+	}
+}
+
+// Close does not wait until a failed flush is tried again.
+func TestCloseEndsBackoff(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		db := newFaultDB(t)
+		fault := &testdb.Fault{Op: "create", File: ".sst", Err: syscall.ENOSPC, Times: math.MaxInt}
+		db.disk.Break(fault)
+		n := 0
+		for ; fault.Failed() == 0; n++ {
+			if err := db.put(n+1, 4000); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(20 * time.Second)
+		attempts := fault.Failed()
+		for fault.Failed() == attempts {
+			time.Sleep(10 * time.Millisecond)
+		}
+		attempts++
+		began := time.Now()
+		_ = db.engine.Close()
+		if d := time.Since(began); d > time.Second {
+			t.Errorf("Close took %v, want less than the back-off", d)
+		}
+		time.Sleep(time.Minute)
+		if got := fault.Failed(); got > attempts+1 {
+			t.Errorf("got %d attempts after Close, want at most 1", got-attempts)
+		}
+		db.disk.Mend()
+		db.reopen(t, db.disk)
+		db.wantRows(t, n)
+		if err := db.engine.Close(); err != nil {
+			t.Errorf("Close = %v, want nil", err)
+		}
+	})
+}
+
+// The end of a job, as Pebble tells it.
+func TestBackgroundEnded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		log := new(recorder)
+		b := background{logger: log.logger}
+		for i, want := range []time.Duration{100, 200, 400, 800, 1600, 3200, 5000, 5000} {
+			if got := b.ended(&b.merge, syscall.EIO); got != want*time.Millisecond {
+				t.Errorf("wait %d = %v, want %v", i, got, want*time.Millisecond)
+			}
+		}
+		if got := b.ended(&b.flush, syscall.ENOSPC); got != minBackoff {
+			t.Errorf("the first wait of another job = %v, want %v", got, minBackoff)
+		}
+		wantError(t, b.failing(), syscall.ENOSPC)
+		b.ended(&b.flush, nil)
+		wantError(t, b.failing(), syscall.EIO)
+		b.ended(&b.merge, nil)
+		if err := b.failing(); err != nil {
+			t.Errorf("failing = %v after a success, want nil", err)
+		}
+		lines := func(want int) {
+			t.Helper()
+			synctest.Wait()
+			log.mu.Lock()
+			defer log.mu.Unlock()
+			if len(log.lines) != want {
+				t.Errorf("got %d lines, want %d: %q", len(log.lines), want, log.lines)
+			}
+		}
+		lines(1)
+		time.Sleep(logEvery - 1)
+		if got := b.ended(&b.merge, syscall.EIO); got != minBackoff {
+			t.Errorf("wait after a success = %v, want %v", got, minBackoff)
+		}
+		lines(1)
+		time.Sleep(1)
+		b.ended(&b.merge, syscall.EIO)
+		lines(2)
+	})
+}
+
+// Some errors are no failures, and a merge that fails waits without Pebble's mutex.
+func TestCompactionEnd(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		db := newFaultDB(t)
+		w := options(db.pebble()).Logger.(*watcher)
+		mu := at[sync.Mutex](w.db, known.mu)
+		end := func(err error) (d time.Duration) {
+			mu.Lock()
+			defer mu.Unlock()
+			began := time.Now()
+			options(db.pebble()).EventListener.CompactionEnd(pebble.CompactionInfo{Err: err})
+			return time.Since(began)
+		}
+		for _, err := range []error{nil, pebble.ErrCancelledCompaction, errors.New("pebble: empty table")} {
+			if d := end(err); d != 0 || db.BackgroundError() != nil {
+				t.Errorf("after %v: waited %v, BackgroundError = %v, want 0, nil", err, d, db.BackgroundError())
+			}
+		}
+		done := make(chan time.Duration)
+		go func() { done <- end(syscall.EIO) }()
+		synctest.Wait()
+		if !mu.TryLock() {
+			t.Error("Pebble's mutex is locked during the back-off")
+		} else {
+			mu.Unlock()
+		}
+		wantError(t, db.BackgroundError(), syscall.EIO)
+		if d := <-done; d != minBackoff {
+			t.Errorf("waited %v, want %v", d, minBackoff)
+		}
+		end(nil)
+		if err := db.BackgroundError(); err != nil {
+			t.Errorf("BackgroundError = %v, want nil", err)
+		}
+		if err := db.engine.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// There is no free file descriptor for a new log. Writes wait for one, reads go on,
+// and nothing is lost.
+func TestNoFileDescriptorForLog(t *testing.T) {
+	for _, errno := range []error{syscall.EMFILE, syscall.ENFILE} {
+		for name, rotations := range map[string]int{"created": 0, "reused": 3} {
+			t.Run(fmt.Sprint(errno, "/", name), func(t *testing.T) {
+				bubble(t, func(t *testing.T) { testNoFileDescriptorForLog(t, errno, rotations) })
+			})
+		}
+	}
+}
+
+func testNoFileDescriptorForLog(t *testing.T, errno error, rotations int) {
+	db := newFaultDB(t)
+	n := 0
+	put := func() error { n++; return db.put(n, 4000) }
+	for range rotations {
+		for range 100 {
+			if err := put(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := db.pebble().Flush(); err != nil { // then its log can be used again
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+	}
+	fault := &testdb.Fault{Op: "create", File: ".log", Err: errno, Times: math.MaxInt}
+	db.disk.Break(fault)
+	done := make(chan error)
+	go func() {
+		for fault.Failed() == 0 {
+			if err := put(); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	for fault.Failed() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(5 * time.Second)
+	select {
+	case err := <-done:
+		t.Fatalf("the write returned %v without a file descriptor, want it to wait", err)
+	default:
+	}
+	if got := db.found(t, "Write"); len(got) != n-1 {
+		t.Errorf("got %d rows while a write waits, want %d", len(got), n-1)
+	}
+	if got := fault.Failed(); got > 1000 {
+		t.Errorf("got %d attempts in 5 seconds, want at most 1000", got)
+	}
+	db.disk.Mend()
+	if err := <-done; err != nil {
+		t.Errorf("Write = %v once there is a file descriptor, want nil", err)
+	}
+	for range 200 {
+		if err := put(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db.wantRows(t, n)
+	left := db.disk.Cut(testdb.KeepNothing)
+	if err := db.engine.Close(); err != nil {
+		t.Errorf("Close = %v, want nil", err)
+	}
+	db.reopen(t, left)
+	db.wantRows(t, n)
+	if err := db.engine.Close(); err != nil {
+		t.Errorf("Close = %v, want nil", err)
+	}
+}

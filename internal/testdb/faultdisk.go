@@ -3,6 +3,7 @@
 package testdb
 
 import (
+	"bytes"
 	"cmp"
 	"io"
 	"math/rand/v2"
@@ -273,7 +274,7 @@ func (f *diskFile) Write(p []byte) (int, error) {
 		p = p[:rand.IntN(len(p))]
 	}
 	err := f.disk.change(
-		func() error { _, err := f.File.Write(p); return err },
+		func() error { _, err := f.File.Write(bytes.Clone(p)); return err }, // under the race detector, it changes what it gets
 		func() error {
 			f.mu.Lock()
 			defer f.mu.Unlock()

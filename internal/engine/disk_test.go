@@ -15,6 +15,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/chaisql/chai"
 	"github.com/cockroachdb/pebble"
@@ -257,7 +258,7 @@ func TestFlushFails(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		log := new(recorder)
 		db := newFaultDB(t)
-		db.background.logger = log.logger
+		db.logger = log.logger
 		if err := db.BackgroundError(); err != nil {
 			t.Errorf("BackgroundError = %v, want nil", err)
 		}
@@ -362,7 +363,9 @@ func TestCloseEndsBackoff(t *testing.T) {
 func TestBackgroundEnded(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		log := new(recorder)
-		b := background{logger: log.logger}
+		db := &DB{logger: log.logger}
+		defer runtime.KeepAlive(db)
+		b := background{db: weak.Make(db)}
 		for i, want := range []time.Duration{100, 200, 400, 800, 1600, 3200, 5000, 5000} {
 			if got := b.ended(&b.merge, syscall.EIO); got != want*time.Millisecond {
 				t.Errorf("wait %d = %v, want %v", i, got, want*time.Millisecond)
@@ -511,5 +514,35 @@ func testNoFileDescriptorForLog(t *testing.T, errno error, rotations int) {
 	db.wantRows(t, n)
 	if err := db.engine.Close(); err != nil {
 		t.Errorf("Close = %v, want nil", err)
+	}
+}
+
+// The application goes on writing after a failure, more often than Pebble has places
+// for batches. Each write fails at once.
+func TestManyWritesAfterAFailure(t *testing.T) {
+	for _, op := range []string{"sync", "create"} {
+		for _, writer := range []string{"Exec of Chai", "Update of Chai"} {
+			t.Run(op+"/"+writer, func(t *testing.T) {
+				testdb.Watchdog(t, time.Minute)
+				db := newFaultDB(t)
+				db.size = 40_000
+				if err := db.put(0); err != nil {
+					t.Fatal(err)
+				}
+				db.disk.Break(&testdb.Fault{Op: op, File: ".log", Err: syscall.EIO, Times: 1})
+				for i := 1; db.WriteError() == nil; i++ {
+					_ = db.put(i)
+				}
+				for i := range queueLen + 100 {
+					if err := returns(t, writer, func() error { return writers[writer](db, i) }); err == nil {
+						t.Fatalf("%s succeeded after the failure", writer)
+					}
+				}
+				if got := cacheFind(t, db.DB, largeKey(0)); len(got) != db.size {
+					t.Errorf("Find = %d bytes, want the row from before the failure", len(got))
+				}
+				_ = returns(t, "Close", db.engine.Close)
+			})
+		}
 	}
 }

@@ -26,7 +26,7 @@ import (
 // If a field of required is not as expected, no database can be used: its calls return
 // errUnknownEngine. If another field is not, its feature is off: without observing, there
 // is no cache, and each read looks for undo notes and at the catalog; without closing,
-// Close of a database can hang after a failure.
+// Close of a database and writes of the application can hang after a failure.
 var known = lookUp(reflect.TypeFor[chai.DB](), reflect.TypeFor[pebble.DB](), reflect.TypeFor[pebble.Snapshot]())
 
 var errUnknownEngine = errors.New("this program has another version of Chai or Pebble than chaistore knows: require github.com/chaisql/chai v0.16.1 and github.com/cockroachdb/pebble v1.1.5")
@@ -56,6 +56,10 @@ type fields struct {
 	done       uintptr // sync.Cond in pebble.DB
 	logWriter  uintptr // *record.LogWriter in pebble.DB
 	blocks     uintptr // a slice in record.LogWriter
+	headTail   uintptr // atomic.Uint64 in pebble.commitPipeline
+	slots      uintptr // [queueLen]atomic.Pointer[pebble.Batch] in pebble.commitPipeline
+	places     uintptr // chan struct{} in pebble.commitPipeline
+	syncPlaces uintptr // chan struct{} in pebble.commitPipeline
 
 	memory     bool
 	largeBatch uintptr // uint64 in pebble.DB
@@ -109,10 +113,10 @@ func lookUp(handle, db, snapshot reflect.Type) (f fields) {
 	f.sequence, _ = place(snapshot, "seqNum", "uint64")
 	var t reflect.Type
 	f.pipeline, t = place(db, "commit", "*pebble.commitPipeline")
-	t = elem(t)
-	f.commitMu, _ = place(t, "mu", "sync.Mutex")
-	f.logSeqNum, _ = place(t, "env.logSeqNum", "*atomic.Uint64")
-	f.write, _ = place(t, "env.write", "func(*pebble.Batch, *sync.WaitGroup, *error) (*pebble.memTable, error)")
+	pipeline := elem(t)
+	f.commitMu, _ = place(pipeline, "mu", "sync.Mutex")
+	f.logSeqNum, _ = place(pipeline, "env.logSeqNum", "*atomic.Uint64")
+	f.write, _ = place(pipeline, "env.write", "func(*pebble.Batch, *sync.WaitGroup, *error) (*pebble.memTable, error)")
 	f.isClosed, _ = place(db, "closed", "*atomic.Value")
 	f.observing = ok
 
@@ -126,6 +130,10 @@ func lookUp(handle, db, snapshot reflect.Type) (f fields) {
 	f.done, _ = place(db, "mu.compact.cond", "sync.Cond")
 	f.logWriter, t = place(db, "mu.log.LogWriter", "*record.LogWriter")
 	f.blocks, _ = place(elem(t), "free.blocks", "[]*record.block")
+	f.headTail, _ = place(pipeline, "pending.headTail", "atomic.Uint64")
+	f.slots, _ = place(pipeline, "pending.slots", fmt.Sprintf("[%d]atomic.Pointer[github.com/cockroachdb/pebble.Batch]", queueLen))
+	f.places, _ = place(pipeline, "commitQueueSem", "chan struct {}")
+	f.syncPlaces, _ = place(pipeline, "logSyncQSem", "chan struct {}")
 	f.closing = ok
 
 	f.largeBatch, _ = place(db, "largeBatchThreshold", "uint64")
@@ -483,6 +491,7 @@ func (db *DB) observe() {
 // locked.
 func (w *watcher) writeBatch(b *pebble.Batch, synced *sync.WaitGroup, syncErr *error) (table unsafe.Pointer, err error) {
 	if failure := w.failure.Load(); failure != nil {
+		w.refuse(synced != nil)
 		return nil, *failure
 	}
 	defer func() {
@@ -506,4 +515,25 @@ func (w *watcher) writeBatch(b *pebble.Batch, synced *sync.WaitGroup, syncErr *e
 	}()
 	w.cache.observe(b)
 	return w.write(b, synced, syncErr)
+}
+
+// queueLen is the length of the queue of batches that are not visible yet.
+const queueLen = 4096
+
+// refuse takes the batch that Pebble has just put into the queue of batches out of it
+// again, and gives its places back. Pebble does neither when a batch can't be written:
+// when the queue is full, the next one would wait for ever, with Chai's locks locked.
+func (w *watcher) refuse(sync bool) {
+	if !known.closing {
+		return
+	}
+	pipeline := *at[*byte](w.db, known.pipeline)
+	headTail := at[atomic.Uint64](pipeline, known.headTail)
+	last := (headTail.Load()>>32 - 1) % queueLen // only changed here and by Pebble, with commitMu locked
+	at[[queueLen]atomic.Pointer[pebble.Batch]](pipeline, known.slots)[last].Store(nil)
+	headTail.Add(^uint64(1<<32 - 1))
+	<-*at[chan struct{}](pipeline, known.places)
+	if sync {
+		<-*at[chan struct{}](pipeline, known.syncPlaces)
+	}
 }

@@ -546,3 +546,46 @@ func TestManyWritesAfterAFailure(t *testing.T) {
 		}
 	}
 }
+
+// A batch larger than half of a memory table fails in other places.
+func TestDiskFailsInLargeBatch(t *testing.T) {
+	for _, fault := range []*testdb.Fault{
+		{Op: "sync", File: ".log", Err: syscall.EIO, Times: 1},
+		{Op: "write", File: ".log", Err: syscall.ENOSPC, Times: 1},
+		{Op: "create", File: ".log", Err: syscall.EIO, Times: 1},
+		{Op: "sync", File: "directory", Err: syscall.EIO, Times: 1},
+	} {
+		t.Run(fault.Op+fault.File, func(t *testing.T) {
+			testdb.Watchdog(t, time.Minute)
+			db := newFaultDB(t)
+			if err := db.put(1); err != nil {
+				t.Fatal(err)
+			}
+			db.disk.Break(fault)
+			db.size = 5 << 20
+			wantError(t, returns(t, "Write", func() error { return db.put(2) }), fault.Err)
+			db.size = 4000
+			wantError(t, returns(t, "Write", func() error { return db.put(3) }), fault.Err)
+			if got := cacheFind(t, db.DB, largeKey(1)); len(got) != db.size {
+				t.Errorf("Find = %d bytes, want %d", len(got), db.size)
+			}
+			if err := returns(t, "Exec", func() error { return writers["Exec of Chai"](db, 1) }); err == nil {
+				t.Error("Exec succeeded after the failure")
+			}
+			_ = returns(t, "Close", db.engine.Close)
+			db.disk.Mend()
+			for _, fs := range []vfs.FS{db.disk.Cut(testdb.KeepNothing), db.disk} {
+				db.reopen(t, fs)
+				if got := cacheFind(t, db.DB, largeKey(1)); len(got) != db.size {
+					t.Errorf("Find = %d bytes, want %d", len(got), db.size)
+				}
+				if err := db.put(3); err != nil {
+					t.Error(err)
+				}
+				if err := returns(t, "Close", db.engine.Close); err != nil {
+					t.Errorf("Close = %v, want nil", err)
+				}
+			}
+		})
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -588,4 +589,40 @@ func TestDiskFailsInLargeBatch(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A write waits for a flush, which then can't write the list of files. The write ends.
+func TestManifestFailsWhileWriteWaits(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		db := newFaultDB(t)
+		db.size = 40_000
+		db.disk.Break(&testdb.Fault{Op: "create", File: ".sst", Err: syscall.ENOSPC, Times: math.MaxInt})
+		var written atomic.Int64
+		done := make(chan error)
+		go func() {
+			for {
+				if err := db.put(int(written.Add(1))); err != nil {
+					done <- err
+					return
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}()
+		for n := int64(-1); n != written.Load(); time.Sleep(time.Second) {
+			n = written.Load()
+		}
+		db.disk.Break(&testdb.Fault{Op: "sync", File: "MANIFEST", Err: syscall.EIO, Times: 1})
+		wantError(t, <-done, syscall.EIO)
+		wantError(t, db.put(0), syscall.EIO)
+		acknowledged := int(written.Load()) - 1
+		left := db.disk.Cut(testdb.KeepNothing)
+		_ = db.engine.Close()
+		db.reopen(t, left)
+		if got := db.found(t, "Write"); len(got) < acknowledged {
+			t.Errorf("got %d rows, want all %d acknowledged ones", len(got), acknowledged)
+		}
+		if err := db.engine.Close(); err != nil {
+			t.Errorf("Close = %v, want nil", err)
+		}
+	})
 }

@@ -4,7 +4,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/cockroachdb/pebble"
@@ -146,8 +145,11 @@ func (db *DB) apply(changes []change) (err error) {
 	if err == nil {
 		err = syncBatch(session.DB, session.Batch)
 	}
-	// Only now may others see the batch. After an error, it may or may not be on disk.
-	err = errors.Join(err, session.Close())
+	// Only now may others see the batch. After an error it may or may not be on disk, so
+	// the session stays open, and readers go on with the snapshot from before it.
+	if err == nil {
+		err = session.Close()
+	}
 	if err != nil {
 		return db.failures.failWrites(fmt.Errorf("commit batch: %w", err))
 	}

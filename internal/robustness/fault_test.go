@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -57,10 +58,9 @@ var faults = []struct {
 const faultRunsEnv = "CHAISTORE_TEST_FAULT_RUNS"
 
 const (
-	faultTable = "CREATE TABLE app (k INTEGER PRIMARY KEY, v BLOB NOT NULL)"
 	closeLimit = 5 * time.Second
-	// callLimit is longer than a write of the store can hang.
-	callLimit = 15 * time.Second
+	loadLimit  = 3 * time.Second
+	callLimit  = 15 * time.Second // a write of the store can hang for 10
 )
 
 // A faultResult is what happened in one run.
@@ -72,6 +72,8 @@ type faultResult struct {
 	Execs, LostExecs     int    // the same without Update
 	Unopenable           string // the error of opening or reading the database afterwards
 	Hung, HungExecs      int    // calls that did not return: of the store or Update, and of db.Exec
+	HungIn               string // their goroutines
+	Close                string // "nil", "error", "panicked" or "hung"
 }
 
 func (r *faultResult) failed() bool {
@@ -98,37 +100,41 @@ func faultChild(dir string) {
 	if _, err := fmt.Sscan(os.Getenv(faultRunsEnv), &kind, &first, &runs); err != nil {
 		panic(err)
 	}
-	var closing sync.WaitGroup
+	// One run works at a time. Others may wait for calls that hang.
+	turn := make(chan struct{}, 1)
+	var wg sync.WaitGroup
 	for n := first; n < first+runs; n++ {
+		turn <- struct{}{}
 		fmt.Println("begin", n)
-		watchdog := time.AfterFunc(2*time.Minute, func() {
-			debug.SetTraceback("all")
-			panic(fmt.Sprintf("run %d still runs", n))
-		})
-		r := newFaultRun(filepath.Join(dir, fmt.Sprint(n)), kind, n)
-		r.load()
-		r.loseAndCheck()
-		watchdog.Stop()
-		line, err := json.Marshal(r.result)
-		must(err)
-		fmt.Printf("end %d %s\n", n, line)
-		closing.Go(func() {
-			closed := "hung"
+		r := newFaultRun(filepath.Join(dir, fmt.Sprint(n)), kind, n, turn)
+		wg.Go(func() {
+			watchdog := time.AfterFunc(2*time.Minute, func() {
+				debug.SetTraceback("all")
+				panic(fmt.Sprintf("run %d still runs", n))
+			})
+			r.load()
+			r.loseAndCheck()
+			<-turn
+			r.result.Close = "hung"
 			select {
-			case closed = <-r.closed:
+			case r.result.Close = <-r.closed:
 			case <-time.After(time.Until(r.closing.Add(closeLimit))):
 			}
+			watchdog.Stop()
 			r.disk.Stop()
-			fmt.Println("close", n, closed)
+			line, err := json.Marshal(r.result)
+			must(err)
+			fmt.Printf("end %d %s\n", n, line)
 		})
 	}
-	closing.Wait()
+	wg.Wait()
 	os.Exit(0)
 }
 
 // A faultRun is a database on a disk that fails, and the load on it.
 type faultRun struct {
 	*rand.Rand
+	turn       chan struct{}
 	dir        string
 	disk       *testdb.FaultDisk
 	fault      *testdb.Fault
@@ -149,10 +155,11 @@ type faultRun struct {
 	result     faultResult
 }
 
-func newFaultRun(dir string, kind, number int) *faultRun {
+func newFaultRun(dir string, kind, number int, turn chan struct{}) *faultRun {
 	f, rng := faults[kind], rand.New(rand.NewPCG(uint64(number), uint64(kind)))
 	r := &faultRun{
 		Rand:       rng,
+		turn:       turn,
 		dir:        dir,
 		disk:       testdb.NewFaultDisk(filepath.Join(dir, "pebble")),
 		goroutines: []int{1, 8, 64}[rng.IntN(3)],
@@ -241,31 +248,47 @@ func (r *faultRun) load() {
 			})
 		})
 	}
-	if !ends(&wg) {
-		r.result.Hung++
-	}
-	appEnds := ends(&app)
+	hung := !r.ends(&wg)
+	appHung := !r.ends(&app)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch {
-	case how == "Update":
+	if r.updates = how == "Update"; r.updates {
 		r.result.Updates = len(r.keys)
-		r.updates = true
-		if !appEnds {
-			r.result.Hung++
-		}
-	default:
+		hung = hung || appHung
+	} else {
 		r.result.Execs = len(r.keys)
-		if !appEnds {
-			r.result.HungExecs++
+		r.result.HungExecs += count(appHung)
+	}
+	r.result.Hung += count(hung)
+	if hung || appHung {
+		stacks := make([]byte, 4<<20)
+		for stack := range strings.SplitSeq(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+			if strings.Contains(stack, ".(*faultRun).repeat") {
+				r.result.HungIn += stack + "\n\n"
+			}
 		}
 	}
 }
 
-// ends waits until wg is done, and gives up after callLimit.
-func ends(wg *sync.WaitGroup) bool {
+func count(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// ends waits until wg is done, and gives up after callLimit. If that takes long, it
+// leaves the turn to other runs meanwhile.
+func (r *faultRun) ends(wg *sync.WaitGroup) bool {
 	done := make(chan struct{})
 	go func() { wg.Wait(); close(done) }()
+	select {
+	case <-done:
+		return true
+	case <-time.After(2 * time.Second):
+	}
+	<-r.turn
+	defer func() { r.turn <- struct{}{} }()
 	select {
 	case <-done:
 		return true
@@ -293,7 +316,7 @@ func (r *faultRun) enough() bool {
 	if r.fault.HasStruck() {
 		r.afterFault++
 	}
-	return r.afterFault > 1000 || r.operations > 40_000 || r.operations*r.size > 32<<20 || time.Since(r.start) > 10*time.Second
+	return r.afterFault > 1000 || r.operations > 40_000 || r.operations*r.size > 32<<20 || time.Since(r.start) > loadLimit
 }
 
 func (r *faultRun) begin(token string, number int) {
@@ -425,53 +448,41 @@ func TestFaults(t *testing.T) {
 			closed := make(map[string]int)
 			struck, crashed, unopenable := 0, 0, 0
 			next := *faultFirst
-			for tries := 0; struck < *faultRuns && tries < 3**faultRuns+10; {
-				runs := min(*faultRuns-struck, runsPerChild)
-				child := startFaultChild(t, kind, next, runs)
+			for tries := 0; struck+crashed < *faultRuns && tries < 3**faultRuns+10; {
+				runs := min(*faultRuns-struck-crashed, runsPerChild)
+				results, ok := makeFaultRuns(t, kind, next, runs)
+				if !ok {
+					crashed++ // the rest of its runs are made by the next process
+				}
 				next += runs
 				tries += runs
-				for _, r := range child.results {
-					if !r.Struck {
-						continue
+				for _, r := range results {
+					if r.Struck {
+						struck++
+						closed[r.Close]++
+						unopenable += count(r.Unopenable != "")
+						sum.add(r)
 					}
-					struck++
-					sum.add(r)
-					if r.Unopenable != "" {
-						unopenable++
-					}
-				}
-				for what, n := range child.closed {
-					closed[what] += n
-				}
-				if child.crashed {
-					struck++ // the others are made by the next child
-					crashed++
 				}
 			}
 			t.Logf("%d runs, %d acknowledged commits, %d deletes, %d updates, %d statements; "+
 				"lost %d commits, %d deletes, %d updates, %d statements; "+
 				"%d databases can't be opened, %d crashes, %d calls and %d statements hung; Close: %v",
-				struck, sum.Commits, sum.Deletes, sum.Updates, sum.Execs,
+				struck+crashed, sum.Commits, sum.Deletes, sum.Updates, sum.Execs,
 				sum.Lost, sum.Undone, sum.LostUpdates, sum.LostExecs,
 				unopenable, crashed, sum.Hung, sum.HungExecs, closed)
-			if struck < *faultRuns {
+			if struck+crashed < *faultRuns {
 				t.Errorf("the disk failed in %d runs, want %d", struck, *faultRuns)
 			}
 		})
 	}
 }
 
-type faultChildResult struct {
-	results []faultResult
-	closed  map[string]int
-	crashed bool
-}
-
-// startFaultChild makes runs in a child process, because a database that has failed
-// can't be closed, and Pebble may panic in its own goroutines.
-func startFaultChild(t *testing.T, kind, first, runs int) (r faultChildResult) {
+// makeFaultRuns makes runs in a child process, because a database that has failed
+// can't always be closed, and Pebble may panic in its own goroutines. It returns
+// their results, and whether the process ended well.
+func makeFaultRuns(t *testing.T, kind, first, runs int) (results []faultResult, ok bool) {
 	t.Helper()
-	r.closed = make(map[string]int)
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"=fault", childDirEnv+"="+t.TempDir(), fmt.Sprintf("%s=%d %d %d", faultRunsEnv, kind, first, runs))
 	var stderr bytes.Buffer
@@ -483,28 +494,27 @@ func startFaultChild(t *testing.T, kind, first, runs int) (r faultChildResult) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for lines := bufio.NewScanner(out); lines.Scan(); {
+	lines := bufio.NewScanner(out)
+	for lines.Buffer(nil, 1<<20); lines.Scan(); {
 		what, rest, _ := strings.Cut(lines.Text(), " ")
+		if what != "end" {
+			continue
+		}
 		number, rest, _ := strings.Cut(rest, " ")
-		switch what {
-		case "end":
-			var result faultResult
-			if err := json.Unmarshal([]byte(rest), &result); err != nil {
-				t.Fatalf("the process printed %q: %v", lines.Text(), err)
-			}
-			r.results = append(r.results, result)
-			if result.failed() {
-				t.Errorf("run %s (-fault-first %[1]s): %s", number, rest)
-			}
-		case "close":
-			r.closed[rest]++
+		var r faultResult
+		if err := json.Unmarshal([]byte(rest), &r); err != nil {
+			t.Fatalf("the process printed %q: %v", lines.Text(), err)
+		}
+		results = append(results, r)
+		if r.Struck && r.failed() {
+			t.Errorf("run %s (-fault-first %[1]s): %+v", number, r)
 		}
 	}
 	if err := cmd.Wait(); err != nil {
-		r.crashed = true
-		t.Errorf("a process making the runs from %d on ended with %v after %d of them:\n%.5000s", first, err, len(r.results), &stderr)
+		t.Errorf("a process making %d runs from %d on ended with %v:\n%.5000s", runs, first, err, &stderr)
+		return results, false
 	}
-	return r
+	return results, true
 }
 
 func must(err error) {

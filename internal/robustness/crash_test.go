@@ -26,18 +26,20 @@ import (
 
 var crashRounds = flag.Int("crash-rounds", 5, "how often TestCrash kills a process for each kind of table")
 
-// Some tests run this test binary again, as a child process that is killed or fills
-// its disk. These variables tell the child its role and its directory.
+// Some tests run this test binary again, as a child process that is killed, or whose
+// disk fails. These variables tell the child its role, its directory, and what else
+// it must know.
 const (
-	childEnv    = "CHAISTORE_TEST_CHILD"
-	childDirEnv = "CHAISTORE_TEST_DIR"
+	childEnv     = "CHAISTORE_TEST_CHILD"
+	childDirEnv  = "CHAISTORE_TEST_DIR"
+	childTaskEnv = "CHAISTORE_TEST_TASK"
 )
 
 // startChild starts a child process, and returns its output.
-func startChild(t *testing.T, role, dir string) (*exec.Cmd, io.Reader) {
+func startChild(t *testing.T, role, dir, task string) (*exec.Cmd, io.Reader) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"="+role, childDirEnv+"="+dir)
+	cmd.Env = append(os.Environ(), childEnv+"="+role, childDirEnv+"="+dir, childTaskEnv+"="+task)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -52,15 +54,17 @@ func startChild(t *testing.T, role, dir string) (*exec.Cmd, io.Reader) {
 // runChild runs as the child that the environment asks for, and does not return.
 // Without such a request, it does nothing.
 func runChild() {
-	switch dir := os.Getenv(childDirEnv); os.Getenv(childEnv) {
+	switch dir, task := os.Getenv(childDirEnv), os.Getenv(childTaskEnv); os.Getenv(childEnv) {
 	case "crash":
 		crashChild(dir)
 	case "crash with owners":
 		ownersCrashChild(dir)
 	case "full disk":
-		fullDiskChild(dir)
+		fullDiskChild(dir, task)
 	case "fault":
-		faultChild(dir)
+		faultChild(dir, task)
+	case "few files":
+		fewFilesChild(dir, task)
 	}
 }
 
@@ -144,7 +148,7 @@ func TestCrash(t *testing.T) {
 			possible := make(map[string][]int)
 			acknowledged := 0
 			for range *crashRounds {
-				cmd, out := startChild(t, "crash", dir)
+				cmd, out := startChild(t, "crash", dir, "")
 				lines := bufio.NewScanner(out)
 				killed := false
 				for lines.Scan() {

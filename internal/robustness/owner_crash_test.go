@@ -87,7 +87,7 @@ func TestCrashWithOwners(t *testing.T) {
 			acknowledged, interrupted := 0, 0
 			for round := range *crashRounds {
 				changeWithoutOwners(t, dir, setup, round)
-				cmd, out := startChild(t, "crash with owners", dir)
+				cmd, out := startChild(t, "crash with owners", dir, "")
 				lines := bufio.NewScanner(out)
 				kill := func(within time.Duration) {
 					time.AfterFunc(rand.N(within), func() { cmd.Process.Kill() })

@@ -1,0 +1,76 @@
+package robustness
+
+import (
+	"bufio"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/vfs"
+
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+const fewFilesGoroutines, fewFilesCommits = 8, 300 // enough for several logs
+
+// fewFilesChild commits while files with the given part in their name can't be
+// created for a moment. Then it opens what is left after a loss of power. It prints
+// what happened.
+func fewFilesChild(dir, file string) {
+	d := newDisk(filepath.Join(dir, "pebble"))
+	vfs.Default = d
+	db, s := openStore(dir)
+	d.fault = &fault{op: "create", file: file, err: syscall.EMFILE, after: 1, lasts: 300 * time.Millisecond}
+	data := make([]byte, 4000)
+	rand.NewChaCha8([32]byte{}).Read(data)
+	errs := make([]error, fewFilesGoroutines)
+	var wg sync.WaitGroup
+	for g := range errs {
+		wg.Go(func() {
+			for i := 0; i < fewFilesCommits && errs[g] == nil; i++ {
+				errs[g] = s.Commit(fmt.Sprint(g, "-", i), data, inAnHour())
+			}
+		})
+	}
+	wg.Wait()
+	vfs.Default = d.cut(keepNothing)
+	fmt.Println("failed:", d.fault.hasStruck())
+	fmt.Println("commits:", errs)
+	if s.Stats().WriteError == "" {
+		fmt.Println("close:", db.Close())
+	}
+	db, s = openStore(dir)
+	all, err := s.All()
+	fmt.Println("after a loss of power:", len(all), err, db.Close())
+	os.Exit(0)
+}
+
+// When the process has too many files open for a moment, commits wait, and then go
+// on.
+func TestFewFiles(t *testing.T) {
+	for name, file := range map[string]string{"logs": ".log", "rows": ".sst", "all": ""} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testdb.Watchdog(t, time.Minute)
+			cmd, out := startChild(t, "few files", t.TempDir(), file)
+			var got []string
+			for lines := bufio.NewScanner(out); lines.Scan(); {
+				got = append(got, lines.Text())
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Fatalf("the process ended with %v, want no error", err)
+			}
+			want := fmt.Sprintf("failed: true\ncommits: %v\nclose: <nil>\nafter a loss of power: %d <nil> <nil>",
+				make([]error, fewFilesGoroutines), fewFilesGoroutines*fewFilesCommits)
+			if got := strings.Join(got, "\n"); got != want {
+				t.Errorf("got\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+}

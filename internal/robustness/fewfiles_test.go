@@ -23,10 +23,11 @@ const fewFilesGoroutines, fewFilesCommits = 8, 300 // enough for several logs
 // created for a moment. Then it opens what is left after a loss of power. It prints
 // what happened.
 func fewFilesChild(dir, file string) {
-	d := newDisk(filepath.Join(dir, "pebble"))
+	d := testdb.NewFaultDisk(filepath.Join(dir, "pebble"))
 	vfs.Default = d
 	db, s := openStore(dir)
-	d.fault = &fault{op: "create", file: file, err: syscall.EMFILE, after: 1, lasts: 300 * time.Millisecond}
+	fault := &testdb.Fault{Op: "create", File: file, Err: syscall.EMFILE, After: 1, Lasts: 300 * time.Millisecond}
+	d.Break(fault)
 	data := make([]byte, 4000)
 	rand.NewChaCha8([32]byte{}).Read(data)
 	errs := make([]error, fewFilesGoroutines)
@@ -39,8 +40,8 @@ func fewFilesChild(dir, file string) {
 		})
 	}
 	wg.Wait()
-	vfs.Default = d.cut(keepNothing)
-	fmt.Println("failed:", d.fault.hasStruck())
+	vfs.Default = d.Cut(testdb.KeepNothing)
+	fmt.Println("failed:", fault.HasStruck())
 	fmt.Println("commits:", errs)
 	if s.Stats().WriteError == "" {
 		fmt.Println("close:", db.Close())

@@ -103,7 +103,7 @@ func testFullDisk(t *testing.T, size int) {
 	testdb.Watchdog(t, 2*time.Minute)
 	disk := mountSmallDisk(t)
 	ballast := filepath.Join(disk, "ballast")
-	if err := os.WriteFile(ballast, make([]byte, 44<<20), 0o600); err != nil {
+	if err := os.WriteFile(ballast, make([]byte, 47<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(disk, "db")

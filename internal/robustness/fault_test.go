@@ -29,31 +29,34 @@ import (
 )
 
 var (
-	faultRuns  = flag.Int("fault-runs", 2, "how often TestFaults lets the disk fail in each way")
+	faultRuns  = flag.Int("fault-runs", 1, "how often TestFaults lets the disk fail in each way")
 	faultFirst = flag.Int("fault-first", rand.IntN(1e6), "the number of the first run of TestFaults, which determines its load and its fault")
 )
 
 // The ways in which the disk fails. The first of a random number of operations, up to
-// within, is the first that fails.
+// within, is the first that fails. Some need large sessions beside the others, because
+// Pebble writes rows, and begins a new log, only every few hundred kilobytes.
 var faults = []struct {
 	name, op, file string
 	errs           []error
 	within         int
+	large          bool
 }{
-	{"log write", "write", ".log", []error{syscall.EIO, syscall.ENOSPC}, 300},
-	{"log sync", "sync", ".log", []error{syscall.EIO}, 300},
-	{"log creation", "create", ".log", []error{syscall.EIO, syscall.ENOSPC}, 3},
-	{"full disk", "write", "", []error{syscall.ENOSPC}, 300},
-	{"directory sync", "sync", "directory", []error{syscall.EIO}, 5},
-	{"MANIFEST write", "write", "MANIFEST", []error{syscall.EIO, syscall.ENOSPC}, 3},
-	{"MANIFEST sync", "sync", "MANIFEST", []error{syscall.EIO}, 3},
-	{"rows creation", "create", ".sst", []error{syscall.EIO, syscall.ENOSPC}, 3},
-	{"rows write", "write", ".sst", []error{syscall.EIO, syscall.ENOSPC}, 20},
-	{"rows sync", "sync", ".sst", []error{syscall.EIO}, 3},
+	{"log write", "write", ".log", []error{syscall.EIO, syscall.ENOSPC}, 300, false},
+	{"log sync", "sync", ".log", []error{syscall.EIO}, 300, false},
+	{"log creation", "create", ".log", []error{syscall.EIO, syscall.ENOSPC}, 3, true},
+	{"full disk", "write", "", []error{syscall.ENOSPC}, 300, false},
+	{"directory sync", "sync", "directory", []error{syscall.EIO}, 5, true},
+	{"MANIFEST write", "write", "MANIFEST", []error{syscall.EIO, syscall.ENOSPC}, 3, true},
+	{"MANIFEST sync", "sync", "MANIFEST", []error{syscall.EIO}, 3, true},
+	{"rows creation", "create", ".sst", []error{syscall.EIO, syscall.ENOSPC}, 3, true},
+	{"rows write", "write", ".sst", []error{syscall.EIO, syscall.ENOSPC}, 20, true},
+	{"rows sync", "sync", ".sst", []error{syscall.EIO}, 3, true},
 }
 
 const (
-	closeLimit = 3 * time.Second
+	faultLarge = 16_000
+	closeLimit = 2 * time.Second
 	loadLimit  = 3 * time.Second
 	callLimit  = 15 * time.Second // a write of the store can hang for 10
 )
@@ -134,7 +137,8 @@ type faultRun struct {
 	db         *chai.DB
 	store      *chaistore.ChaiStore
 	goroutines int
-	size       int // of the sessions' data
+	size       int  // of the data of most sessions
+	large      bool // whether there are also large ones
 	start      time.Time
 	closing    time.Time   // when Close was called
 	closed     chan string // what it did
@@ -157,6 +161,7 @@ func newFaultRun(dir string, kind, number int, turn chan struct{}) *faultRun {
 		disk:       testdb.NewFaultDisk(filepath.Join(dir, "pebble")),
 		goroutines: []int{1, 8, 64}[rng.IntN(3)],
 		size:       []int{0, 300, 4000}[rng.IntN(3)],
+		large:      f.large,
 		start:      time.Now().Truncate(time.Millisecond),
 		closed:     make(chan string, 1),
 		possible:   make(map[string][]int),
@@ -187,11 +192,11 @@ func openStore(dir string) (*chai.DB, *chaistore.ChaiStore) {
 // after that. In half of the runs, the application writes, too.
 func (r *faultRun) load() {
 	var wg sync.WaitGroup
-	for g := range r.goroutines {
+	use := func(name string, sessions, size int) {
 		rng := rand.New(rand.NewPCG(r.Uint64(), 0))
 		wg.Go(func() {
 			r.repeat(func(i int) error {
-				token, number := fmt.Sprintf("%02d-%03d", g, rng.IntN(1+640/r.goroutines)), i
+				token, number := fmt.Sprint(name, "-", rng.IntN(sessions)), i
 				if rng.IntN(4) == 0 {
 					number = 0
 				}
@@ -201,16 +206,22 @@ func (r *faultRun) load() {
 					r.end(err, token, number, &r.result.Deletes)
 					return err
 				}
-				err := r.store.Commit(token, r.data(number), r.expiry(number))
+				err := r.store.Commit(token, faultData(number, size), r.expiry(number))
 				r.end(err, token, number, &r.result.Commits)
 				return err
 			})
 		})
 	}
+	for g := range r.goroutines {
+		use(fmt.Sprint(g), 1+640/r.goroutines, r.size)
+	}
+	if r.large {
+		use("large", 10, faultLarge)
+	}
 	insert := func(db interface {
 		Exec(q string, args ...any) error
 	}, i int) error {
-		return db.Exec("INSERT INTO app (k, v) VALUES (?, ?)", i, r.data(i))
+		return db.Exec("INSERT INTO app (k, v) VALUES (?, ?)", i, faultData(i, r.size))
 	}
 	var app sync.WaitGroup
 	how := []string{"", "", "Update", "Exec"}[r.IntN(4)]
@@ -313,7 +324,7 @@ func (r *faultRun) enough() bool {
 	if r.fault.HasStruck() {
 		r.afterFault++
 	}
-	return r.afterFault > 1000 || r.operations > 40_000 || r.operations*r.size > 32<<20 || time.Since(r.start) > loadLimit
+	return r.afterFault > 1000 || r.operations > 40_000 || time.Since(r.start) > loadLimit
 }
 
 func (r *faultRun) begin(token string, number int) {
@@ -335,8 +346,8 @@ func (r *faultRun) end(err error, token string, number int, acknowledged *int) {
 	*acknowledged++
 }
 
-func (r *faultRun) data(number int) []byte {
-	data := make([]byte, r.size)
+func faultData(number, size int) []byte {
+	data := make([]byte, size)
 	rand.NewChaCha8([32]byte{byte(number), byte(number >> 8)}).Read(data)
 	return data
 }
@@ -396,7 +407,11 @@ func (r *faultRun) check() (err error) {
 	for session, err := range s.Sessions(context.Background()) {
 		must(err)
 		number := int(session.Expiry.Sub(r.expiry(0)) / time.Millisecond)
-		if !bytes.Equal(session.Data, r.data(number)) {
+		size := r.size
+		if strings.HasPrefix(session.Token, "large") {
+			size = faultLarge
+		}
+		if !bytes.Equal(session.Data, faultData(number, size)) {
 			number = -1
 		}
 		found[session.Token] = number
@@ -445,14 +460,13 @@ func TestFaults(t *testing.T) {
 			closed := make(map[string]int)
 			struck, crashed, unopenable := 0, 0, 0
 			next := *faultFirst
-			for tries := 0; struck+crashed < *faultRuns && tries < 3**faultRuns+10; {
+			for tries := 0; struck+crashed < *faultRuns && tries < *faultRuns+10; tries++ {
 				runs := min(*faultRuns-struck-crashed, runsPerChild)
 				results, ok := makeFaultRuns(t, kind, next, runs)
 				if !ok {
 					crashed++ // the rest of its runs are made by the next process
 				}
 				next += runs
-				tries += runs
 				for _, r := range results {
 					if r.Struck {
 						struck++

@@ -47,7 +47,8 @@ var documents = []document{
 			with:   []string{"-run Soak ", "", "-soak 10m", "-crash-rounds 20 -soak 20s"},
 			tested: "make robustness",
 		},
-		{line: "go test -run NeverStale -v -model 10m", with: []string{"10m", "1s"}},
+		{line: "go test ./internal/modeltest -run 'NeverStale|Owners' -v -model 10m -timeout 30m", with: []string{"10m", "1s"}},
+		{line: "go test ./internal/modeltest -run 'Beside|NoRoom' -v -full -timeout 1h", with: []string{" -full", ""}},
 		{
 			line:   "go test -run '^$' -fuzz FuzzOperations -fuzzminimizetime 1x",
 			with:   []string{"$", "$$", "1x", "1x -fuzztime 10s"},

@@ -261,7 +261,12 @@ func TestOvertakenReaderEntersNothing(t *testing.T) {
 			cachePut(t, e, cacheOtherKey, "two")
 		}, ""},
 		"a transaction": {func(t *testing.T, e *DB) { transact(t, e, cacheKey, "two") }, ""},
-		"another row":   {func(t *testing.T, e *DB) { transact(t, e, cacheOtherKey, "two") }, "one"},
+		"a deletion of a range": {func(t *testing.T, e *DB) {
+			if err := e.pebble().DeleteRange([]byte{79}, []byte{80}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}, ""},
+		"another row": {func(t *testing.T, e *DB) { transact(t, e, cacheOtherKey, "two") }, "one"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newCacheDB(t, testdb.Memory(t), 1<<20)

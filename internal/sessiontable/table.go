@@ -293,7 +293,7 @@ func (l *layout) relations() []relation {
 // read calls f with a snapshot and the layout of the table in it, and returns f's
 // error.
 func (t *Table) read(ctx context.Context, f func(s *engine.Snapshot, l *layout) error) error {
-	for {
+	for tries := 1; ; tries++ {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -311,9 +311,25 @@ func (t *Table) read(ctx context.Context, f func(s *engine.Snapshot, l *layout) 
 		if err != nil || same {
 			return err
 		}
-		runtime.Gosched() // Chai is about to make the new catalog known
+		if tries < mostTries {
+			runtime.Gosched() // Chai is about to make the new catalog known
+			continue
+		}
+		// It is about to do so, or it never will.
+		if err := t.write(ctx, 0, func(*engine.Batch, *layout) error { return nil }); err != nil {
+			return err
+		}
 	}
 }
+
+const mostTries = 100
+
+// errOtherCatalog is returned when the database has another table than Chai, outside
+// of any transaction. When a transaction that replaced the table is rolled back, Chai
+// undoes its changes to the catalog only if no earlier one has changed the same rows
+// (seen in its internal/kv, rollback.go). Chai goes on with its own catalog until the
+// database is reopened: what would be committed until then would be lost.
+var errOtherCatalog = errors.New("the database has another catalog than Chai, which has not undone a transaction that changed a table: reopen the database")
 
 // describes reports whether l has the tables and the index that s has under their
 // names. Chai makes the rows of a transaction visible a moment before its changes to
@@ -323,17 +339,24 @@ func (l *layout) describes(s *engine.Snapshot) (bool, error) {
 	if ok && l.isOf(catalog) {
 		return true, nil
 	}
+	same, err := l.isIn(s.Get)
+	if same && ok {
+		l.described.Store(catalog + 1)
+	}
+	return same, err
+}
+
+// isIn reports whether l has the tables and the index that the catalog in the database
+// has.
+func (l *layout) isIn(get func(key []byte) ([]byte, error)) (bool, error) {
 	for _, r := range l.relations() {
-		row, err := s.Get(appendKey(nil, catalogNamespace, r.name))
+		row, err := get(appendKey(nil, catalogNamespace, r.name))
 		if row == nil || err != nil {
 			return false, err
 		}
 		if namespace, err := decodeCatalogRow(row); namespace != r.namespace || err != nil {
 			return false, err
 		}
-	}
-	if ok {
-		l.described.Store(catalog + 1)
 	}
 	return true, nil
 }
@@ -352,7 +375,16 @@ func (t *Table) write(ctx context.Context, size int, op func(b *engine.Batch, l 
 		if err != nil {
 			return err
 		}
-		l.described.Store(t.db.Catalog() + 1) // nobody changes the catalog in this turn
+		if catalog := t.db.Catalog(); !l.isOf(catalog) { // nobody changes it in this turn
+			same, err := l.isIn(b.Get)
+			if err != nil {
+				return err
+			}
+			if !same {
+				return errOtherCatalog
+			}
+			l.described.Store(catalog + 1)
+		}
 		return op(b, l)
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -196,6 +197,15 @@ func TestTransactionsInvalidateCopies(t *testing.T) {
 				t.Errorf("Find after the transaction = %q, want %q", got, end.find)
 			}
 			wantCached(t, e, cacheKey, end.next)
+			err := e.Read(t.Context(), func(s *Snapshot) error {
+				if !e.cache.notes.absent(s.number) {
+					t.Error("notes are looked for after they were removed")
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
 		})
 	}
 	t.Run("written out before the cache observed", func(t *testing.T) {
@@ -231,6 +241,14 @@ func TestTransactionsInvalidateCopies(t *testing.T) {
 		if got := cacheFind(t, e, cacheKey); got != nil {
 			t.Errorf("Find = %q, want nothing", got)
 		}
+	})
+	t.Run("a kind of change that Chai does not make", func(t *testing.T) {
+		db := testdb.Memory(t)
+		e := newCacheDB(t, db, 1<<20)
+		if err := db.DB.Store.DB().SingleDelete(cacheKey, nil); err != nil {
+			t.Fatal(err)
+		}
+		wantCached(t, e, cacheKey, "")
 	})
 	t.Run("a large batch", func(t *testing.T) { // Pebble treats it as a memory table
 		db := testdb.Memory(t)
@@ -351,6 +369,107 @@ func TestNotes(t *testing.T) {
 	want(19, false)
 }
 
+// A snapshot is not taken for one without notes while the notes are being removed.
+func TestNotesInParallel(t *testing.T) {
+	var n notes
+	var newest atomic.Uint64 // the number of the newest snapshot
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for end := uint64(10); end < 30_000_000; end += 10 {
+			n.written(end - 8)
+			newest.Store(end - 5) // it has notes
+			n.removed(end)
+			newest.Store(end)
+		}
+	}()
+	for {
+		if number := newest.Load(); n.absent(number) && number%10 == 5 {
+			t.Fatalf("absent(%d) = true, want false", number)
+		}
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
+}
+
+// The copies of a batch are entered before anybody else may change their rows.
+func TestCopiesAreEnteredBeforeTheWriteLockIsFree(t *testing.T) {
+	e := newCacheDB(t, testdb.Memory(t), 1<<20)
+	s, _ := e.cache.shard(cacheKey)
+	waits := func(in string) bool {
+		stacks := make([]byte, 1<<20)
+		for _, g := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+			if strings.Contains(g, in) && strings.Contains(g, "(*Mutex).Lock") {
+				return true
+			}
+		}
+		return false
+	}
+	for seen := false; !seen; {
+		s.mu.Lock()
+		done := make(chan error, 1)
+		go func() {
+			done <- e.Write(context.Background(), 0, func(b *Batch) error { b.Put(cacheKey, []byte("two")); return nil })
+		}()
+		until(func() bool {
+			if waits("(*cache).mark") {
+				s.mu.Unlock()
+				s.mu.Lock() // again before committed does, or else in the next round
+			}
+			seen = waits("(*cache).committed")
+			return seen || len(done) > 0
+		})
+		if seen && e.quiet() {
+			t.Error("the write lock is free before the row is cached")
+		}
+		s.mu.Unlock()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// With an unknown engine, whose batches are not observed, nothing is cached, and reads
+// are right.
+func TestWithoutObserving(t *testing.T) {
+	before := known
+	known.observing = false
+	defer func() { known = before }()
+	db := testdb.Memory(t)
+	e := newCacheDB(t, db, 1<<20)
+	want := func(want string) {
+		t.Helper()
+		wantCached(t, e, cacheKey, "")
+		if got := cacheFind(t, e, cacheKey); string(got) != want {
+			t.Errorf("Find = %q, want %q", got, want)
+		}
+		wantCached(t, e, cacheKey, "")
+	}
+	want("one")
+	transact(t, e, cacheKey, "two")
+	want("two")
+	tx := begin(t, e)
+	tx.put(t, cacheKey, "three")
+	tx.writeOut(t, cacheKey)
+	want("two")
+	closeSession(t, tx)
+	want("two") // from a note
+	err := e.Read(t.Context(), func(s *Snapshot) error {
+		if _, ok := s.Catalog(); ok {
+			t.Error("the catalog is known")
+		}
+		return nil
+	})
+	if err := errors.Join(err, db.DB.Store.Rollback()); err != nil {
+		t.Fatal(err)
+	}
+	tx.unlock()
+	want("two")
+}
+
 // The rows of a batch whose commit panics are not cached: they may or may not have
 // been committed.
 func TestRowsOfUnknownResultAreNotCached(t *testing.T) {
@@ -370,6 +489,19 @@ func TestRowsOfUnknownResultAreNotCached(t *testing.T) {
 	}
 	wantCached(t, e, cacheKey, "")
 	wantCached(t, e, cacheOtherKey, "")
+}
+
+// Nor are those of a batch whose commit fails.
+func TestRowsOfFailedCommitAreNotCached(t *testing.T) {
+	db := testdb.Memory(t)
+	e := newCacheDB(t, db, 1<<20)
+	setReadOnly(db, true)
+	err := e.Write(t.Context(), 0, func(b *Batch) error { b.Put(cacheKey, []byte("two")); return nil })
+	setReadOnly(db, false)
+	if err == nil {
+		t.Fatal("Write did not fail")
+	}
+	wantCached(t, e, cacheKey, "one")
 }
 
 func TestFailedOperationIsNotCached(t *testing.T) {

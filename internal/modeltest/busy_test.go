@@ -55,7 +55,7 @@ func wantHits(t *testing.T, s *chaistore.ChaiStore, since chaistore.Stats, want 
 // An application inserts into, and selects from, a table of its own without a pause.
 // Sessions are found in memory.
 func TestFindsBesideBusyApplication(t *testing.T) {
-	const sessions, rounds = 200, 500
+	const sessions, rounds = 200, 200
 	for name, test := range map[string]struct {
 		change bool // one of the sessions in each round
 		want   float64
@@ -104,13 +104,13 @@ func TestFindsBesideBusyApplication(t *testing.T) {
 // A database of sessions keeps all of them in memory while an application inserts many
 // rows into a table of its own.
 func TestRowsOfOtherTablesTakeNoRoom(t *testing.T) {
-	sessions, rows := 2_000, 5_000
+	sessions, rows, size := 2_000, 10_000, int64(2_000*1200)
 	if *full {
-		sessions, rows = 20_000, 1_000_000
+		sessions, rows, size = 20_000, 1_000_000, 0 // the default
 	}
 	testdb.Watchdog(t, 10*time.Minute)
 	db := testdb.Disk(t)
-	s := newStore(t, db, chaistore.Config{CacheSize: int64(sessions) * 800})
+	s := newStore(t, db, chaistore.Config{CacheSize: size})
 	testdb.Exec(t, db, "CREATE TABLE visits (id INTEGER PRIMARY KEY, page TEXT)")
 	commitMany(t, s, sessions)
 	before := s.Stats()

@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	modelTime = flag.Duration("model", 4*time.Second, "how long TestFindsAreNeverStale runs, and TestOwners a quarter of it")
+	modelTime = flag.Duration("model", 2*time.Second, "how long TestFindsAreNeverStale runs, and TestOwners a quarter of it")
 	full      = flag.Bool("full", false, "10 million finds and a million SessionsOf beside replaced tables, a million rows beside the cache")
 )
 

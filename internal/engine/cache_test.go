@@ -137,6 +137,9 @@ func TestCommittedRowIsCached(t *testing.T) {
 	}
 	cacheDelete(t, e, cacheKey)
 	wantCached(t, e, cacheKey, "")
+	if n := e.cache.check(t); n != 0 {
+		t.Errorf("got %d rows in the cache, want none", n)
+	}
 }
 
 func TestFoundRowIsCached(t *testing.T) {
@@ -208,6 +211,26 @@ func TestTransactionsInvalidateCopies(t *testing.T) {
 			}
 		})
 	}
+	t.Run("while it is rolled back", func(t *testing.T) {
+		db := testdb.Memory(t)
+		e := newCacheDB(t, db, 1<<20)
+		tx := begin(t, e)
+		tx.put(t, cacheKey, "two")
+		tx.writeOut(t, cacheKey)
+		closeSession(t, tx)
+		if got := cacheFind(t, e, cacheKey); string(got) != "one" {
+			t.Errorf("Find before the changes are undone = %q, want one", got)
+		}
+		wantCached(t, e, cacheKey, "")
+		if err := db.DB.Store.Rollback(); err != nil {
+			t.Fatal(err)
+		}
+		tx.unlock()
+		if got := cacheFind(t, e, cacheKey); string(got) != "one" {
+			t.Errorf("Find = %q, want one", got)
+		}
+		wantCached(t, e, cacheKey, "one")
+	})
 	t.Run("written out before the cache observed", func(t *testing.T) {
 		db := testdb.Memory(t)
 		e := &DB{handle: db, writeLock: writeLock(db), shared: &shared{}} // not a database that tests use

@@ -65,6 +65,66 @@ func TestScan(t *testing.T) {
 	}
 }
 
+// Until Chai has undone a transaction, a snapshot has its changes, and the notes on how
+// to undo them.
+func TestScanUndoesChanges(t *testing.T) {
+	engine, db := newDB(t)
+	for _, k := range []string{"a", "c", "e", "g"} {
+		write(t, db, set(k, 1))
+	}
+	entry := func(k string) func(b *Batch) error {
+		return func(b *Batch) error { b.PutEntry(key(k)); return nil }
+	}
+	write(t, db, entry("i"))
+	tx := begin(t, db)
+	for _, k := range []string{"b", "c", "h"} { // added, changed, and added at the end
+		tx.put(t, key(k), "2")
+	}
+	for _, k := range []string{"e", "g", "i"} {
+		if err := tx.session.Delete(key(k)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tx.writeOut(t, key("b"))
+	closeSession(t, tx)
+	got := func(scan func(s *Snapshot, from, to []byte, each func(key, row []byte) error) error, from, to []byte) (rows string) {
+		err := db.Read(t.Context(), func(s *Snapshot) error {
+			if _, ok := s.Catalog(); ok {
+				t.Error("the catalog is known") // it may have been changed as well
+			}
+			return scan(s, from, to, func(k, row []byte) error {
+				rows += fmt.Sprintf("%s%q ", k[len(k)-1:], row)
+				return nil
+			})
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		return rows
+	}
+	for _, test := range []struct {
+		from, to []byte
+		want     string
+	}{
+		{firstKey, lastKey, `a"1" c"1" e"1" g"1" `}, // an entry is taken for one that was not there
+		{key("b"), key("c"), ``},
+		{key("c"), key("g"), `c"1" e"1" `},
+		{key("g"), lastKey, `g"1" `},
+	} {
+		if got := got((*Snapshot).Scan, test.from, test.to); got != test.want {
+			t.Errorf("Scan(%q, %q) = %s; want %s", test.from, test.to, got, test.want)
+		}
+	}
+	want := `a"1" b"\x00" c"1" e"1" g"1" h"\x00" i"\x00" `
+	if got := got((*Snapshot).ScanEntries, firstKey, lastKey); got != want {
+		t.Errorf("ScanEntries = %s; want %s", got, want)
+	}
+	if err := engine.DB.Store.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	tx.unlock()
+}
+
 func TestSnapshotDoesNotChange(t *testing.T) {
 	_, db := newDB(t)
 	write(t, db, set("a", 1))

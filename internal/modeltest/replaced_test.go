@@ -33,6 +33,8 @@ func TestFindsBesideRenames(t *testing.T) {
 	testdb.Watchdog(t, time.Minute+time.Duration(finds)*100*time.Microsecond)
 	db := testdb.Memory(t)
 	s := newStore(t, db, chaistore.Config{})
+	old := newStore(t, db, chaistore.Config{TableName: "old"})
+	testdb.Exec(t, db, "DROP TABLE old")
 	for i := range sessions {
 		commit(t, s, fmt.Sprint(i), "right")
 	}
@@ -75,6 +77,7 @@ func TestFindsBesideRenames(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range sessions {
+			commit(t, old, fmt.Sprint(i), "wrong") // into the cache
 			commit(t, s, fmt.Sprint(i), "right")
 		}
 		testdb.Exec(t, db, "DROP TABLE old")

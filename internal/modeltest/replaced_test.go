@@ -154,6 +154,10 @@ func TestCallsBesideRebuilds(t *testing.T) {
 		}
 		cancel()
 		wg.Wait()
+		again := newStore(t, db, chaistore.Config{Owner: ownerInData, RememberEnded: time.Hour})
+		if err := again.Commit("ended", nil, inAnHour()); !errors.Is(err, chaistore.ErrEnded) {
+			t.Errorf("Commit of an ended session to a new store = %v, want %v", err, chaistore.ErrEnded)
+		}
 		t.Logf("%d finds, %d SessionsOf and %d DeleteOf beside %d rebuilds", finds.Load(), sessionsOf.Load(), deletesOf.Load(), r.rebuilds)
 		testdb.CheckOwners(t, db, ownerInData)
 		testdb.CheckIndexes(t, db)

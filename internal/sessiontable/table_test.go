@@ -11,6 +11,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	_ "unsafe" // for linkname
 
 	"github.com/chaisql/chai"
 
@@ -144,6 +145,21 @@ const otherToken = "of another table"
 // seen.)
 func TestTableIsRebuiltWhileInUse(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
+	t.Run("observed", testTableIsRebuiltWhileInUse)
+	t.Run("not observed", func(t *testing.T) { // each read looks at the catalog
+		known.observing = false
+		defer func() { known.observing = true }()
+		testTableIsRebuiltWhileInUse(t)
+	})
+}
+
+// known has the first fields of the engine's variable, which says what of Chai and
+// Pebble it knows.
+//
+//go:linkname known go.elara.ws/chaistore/internal/engine.known
+var known struct{ required, observing bool }
+
+func testTableIsRebuiltWhileInUse(t *testing.T) {
 	const sessions, rebuilds = 20, 60
 	db := testdb.Memory(t)
 	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)

@@ -145,11 +145,11 @@ const otherToken = "of another table"
 // seen.)
 func TestTableIsRebuiltWhileInUse(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
-	t.Run("observed", testTableIsRebuiltWhileInUse)
+	t.Run("observed", func(t *testing.T) { testTableIsRebuiltWhileInUse(t, 60) })
 	t.Run("not observed", func(t *testing.T) { // each read looks at the catalog
 		known.observing = false
 		defer func() { known.observing = true }()
-		testTableIsRebuiltWhileInUse(t)
+		testTableIsRebuiltWhileInUse(t, 300)
 	})
 }
 
@@ -159,8 +159,8 @@ func TestTableIsRebuiltWhileInUse(t *testing.T) {
 //go:linkname known go.elara.ws/chaistore/internal/engine.known
 var known struct{ required, observing bool }
 
-func testTableIsRebuiltWhileInUse(t *testing.T) {
-	const sessions, rebuilds = 20, 60
+func testTableIsRebuiltWhileInUse(t *testing.T, rebuilds int) {
+	const sessions = 20
 	db := testdb.Memory(t)
 	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
 	table := newTable(t, db)

@@ -93,7 +93,7 @@ func setKnown(t testing.TB, f fields) {
 }
 
 // Without observing, there is no cache, and reads look for notes.
-func TestWithoutObserving(t *testing.T) {
+func TestNotesWithoutObserving(t *testing.T) {
 	unobserved := known
 	unobserved.observing, unobserved.closing = false, false
 	setKnown(t, unobserved)

@@ -29,7 +29,7 @@ func TestFindsAreNeverStale(t *testing.T) {
 	caches := []struct {
 		name string
 		size int64
-	}{{"large", 0}, {"small", 40 << 10}, {"none", -1}}
+	}{{"large", 0}, {"small", 160 << 10}, {"none", -1}}
 	for i, cache := range caches {
 		t.Run(cache.name, func(t *testing.T) {
 			forEachTable(t, func(t *testing.T, db *chai.DB, indexed bool) {

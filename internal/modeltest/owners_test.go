@@ -24,7 +24,7 @@ import (
 func TestOwners(t *testing.T) {
 	testdb.Watchdog(t, *modelTime+2*time.Minute)
 	forEachTable(t, func(t *testing.T, db *chai.DB, indexed bool) {
-		cfg := chaistore.Config{Owner: ownerInData, CacheSize: 64 << 10} // too small for all sessions
+		cfg := chaistore.Config{Owner: ownerInData, CacheSize: 256 << 10} // too small for all sessions
 		stores := []*chaistore.ChaiStore{newStore(t, db, cfg), newStore(t, db, cfg)}
 		ctx, cancel := context.WithTimeout(t.Context(), *modelTime/8)
 		defer cancel()

@@ -292,6 +292,9 @@ func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
 		return nil
 	}
 	return t.write(ctx, (len(without)+len(m.gone))*4*MaxKeyLen, func(b *engine.Batch, l *layout) error {
+		// One table is read before the other, because the engine finds rows that follow
+		// each other faster.
+		var same []int
 		for i, row := range without {
 			current, err := b.Get(appendKey(nil, l.sessions.namespace, row.Token))
 			if err != nil {
@@ -304,10 +307,12 @@ func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
 			if err != nil {
 				return err
 			}
-			if !bytes.Equal(data, row.Data) {
-				continue
+			if bytes.Equal(data, row.Data) {
+				same = append(same, i)
 			}
-			if err := l.putOwner(b, row.Token, owners[i]); err != nil {
+		}
+		for _, i := range same {
+			if err := l.putOwner(b, without[i].Token, owners[i]); err != nil {
 				return err
 			}
 		}

@@ -40,7 +40,7 @@ robustness:
 	go test -timeout 600s -run StaleIndex .
 	go test -run '^$$' -fuzz FuzzSession -fuzzminimizetime 1x -fuzztime 10s
 	go test -run '^$$' -fuzz FuzzOperations -fuzzminimizetime 1x -fuzztime 10s
-	go test ./internal/robustness -v -crash-rounds 20 -soak 20s -count=1 -timeout 600s
+	go test ./internal/robustness -v -crash-rounds 20 -fault-runs 5 -soak 20s -count=1 -timeout 600s
 
 bench:
 	cd bench && go run ./cmd/compare -quick

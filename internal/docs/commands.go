@@ -34,7 +34,12 @@ var documents = []document{
 		{line: "make bench", tested: "bench/cmd/compare/main_test.go TestQuick"},
 		{
 			line:   "go test ./internal/robustness -run Crash -v -crash-rounds 500",
-			with:   []string{"-run Crash ", "", "500", "20 -soak 20s"},
+			with:   []string{"-run Crash ", "", "500", "20 -fault-runs 5 -soak 20s"},
+			tested: "make robustness",
+		},
+		{
+			line:   "go test ./internal/robustness -run Faults -v -fault-runs 500 -timeout 60m",
+			with:   []string{"-run Faults ", "", "-fault-runs 500 -timeout 60m", "-crash-rounds 20 -fault-runs 5 -soak 20s"},
 			tested: "make robustness",
 		},
 		{
@@ -44,7 +49,7 @@ var documents = []document{
 		},
 		{
 			line:   "go test ./internal/robustness -run Soak -v -soak 10m",
-			with:   []string{"-run Soak ", "", "-soak 10m", "-crash-rounds 20 -soak 20s"},
+			with:   []string{"-run Soak ", "", "-soak 10m", "-crash-rounds 20 -fault-runs 5 -soak 20s"},
 			tested: "make robustness",
 		},
 		{line: "go test ./internal/modeltest -run 'NeverStale|Owners' -v -model 10m -timeout 30m", with: []string{"10m", "1s"}},

@@ -154,9 +154,11 @@ type Config struct {
 // may have deadlocked each other in Chai. Further writes fail at once until the hang
 // ends. Find, All and Sessions are not affected.
 //
-// When the engine fails beyond recovery, calls that need it return an error at once:
-// all calls on a closed database, writes on a full disk. Reopen the database, and
-// make a new store on it.
+// The first failure of the disk ends writing: the write that meets it returns the
+// error, and so does each later one, at once. Finds go on from what was acknowledged.
+// Close the database, open it again, and make a new store on it, or restart the
+// process: Close waits for transactions that the application has begun and not ended.
+// Calls on a closed database return an error.
 type ChaiStore struct {
 	table   *sessiontable.Table
 	cleanup *cleanup // nil if there is no cleanup goroutine

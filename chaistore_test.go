@@ -1071,3 +1071,66 @@ func TestWithSessionManager(t *testing.T) {
 		})
 	}
 }
+
+// Chai reads what a store has written, with all its memory and its files merged, and
+// a store what Chai has.
+func TestChaiReadsTheDirectory(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	const sessions, size = 5_000, 1000
+	dir := t.TempDir()
+	open := func() *chai.DB {
+		t.Helper()
+		db, err := chai.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return db
+	}
+	closeDB := func(db *chai.DB) {
+		t.Helper()
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data := func(i int) string { return strings.Repeat(fmt.Sprintf("%05d", i), size/5) }
+
+	db := open()
+	s := newStoreWith(t, db, chaistore.Config{CreateTable: true, CacheSize: 256 << 20})
+	inParallel(64, sessions, func(_ *rand.Rand, i int) {
+		if err := s.Commit(fmt.Sprintf("%05d", i), []byte(data(i)), inAnHour()); err != nil {
+			t.Errorf("Commit: %v", err)
+		}
+	})
+	if err := db.DB.Store.DB().Compact([]byte{0}, []byte{255}, false); err != nil {
+		t.Fatal(err)
+	}
+	closeDB(db)
+
+	db = open()
+	n := 0
+	testdb.Query(t, db, "SELECT token, data FROM sessions", func(row *chai.Row) error {
+		var token string
+		var got []byte
+		err := row.Scan(&token, &got)
+		if want := data(n); token != fmt.Sprintf("%05d", n) || string(got) != want {
+			t.Errorf("got row %q with %d bytes, want %05d with %d", token, len(got), n, len(want))
+		}
+		n++
+		return err
+	})
+	if n != sessions {
+		t.Errorf("Chai reads %d sessions, want %d", n, sessions)
+	}
+	if err := db.Exec("UPDATE sessions SET data = ? WHERE token = '00001'", []byte("changed")); err != nil {
+		t.Fatal(err)
+	}
+	testdb.Exec(t, db, "DELETE FROM sessions WHERE token = '00002'")
+	closeDB(db)
+
+	db = open()
+	s = newStoreWith(t, db, chaistore.Config{})
+	wantFound(t, s, "00000", data(0))
+	wantFound(t, s, "00001", "changed")
+	wantMissing(t, s, "00002")
+	closeDB(db)
+}

@@ -65,13 +65,13 @@ func (db *DB) GrowCache(bytes int64) {
 	c.limit.Store(max(c.limit.Load(), bytes/int64(len(c.shards))))
 }
 
-// observe marks what b changes.
-func (c *cache) observe(b *pebble.Batch) {
+// observe marks what b changes. It reports whether b ends a transaction with notes.
+func (c *cache) observe(b *pebble.Batch) (ends bool) {
 	end := b.SeqNum() + uint64(b.Count())
 	for r := b.Reader(); ; {
 		kind, key, _, ok, err := r.Next()
 		if !ok || err != nil {
-			return
+			return ends
 		}
 		table := byte(0)
 		if len(key) > 0 {
@@ -91,6 +91,7 @@ func (c *cache) observe(b *pebble.Batch) {
 		case pebble.InternalKeyKindRangeDelete:
 			if table == notesTable {
 				c.notes.removed(end)
+				ends = true
 				continue
 			}
 			c.start(end)

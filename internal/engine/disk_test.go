@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -591,38 +590,94 @@ func TestDiskFailsInLargeBatch(t *testing.T) {
 	}
 }
 
-// A write waits for a flush, which then can't write the list of files. The write ends.
-func TestManifestFailsWhileWriteWaits(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		db := newFaultDB(t)
-		db.size = 40_000
-		db.disk.Break(&testdb.Fault{Op: "create", File: ".sst", Err: syscall.ENOSPC, Times: math.MaxInt})
-		var written atomic.Int64
-		done := make(chan error)
-		go func() {
-			for {
-				if err := db.put(int(written.Add(1))); err != nil {
-					done <- err
-					return
+// While nothing can be flushed, writes go on. If that lasts until there is too much to
+// flush, writing ends, and nothing hangs.
+func TestWritesGoOnWhileFlushesFail(t *testing.T) {
+	former := maxUnflushed
+	defer func() { maxUnflushed = former }()
+	maxUnflushed = 24 << 20
+	for _, mended := range []bool{false, true} {
+		t.Run(fmt.Sprint("mended=", mended), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				db := newFaultDB(t)
+				db.size = 40_000
+				db.disk.Break(&testdb.Fault{Op: "create", File: ".sst", Err: syscall.ENOSPC, Times: math.MaxInt})
+				n := 0
+				var err error
+				for ; err == nil && n < 2000; n++ {
+					if mended && n == 400 { // 16 MB, more than Pebble waits for
+						wantError(t, db.BackgroundError(), syscall.ENOSPC)
+						db.disk.Mend()
+					}
+					err = db.put(n)
+					time.Sleep(20 * time.Millisecond)
 				}
-				time.Sleep(time.Millisecond)
+				left := db.disk.Cut(testdb.KeepNothing)
+				if mended {
+					if err != nil || db.BackgroundError() != nil {
+						t.Errorf("put = %v, BackgroundError = %v after the disk was mended; want nil", err, db.BackgroundError())
+					}
+					if o := options(db.pebble()); o.MemTableStopWritesThreshold != 2 || o.L0StopWritesThreshold != 12 {
+						t.Errorf("got limits of %d tables and %d files, want Pebble's", o.MemTableStopWritesThreshold, o.L0StopWritesThreshold)
+					}
+				} else {
+					wantError(t, err, syscall.ENOSPC)
+					wantError(t, db.put(0), syscall.ENOSPC)
+					n--
+				}
+				_ = returns(t, "Close", db.engine.Close)
+				db.reopen(t, left)
+				if got := db.found(t, "Write"); len(got) < n {
+					t.Errorf("got %d rows, want all %d acknowledged ones", len(got), n)
+				}
+				if err := db.engine.Close(); err != nil {
+					t.Errorf("Close = %v, want nil", err)
+				}
+			})
+		})
+	}
+}
+
+// Chai undoes what a transaction has written out, although earlier ones have changed
+// the same rows, also after a crash.
+func TestRollbacksOfTheSameRows(t *testing.T) {
+	db := newFaultDB(t)
+	put := func(tx cacheTx, row string) {
+		t.Helper()
+		for i := range 3 {
+			tx.put(t, largeKey(i), row)
+			tx.writeOut(t, largeKey(i))
+		}
+	}
+	want := func(want string) {
+		t.Helper()
+		for i := range 3 {
+			if got := cacheFind(t, db.DB, largeKey(i)); string(got) != want {
+				t.Errorf("Find = %q, want %q", got, want)
 			}
-		}()
-		for n := int64(-1); n != written.Load(); time.Sleep(time.Second) {
-			n = written.Load()
 		}
-		db.disk.Break(&testdb.Fault{Op: "sync", File: "MANIFEST", Err: syscall.EIO, Times: 1})
-		wantError(t, <-done, syscall.EIO)
-		wantError(t, db.put(0), syscall.EIO)
-		acknowledged := int(written.Load()) - 1
-		left := db.disk.Cut(testdb.KeepNothing)
-		_ = db.engine.Close()
-		db.reopen(t, left)
-		if got := db.found(t, "Write"); len(got) < acknowledged {
-			t.Errorf("got %d rows, want all %d acknowledged ones", len(got), acknowledged)
+	}
+	for round := range 5 {
+		tx := begin(t, db.DB)
+		put(tx, "undone")
+		if err := tx.Rollback(); err != nil {
+			t.Fatal(err)
 		}
-		if err := db.engine.Close(); err != nil {
-			t.Errorf("Close = %v, want nil", err)
+		if round > 0 {
+			want(fmt.Sprint(round - 1))
 		}
-	})
+		tx = begin(t, db.DB)
+		put(tx, fmt.Sprint(round))
+		if err := tx.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		want(fmt.Sprint(round))
+	}
+	put(begin(t, db.DB), "lost")
+	left := db.disk.Cut(testdb.KeepAll)
+	db.reopen(t, left)
+	want("4")
+	if err := db.engine.Close(); err != nil {
+		t.Fatal(err)
+	}
 }

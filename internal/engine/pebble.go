@@ -46,6 +46,8 @@ type fields struct {
 	logSeqNum uintptr // *atomic.Uint64 in pebble.commitPipeline
 	write     uintptr // writeFunc in pebble.commitPipeline
 	isClosed  uintptr // *atomic.Value in pebble.DB
+	undo      uintptr // *kv.RollbackSegment in kv.Store
+	seen      uintptr // map[string]struct{} in kv.RollbackSegment
 
 	closed     uintptr // chan struct{} in pebble.DB
 	flushing   uintptr // bool in pebble.DB
@@ -118,6 +120,8 @@ func lookUp(handle, db, snapshot reflect.Type) (f fields) {
 	f.logSeqNum, _ = place(pipeline, "env.logSeqNum", "*atomic.Uint64")
 	f.write, _ = place(pipeline, "env.write", "func(*pebble.Batch, *sync.WaitGroup, *error) (*pebble.memTable, error)")
 	f.isClosed, _ = place(db, "closed", "*atomic.Value")
+	f.undo, t = place(elem(store), "rollbackSegment", "*kv.RollbackSegment")
+	f.seen, _ = place(elem(t), "seen", "map[string]struct {}")
 	f.observing = ok
 
 	f.closed, _ = place(db, "closedCh", "chan struct {}")
@@ -200,7 +204,8 @@ func setSeparator(c *pebble.Comparer, separator pebble.Separator) { c.Separator 
 type watcher struct {
 	pebble.Logger
 	db        *pebble.DB
-	writeLock *sync.Mutex // Chai's
+	writeLock *sync.Mutex          // Chai's
+	seen      *map[string]struct{} // see forgetSeen
 	*shared
 	write   writeFunc             // Pebble's own
 	rotated error                 // why the log could not be rotated; commitMu protects it
@@ -215,8 +220,25 @@ func watch(db *chai.DB, s *shared) {
 		return
 	}
 	o := options(db.DB.Store.DB())
-	(&watcher{Logger: o.Logger, db: db.DB.Store.DB(), writeLock: writeLock(db), shared: s}).listen(o)
+	w := &watcher{Logger: o.Logger, db: db.DB.Store.DB(), writeLock: writeLock(db), shared: s}
+	if known.observing {
+		w.seen = at[map[string]struct{}](*at[*byte](db.DB.Store, known.undo), known.seen)
+		if w.writeLock.TryLock() {
+			w.forgetSeen()
+			w.writeLock.Unlock()
+		}
+	}
+	w.listen(o)
 }
+
+// forgetSeen makes Chai note again how to undo changes of the rows that earlier
+// transactions have changed. It notes the first change of each row, but remembers the
+// rows until the database is closed (seen in its internal/kv): what a later transaction
+// has written out would be undone neither by its rollback nor after a crash.
+//
+// The caller must hold Chai's write lock, with no transaction open, or be the commit or
+// the rollback of one.
+func (w *watcher) forgetSeen() { *w.seen = make(map[string]struct{}) }
 
 // listen sets the options of an open database. Goroutines of Pebble may read them
 // meanwhile: they get the former or the new function, since each is one word. The
@@ -302,17 +324,28 @@ func (w *watcher) endJob() {
 	if !known.closing {
 		runtime.Goexit() // Close waits for the job for ever
 	}
-	o := options(w.db)
-	o.MemTableStopWritesThreshold, o.L0StopWritesThreshold = 1<<30, 1<<30
+	w.waitForJobs(false)
 	*at[bool](w.db, known.flushing), *at[int](w.db, known.compacting) = true, 1<<30
 	for _, job := range w.jobs() {
 		at[atomic.Bool]((*byte)(job.UnsafePointer()), known.cancel).Store(true)
 	}
-	at[sync.Cond](w.db, known.done).Broadcast()
 	if w.dead++; w.dead == 1 {
 		go w.letClose()
 	}
 	runtime.Goexit()
+}
+
+// waitForJobs sets whether writes wait for flushes and merges when there is too much to
+// flush or to merge. Pebble's mutex must be locked.
+func (w *watcher) waitForJobs(wait bool) {
+	const tables, files = 2, 12 // Pebble's defaults
+	o := options(w.db)
+	if wait {
+		o.MemTableStopWritesThreshold, o.L0StopWritesThreshold = tables, files
+		return
+	}
+	o.MemTableStopWritesThreshold, o.L0StopWritesThreshold = 1<<30, 1<<30
+	at[sync.Cond](w.db, known.done).Broadcast()
 }
 
 // jobs returns the flushes and merges that have not ended.
@@ -356,9 +389,16 @@ func (db *DB) spend(tx *chai.Tx) {
 	*(**pebble.Batch)(v.Addr().UnsafePointer()) = spent
 }
 
+// maxUnflushed is how many bytes memory tables may have while they can't be flushed.
+// Tests change it.
+var maxUnflushed uint64 = 256 << 20
+
 // flushEnd and compactionEnd are called with Pebble's mutex locked when files were
 // written or merged. After a failure Pebble tries again at once; they make it wait.
 func (w *watcher) flushEnd(info pebble.FlushInfo) {
+	if info.Err != nil && info.InputBytes > maxUnflushed {
+		_ = w.fail(fmt.Errorf("flush: %w", info.Err))
+	}
 	w.backoff(&w.background.flush, info.Err)
 }
 
@@ -366,12 +406,19 @@ func (w *watcher) compactionEnd(info pebble.CompactionInfo) {
 	w.backoff(&w.background.merge, info.Err)
 }
 
+// backoff records the end of a job. After a failure it waits, and lets those go on who
+// wait for the job in a write: what they write is in the log. A job that goes on
+// failing until there are more than maxUnflushed bytes ends writing.
 func (w *watcher) backoff(job *job, err error) {
 	if err != nil && (err.Error() == "pebble: empty table" || errors.Is(err, pebble.ErrCancelledCompaction)) {
 		err = nil
 	}
 	wait := w.background.ended(job, err)
-	if err == nil || !known.closing {
+	if !known.closing {
+		return
+	}
+	w.waitForJobs(w.background.failing() == nil && w.failure.Load() == nil)
+	if err == nil {
 		return
 	}
 	mu := at[sync.Mutex](w.db, known.mu)
@@ -513,7 +560,9 @@ func (w *watcher) writeBatch(b *pebble.Batch, synced *sync.WaitGroup, syncErr *e
 		}
 		at[sync.Mutex](w.db, known.mu).Unlock()
 	}()
-	w.cache.observe(b)
+	if w.cache.observe(b) {
+		w.forgetSeen()
+	}
 	return w.write(b, synced, syncErr)
 }
 

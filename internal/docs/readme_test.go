@@ -1,4 +1,4 @@
-package chaistore_test
+package docs
 
 import (
 	"context"
@@ -9,7 +9,7 @@ import (
 	"go.elara.ws/chaistore"
 )
 
-// Fragments of the README. Package docs compares them.
+// Fragments of the README. TestEachFragmentIsTested compares them.
 
 var _ = func(ctx context.Context, db *chai.DB) error {
 	err := chaistore.Update(ctx, db, func(tx *chai.Tx) error {

@@ -38,8 +38,8 @@ e2e:
 # Without minimizing: the engine's own goroutines make coverage vary.
 robustness:
 	go test -timeout 600s -run StaleIndex .
-	go test -run '^$$' -fuzz FuzzSession -fuzzminimizetime 1x -fuzztime 10s
-	go test -run '^$$' -fuzz FuzzOperations -fuzzminimizetime 1x -fuzztime 10s
+	go test ./internal/modeltest -run '^$$' -fuzz FuzzSession -fuzzminimizetime 1x -fuzztime 10s
+	go test ./internal/modeltest -run '^$$' -fuzz FuzzOperations -fuzzminimizetime 1x -fuzztime 10s
 	go test ./internal/robustness -v -crash-rounds 20 -fault-runs 5 -soak 20s -count=1 -timeout 600s
 
 bench:

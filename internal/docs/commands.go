@@ -55,7 +55,7 @@ var documents = []document{
 		{line: "go test ./internal/modeltest -run 'NeverStale|Owners' -v -model 10m -timeout 30m", with: []string{"10m", "1s"}},
 		{line: "go test ./internal/modeltest -run 'Beside|NoRoom' -v -full -timeout 1h", with: []string{" -full", ""}},
 		{
-			line:   "go test -run '^$' -fuzz FuzzOperations -fuzzminimizetime 1x",
+			line:   "go test ./internal/modeltest -run '^$' -fuzz FuzzOperations -fuzzminimizetime 1x",
 			with:   []string{"$", "$$", "1x", "1x -fuzztime 10s"},
 			tested: "make robustness",
 		},

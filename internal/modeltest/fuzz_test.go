@@ -1,4 +1,4 @@
-package chaistore_test
+package modeltest
 
 import (
 	"bytes"
@@ -108,7 +108,7 @@ func FuzzOperations(f *testing.F) {
 				t.Fatal(err)
 			}
 			open()
-			stores[0], stores[1] = newStore(t, db), newStore(t, db)
+			stores[0], stores[1] = newStore(t, db, chaistore.Config{}), newStore(t, db, chaistore.Config{})
 		}
 		reopen()
 

@@ -2,13 +2,17 @@ package chaistore_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,6 +25,7 @@ import (
 
 	"go.elara.ws/chaistore"
 	"go.elara.ws/chaistore/internal/testdb"
+	"go.elara.ws/chaistore/storetest"
 )
 
 func TestCommitFindDelete(t *testing.T) {
@@ -794,29 +799,6 @@ func TestContextEndsWhileAnotherWrites(t *testing.T) {
 	})
 }
 
-func TestApplicationWritesWithWriteLock(t *testing.T) {
-	testdb.Watchdog(t, time.Minute)
-	db := testdb.Memory(t)
-	s := newStore(t, db)
-	testdb.Exec(t, db, "CREATE TABLE visits (id INTEGER PRIMARY KEY)")
-	lock := chaistore.WriteLock(db.WithContext(t.Context())) // another handle, the same database
-	var wg sync.WaitGroup
-	for g := range 4 {
-		wg.Go(func() {
-			for i := range 50 {
-				commit(t, s, fmt.Sprint(g), "one", inAnHour())
-				lock.Lock()
-				err := db.Exec("INSERT INTO visits (id) VALUES (?)", g*100+i)
-				lock.Unlock()
-				if err != nil {
-					t.Errorf("insert: %v", err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-}
-
 func TestUnlockOfUnlockedWriteLockPanics(t *testing.T) {
 	defer func() {
 		if recover() == nil {
@@ -928,104 +910,6 @@ func TestCloseWhileInUse(t *testing.T) {
 	}
 }
 
-// Neither the store nor the engine keeps memory for renewals. The race detector makes
-// them slow, so there are fewer with it.
-func TestRenewalsLeaveNoMemory(t *testing.T) {
-	testdb.Watchdog(t, 4*time.Minute)
-	const sessions, limit = 5000, 1 << 20
-	renewals := 200_000
-	if underRaceDetector() {
-		renewals = 20_000
-	}
-	for name, open := range map[string]func(testing.TB) *chai.DB{"plain": testdb.Disk, "indexed": indexedOnDisk} {
-		t.Run(name, func(t *testing.T) {
-			s := newStore(t, open(t))
-			renew := func(n int) {
-				inParallel(256, n, func(_ *rand.Rand, i int) {
-					commit(t, s, fmt.Sprintf("%043d", i%sessions), strings.Repeat("x", 300), inAnHour())
-				})
-			}
-			renew(20_000)
-			before := testdb.HeapInUse()
-			renew(renewals)
-			grown := testdb.HeapInUse() - before
-			t.Logf("%d renewals of %d sessions left %d bytes on the heap", renewals, sessions, grown)
-			if grown > limit {
-				t.Errorf("the heap has grown by %d bytes, want at most %d", grown, limit)
-			}
-		})
-	}
-}
-
-func TestMixedCallsOnTwoStores(t *testing.T) {
-	testdb.Watchdog(t, 2*time.Minute)
-	forEachTable(t, func(t *testing.T, db *chai.DB) {
-		var log testdb.Log
-		logger := log.Logger(slog.LevelError)
-		var stores [2]*chaistore.ChaiStore
-		for i := range stores {
-			var err error
-			stores[i], err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: time.Millisecond, Logger: logger})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer stores[i].StopCleanup()
-		}
-		var wg sync.WaitGroup
-		for g := range 64 {
-			wg.Go(func() {
-				s := stores[g%2]
-				// Each goroutine has a model of its own sessions.
-				model := make(map[string]string)
-				rng := rand.New(rand.NewPCG(1, uint64(g)))
-				for i := range 40 {
-					token := fmt.Sprintf("%d-%d", g, rng.IntN(4))
-					switch rng.IntN(8) {
-					case 0, 1, 2:
-						data := fmt.Sprint(i)
-						commit(t, s, token, data, inAnHour())
-						model[token] = data
-					case 3:
-						commit(t, s, token, "expired", anHourAgo())
-						delete(model, token)
-					case 4:
-						if err := s.Delete(token); err != nil {
-							t.Errorf("Delete: %v", err)
-						}
-						delete(model, token)
-					case 5:
-						if _, err := s.DeleteExpired(t.Context()); err != nil {
-							t.Errorf("DeleteExpired: %v", err)
-						}
-					case 6:
-						all, err := s.All()
-						if err != nil {
-							t.Errorf("All: %v", err)
-						}
-						for token, want := range model {
-							if got := string(all[token]); got != want {
-								t.Errorf("All: %s = %q, want %q", token, got, want)
-							}
-						}
-					}
-					data, found, err := s.Find(token)
-					want, wantFound := model[token]
-					if err != nil || found != wantFound || string(data) != want {
-						t.Errorf("Find(%s) = %q, %v, %v; want %q, %v, nil", token, data, found, err, want, wantFound)
-					}
-				}
-			})
-		}
-		wg.Wait()
-		for _, s := range stores {
-			s.StopCleanup()
-		}
-		if log.String() != "" {
-			t.Errorf("errors were logged:\n%s", &log)
-		}
-	})
-}
-
 func TestWithSessionManager(t *testing.T) {
 	for _, hash := range []bool{false, true} {
 		t.Run(fmt.Sprintf("HashTokenInStore %v", hash), func(t *testing.T) {
@@ -1096,7 +980,7 @@ func TestChaiReadsTheDirectory(t *testing.T) {
 
 	db := open()
 	s := newStoreWith(t, db, chaistore.Config{CreateTable: true, CacheSize: 256 << 20})
-	inParallel(64, sessions, func(_ *rand.Rand, i int) {
+	testdb.InParallel(64, sessions, func(_ *rand.Rand, i int) {
 		if err := s.Commit(fmt.Sprintf("%05d", i), []byte(data(i)), inAnHour()); err != nil {
 			t.Errorf("Commit: %v", err)
 		}
@@ -1133,4 +1017,446 @@ func TestChaiReadsTheDirectory(t *testing.T) {
 	wantFound(t, s, "00001", "changed")
 	wantMissing(t, s, "00002")
 	closeDB(db)
+}
+
+func TestUpdate(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, "CREATE TABLE visits (id INTEGER PRIMARY KEY)")
+	insert := func(id int) func(tx *chai.Tx) error {
+		return func(tx *chai.Tx) error { return tx.Exec("INSERT INTO visits (id) VALUES (?)", id) }
+	}
+	wantVisits := func(want int) {
+		t.Helper()
+		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM visits"); n != want {
+			t.Fatalf("got %d visits, want %d", n, want)
+		}
+	}
+	if err := chaistore.Update(t.Context(), db, insert(1)); err != nil {
+		t.Fatal(err)
+	}
+	wantVisits(1)
+
+	failure := errors.New("failure")
+	err := chaistore.Update(t.Context(), db, func(tx *chai.Tx) error { return errors.Join(insert(2)(tx), failure) })
+	if !errors.Is(err, failure) {
+		t.Errorf("Update = %v, want %v", err, failure)
+	}
+	wantVisits(1)
+
+	func() {
+		defer func() {
+			if r := recover(); r != failure {
+				t.Errorf("recovered %v, want %v", r, failure)
+			}
+		}()
+		_ = chaistore.Update(t.Context(), db, func(tx *chai.Tx) error {
+			if err := insert(2)(tx); err != nil {
+				t.Error(err)
+			}
+			panic(failure)
+		})
+	}()
+	wantVisits(1)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	notCalled := func(*chai.Tx) error { t.Error("the function was called"); return nil }
+	if err := chaistore.Update(ctx, db, notCalled); !errors.Is(err, context.Canceled) {
+		t.Errorf("Update with a done context = %v, want %v", err, context.Canceled)
+	}
+	if err := chaistore.Update(t.Context(), nil, notCalled); err == nil {
+		t.Error("a nil database was accepted")
+	}
+	// Update waits for the lock, and for a transaction of the application.
+	lock := chaistore.WriteLock(db)
+	lock.Lock()
+	wantTimeout := func() {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		if err := chaistore.Update(ctx, db, notCalled); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Update = %v, want %v", err, context.DeadlineExceeded)
+		}
+	}
+	wantTimeout()
+	lock.Unlock()
+	tx, err := db.Begin(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantTimeout()
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if err := chaistore.Update(t.Context(), db, insert(2)); err != nil {
+		t.Fatal(err)
+	}
+	wantVisits(2)
+}
+
+// Sessions far larger than the limit of a shared batch are committed next to others.
+// Sessions larger than the maximum are refused.
+func TestLargeData(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := indexedOnDisk(t)
+	s := newStore(t, db)
+	data := func(i, size int) []byte { return bytes.Repeat([]byte{byte(i)}, size) }
+	sizes := []int{1, 1 << 20, 300, 16 << 20, 1<<20 - 1000, 5}
+	var wg sync.WaitGroup
+	for i, size := range sizes {
+		wg.Go(func() { commit(t, s, fmt.Sprint(i), string(data(i, size)), inAnHour()) })
+	}
+	wg.Wait()
+	tooLarge := data(1, 16<<20+1)
+	for _, token := range []string{"0", "new"} {
+		if err := s.Commit(token, tooLarge, inAnHour()); !errors.Is(err, chaistore.ErrDataTooLarge) {
+			t.Errorf("Commit of %d bytes = %v, want %v", len(tooLarge), err, chaistore.ErrDataTooLarge)
+		}
+	}
+	wantMissing(t, s, "new")
+	for i, size := range sizes {
+		if got, found, err := s.Find(fmt.Sprint(i)); !found || err != nil || !bytes.Equal(got, data(i, size)) {
+			t.Errorf("Find of %d bytes = %d bytes, %v, %v", size, len(got), found, err)
+		}
+	}
+	testdb.CheckIndexes(t, db)
+}
+
+func wantEnded(t *testing.T, s *chaistore.ChaiStore, token string) {
+	t.Helper()
+	if err := s.Commit(token, nil, inAnHour()); !errors.Is(err, chaistore.ErrEnded) {
+		t.Errorf("Commit(%q) = %v, want %v", token, err, chaistore.ErrEnded)
+	}
+}
+
+// By default, Commit adds a deleted session again, as SCS expects.
+func TestEndedSessionComesBackByDefault(t *testing.T) {
+	s := newStore(t, testdb.Memory(t))
+	commit(t, s, "a", "old", inAnHour())
+	if err := s.Delete("a"); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, s, "a", "new", inAnHour())
+	wantFound(t, s, "a", "new")
+}
+
+func TestRememberEnded(t *testing.T) {
+	deletions := map[string]func(s *chaistore.ChaiStore) error{
+		"Delete": func(s *chaistore.ChaiStore) error {
+			return s.Delete("a")
+		},
+		"Delete of a missing session": func(s *chaistore.ChaiStore) error {
+			return errors.Join(s.Delete("a"), s.Delete("a"))
+		},
+		"DeleteFunc": func(s *chaistore.ChaiStore) error {
+			_, err := s.DeleteFunc(context.Background(), func(session chaistore.Session) bool { return session.Token == "a" })
+			return err
+		},
+		"DeleteOf": func(s *chaistore.ChaiStore) error {
+			_, err := s.DeleteOf(context.Background(), "alice")
+			return err
+		},
+	}
+	for name, del := range deletions {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStoreWith(t, testdb.Memory(t), chaistore.Config{RememberEnded: time.Minute, Owner: ownerInData})
+				commit(t, s, "a", "alice|1", inAnHour())
+				commit(t, s, "b", "bob|1", inAnHour())
+				if err := del(s); err != nil {
+					t.Fatal(err)
+				}
+				for _, wait := range []time.Duration{0, time.Minute - time.Microsecond} {
+					time.Sleep(wait)
+					wantEnded(t, s, "a")
+					wantMissing(t, s, "a")
+					commit(t, s, "b", "bob|2", inAnHour())
+				}
+				time.Sleep(time.Microsecond)
+				commit(t, s, "a", "alice|2", inAnHour())
+				wantFound(t, s, "a", "alice|2")
+			})
+		})
+	}
+}
+
+func TestRememberEndedForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStoreWith(t, testdb.Memory(t), chaistore.Config{RememberEnded: math.MaxInt64})
+		time.Sleep(time.Second)
+		if err := s.Delete("a"); err != nil {
+			t.Fatal(err)
+		}
+		wantEnded(t, s, "a")
+	})
+}
+
+func TestSweptSessionsAreNotRemembered(t *testing.T) {
+	s := newStoreWith(t, testdb.Memory(t), chaistore.Config{RememberEnded: time.Hour})
+	commit(t, s, "a", "old", anHourAgo())
+	if n, err := s.DeleteExpired(t.Context()); n != 1 || err != nil {
+		t.Fatalf("DeleteExpired = %d, %v; want 1, nil", n, err)
+	}
+	commit(t, s, "a", "new", inAnHour())
+	wantFound(t, s, "a", "new")
+}
+
+// All stores on a table that remember ended sessions share them.
+func TestStoresRememberTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		long := newStoreWith(t, db, chaistore.Config{RememberEnded: time.Hour})
+		copied := &chai.DB{DB: db.DB} // another handle of the same database
+		short := newStoreWith(t, copied, chaistore.Config{RememberEnded: time.Minute})
+		forgetful := newStore(t, db)
+		other := newStoreWith(t, db, chaistore.Config{TableName: "other", RememberEnded: time.Hour})
+
+		end := func(s *chaistore.ChaiStore, token string) {
+			if err := s.Delete(token); err != nil {
+				t.Fatal(err)
+			}
+		}
+		end(long, "by long")
+		end(short, "by short")
+		end(long, "by both")
+		end(short, "by both")
+		end(forgetful, "by forgetful")
+		for _, token := range []string{"by long", "by short", "by both"} {
+			wantEnded(t, long, token)
+			wantEnded(t, short, token)
+			commit(t, forgetful, token, "", inAnHour())
+			commit(t, other, token, "", inAnHour())
+			end(forgetful, token)
+		}
+		for _, s := range []*chaistore.ChaiStore{long, short, forgetful, other} {
+			commit(t, s, "by forgetful", "", inAnHour())
+		}
+
+		time.Sleep(time.Minute)
+		for _, s := range []*chaistore.ChaiStore{long, short} {
+			wantEnded(t, s, "by long")
+			wantEnded(t, s, "by both")
+			commit(t, s, "by short", "", inAnHour())
+		}
+		// A store made later remembers it, too.
+		wantEnded(t, newStoreWith(t, db, chaistore.Config{RememberEnded: time.Second}), "by long")
+		time.Sleep(59 * time.Minute)
+		for _, token := range []string{"by long", "by both"} {
+			commit(t, short, token, "", inAnHour())
+		}
+	})
+}
+
+// In one turn, a commit queued behind a deletion is refused, and a session committed
+// before it is deleted.
+func TestRememberEndedInOneTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newStoreWith(t, db, chaistore.Config{RememberEnded: time.Hour})
+		fsyncs := s.Stats().Fsyncs
+		lock := chaistore.WriteLock(db)
+		lock.Lock()
+		calls := []func() error{
+			func() error { return s.Commit("a", []byte("before"), inAnHour()) },
+			func() error { return s.Delete("a") },
+			func() error { return s.Commit("a", []byte("after"), inAnHour()) },
+			func() error { return s.Commit("b", nil, inAnHour()) },
+		}
+		errs := make([]error, len(calls))
+		for i, call := range calls {
+			go func() { errs[i] = call() }()
+			synctest.Wait() // until it is in the queue
+		}
+		lock.Unlock()
+		synctest.Wait()
+		if n := s.Stats().Fsyncs - fsyncs; n != 1 {
+			t.Errorf("got %d turns, want 1", n)
+		}
+		if errs[0] != nil || errs[1] != nil || !errors.Is(errs[2], chaistore.ErrEnded) || errs[3] != nil {
+			t.Errorf("got errors %v, want only the third, %v", errs, chaistore.ErrEnded)
+		}
+		wantMissing(t, s, "a")
+		wantFound(t, s, "b", "")
+	})
+}
+
+func TestFailedDeletionRemembersNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newStoreWith(t, db, chaistore.Config{RememberEnded: time.Hour})
+		commit(t, s, "a", "one", inAnHour())
+		lock := chaistore.WriteLock(db)
+		lock.Lock()
+		err := s.Delete("a")
+		lock.Unlock()
+		if err == nil || !strings.Contains(err.Error(), "hung") {
+			t.Fatalf("Delete = %v, want an error that writing has hung", err)
+		}
+		synctest.Wait()
+		commit(t, s, "a", "two", inAnHour())
+		wantFound(t, s, "a", "two")
+	})
+}
+
+// TestConformance runs the suite for SCS stores, advice included, on each kind of
+// database and table, while the cleanup sweeps all the time.
+func TestConformance(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		open func(t testing.TB) *chai.DB
+		cfg  chaistore.Config
+	}{
+		{"memory", testdb.Memory, chaistore.Config{CreateTable: true}},
+		{"disk", testdb.Disk, chaistore.Config{CreateTable: true}},
+		{"custom table", testdb.Memory, chaistore.Config{CreateTable: true, TableName: "Web_Sessions2"}},
+		{"index", func(t testing.TB) *chai.DB {
+			db := testdb.Memory(t)
+			testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+			return db
+		}, chaistore.Config{}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			test.cfg.CleanupInterval = 50 * time.Millisecond
+			table := cmp.Or(test.cfg.TableName, "sessions")
+			runConformance(t, test.open, test.cfg, storetest.Rows(func(store scs.Store) (n int, err error) {
+				row, err := store.(storeOnDB).db.QueryRow("SELECT COUNT(*) FROM " + table)
+				if err != nil {
+					return 0, err
+				}
+				err = row.Scan(&n)
+				return n, err
+			}))
+		})
+	}
+}
+
+// A storeOnDB is a store with its database.
+type storeOnDB struct {
+	*chaistore.ChaiStore
+	db *chai.DB
+}
+
+func runConformance(t *testing.T, open func(t testing.TB) *chai.DB, cfg chaistore.Config, opts ...storetest.Option) {
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	storetest.Run(t, func(t *testing.T) scs.Store {
+		db := open(t)
+		store, err := chaistore.NewWithConfig(db, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(store.StopCleanup)
+		return storeOnDB{store, db}
+	}, append(opts, storetest.Strict())...)
+}
+
+// A store that remembers ended sessions passes all cases but those that storetest says
+// it fails by design.
+func TestConformanceWithRememberEnded(t *testing.T) {
+	const child = "CHAISTORE_TEST_CHILD"
+	if os.Getenv(child) != "" {
+		runConformance(t, testdb.Memory, chaistore.Config{CreateTable: true, RememberEnded: time.Hour, CleanupInterval: 50 * time.Millisecond})
+		return
+	}
+	readme, err := os.ReadFile("storetest/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, pattern, _ := strings.Cut(string(readme), "go test -run TestStore -skip 'TestStore/")
+	pattern, _, ok := strings.Cut(pattern, "'\n")
+	if !ok {
+		t.Fatal("storetest/README.md does not say which cases to skip")
+	}
+	name := t.Name()
+	for skip, pass := range map[string]bool{name + "/" + pattern: true, "none": false} {
+		t.Run(skip, func(t *testing.T) {
+			t.Parallel()
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^"+name+"$", "-test.skip", skip, "-test.parallel", "16")
+			cmd.Env = append(os.Environ(), child+"=1")
+			out, err := cmd.CombinedOutput()
+			const failed = "4 failed: Ctx/Twins, Store/Concurrent, Store/Delete, Store/DeleteMissing"
+			if (err == nil) != pass || !pass && !strings.Contains(string(out), failed) {
+				t.Errorf("with -skip '%s', the suite ends with %v:\n%s", skip, err, out)
+			}
+		})
+	}
+}
+
+// TestConformanceWithStaleIndex runs the suite on a table of an older setup. A
+// program has renewed 10,000 sessions in it with ON CONFLICT REPLACE, which does not
+// maintain the index. All of them have expired. With the race detector, which makes
+// Chai slow, there are 1,000.
+func TestConformanceWithStaleIndex(t *testing.T) {
+	sessions := 10_000
+	if testdb.UnderRaceDetector() {
+		sessions = 1000
+	}
+	dir := t.TempDir()
+	db, err := chai.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close() // if the test ends early
+	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+	tx, err := db.Begin(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	for i := range sessions {
+		for _, expiry := range []time.Time{inAnHour(), anHourAgo()} {
+			err := tx.Exec("INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?) ON CONFLICT REPLACE",
+				fmt.Sprintf("%043d", i), []byte("old"), expiry)
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if n := countByIndex(t, db, time.Now()); n != sessions {
+		t.Fatalf("got %d active sessions in the stale index, want %d", n, sessions)
+	}
+	if err := db.DB.Store.DB().Flush(); err != nil { // makes the copies open fast
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	openCopy := func(t testing.TB) *chai.DB {
+		t.Helper()
+		copied := t.TempDir()
+		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		db, err := chai.Open(copied)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { db.Close() })
+		return db
+	}
+
+	t.Run("repair", func(t *testing.T) {
+		db := openCopy(t)
+		s := newStore(t, db)
+		wantAll(t, s, map[string]string{})
+		commit(t, s, "alice", "one", inAnHour())
+		if n, err := s.DeleteExpired(t.Context()); n != sessions || err != nil {
+			t.Fatalf("DeleteExpired = %d, %v; want %d, nil", n, err, sessions)
+		}
+		if n := countByIndex(t, db, time.Unix(0, 0)); n != 1 {
+			t.Fatalf("got %d sessions in the index after the sweep, want 1", n)
+		}
+	})
+	// Without the methods that only call others, to save time.
+	runConformance(t, openCopy, chaistore.Config{CleanupInterval: -1}, storetest.CtxOnly())
+}
+
+// countByIndex returns the number of sessions that expire after t0 according to the
+// index on expiry.
+func countByIndex(t testing.TB, db *chai.DB, t0 time.Time) int {
+	t.Helper()
+	return testdb.Count(t, db, "SELECT COUNT(*) FROM sessions WHERE expiry > ?", t0)
 }

@@ -379,7 +379,7 @@ func TestSweepFreesSpace(t *testing.T) {
 	const sessions, size = 10_000, 3000
 	data := make([]byte, sessions*size)
 	rand.NewChaCha8([32]byte{1}).Read(data) // can't be compressed
-	inParallel(64, sessions, func(_ *rand.Rand, i int) {
+	testdb.InParallel(64, sessions, func(_ *rand.Rand, i int) {
 		expiry := anHourAgo()
 		if i%100 == 0 {
 			expiry = inAnHour()
@@ -415,5 +415,54 @@ func TestSweepFreesSpace(t *testing.T) {
 	}
 	if all, err := s.All(); len(all) != sessions/100 || err != nil {
 		t.Errorf("All = %d sessions, %v; want %d, nil", len(all), err, sessions/100)
+	}
+}
+
+func TestSweepIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		var log testdb.Log
+		s, err := chaistore.NewWithConfig(db, chaistore.Config{
+			CleanupInterval: time.Minute, CreateTable: true, Logger: log.Logger(slog.LevelDebug),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.StopCleanup()
+		commit(t, s, "old", "one", anHourAgo())
+		commit(t, s, "alice", "one", inAnHour())
+		for i, sweep := range []func(){
+			func() { time.Sleep(time.Minute); synctest.Wait() },
+			func() { _, _ = s.DeleteExpired(t.Context()) },
+		} {
+			sweep()
+			line := strings.Split(log.String(), "\n")[i]
+			if want := fmt.Sprintf("scanned=%d deleted=%d duration=", 2-i, 1-i); !strings.Contains(line, "DEBUG") || !strings.Contains(line, want) {
+				t.Errorf("sweep %d was logged as %q, want %q at debug level", i, line, want)
+			}
+		}
+	})
+}
+
+// StopCleanup does not wait for the end of a sweep.
+func TestStopCleanupDuringSweep(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it commits 50,000 sessions")
+	}
+	testdb.Watchdog(t, 2*time.Minute)
+	db := testdb.Disk(t)
+	const sessions = 50_000
+	filled := newStore(t, db)
+	testdb.InParallel(256, sessions, func(_ *rand.Rand, i int) {
+		commit(t, filled, fmt.Sprintf("%043d", i), "x", anHourAgo())
+	})
+	s := newStoreWithCleanup(t, db, time.Millisecond)
+	for begun := false; !begun; {
+		_, err := db.QueryRow("SELECT token FROM sessions WHERE token = ?", fmt.Sprintf("%043d", 0))
+		begun = chai.IsNotFoundError(err)
+	}
+	s.StopCleanup()
+	if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n == 0 {
+		t.Error("got no sessions, want some: the sweep was not interrupted")
 	}
 }

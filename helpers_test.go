@@ -14,7 +14,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -46,12 +45,6 @@ func TestMain(m *testing.M) {
 		code = 1
 	}
 	os.Exit(code)
-}
-
-// underRaceDetector reports whether the test is built with -race.
-func underRaceDetector() bool {
-	info, ok := debug.ReadBuildInfo()
-	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
 // forEachTable runs test as a subtest for each kind of session table.
@@ -127,22 +120,6 @@ func inAnHour() time.Time { return time.Now().Add(time.Hour) }
 
 func anHourAgo() time.Time { return time.Now().Add(-time.Hour) }
 
-// inParallel calls f n times from a number of goroutines, with a random number
-// generator for each goroutine and the number of the call.
-func inParallel(goroutines, n int, f func(rng *rand.Rand, i int)) {
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	for g := range goroutines {
-		wg.Go(func() {
-			rng := rand.New(rand.NewPCG(2, uint64(g)))
-			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
-				f(rng, int(i-1))
-			}
-		})
-	}
-	wg.Wait()
-}
-
 // newStoreWith returns a store configured by cfg that logs nothing and sweeps only on
 // demand.
 func newStoreWith(t testing.TB, db *chai.DB, cfg chaistore.Config) *chaistore.ChaiStore {
@@ -201,7 +178,7 @@ func newBenchStoreWithCache(b *testing.B, open func(testing.TB) *chai.DB, cacheS
 		b.Fatal(err)
 	}
 	data, expiry := make([]byte, benchDataLen), inAnHour()
-	inParallel(64, benchSessions, func(_ *rand.Rand, i int) {
+	testdb.InParallel(64, benchSessions, func(_ *rand.Rand, i int) {
 		if err := s.Commit(benchTokens[i], data, expiry); err != nil {
 			b.Error(err)
 		}
@@ -262,7 +239,7 @@ func benchmarkCommit(b *testing.B, goroutines int, commit commitFunc) {
 	data, expiry := bytes.Repeat([]byte("x"), benchDataLen), inAnHour()
 	b.ReportAllocs()
 	b.ResetTimer()
-	inParallel(goroutines, b.N, func(rng *rand.Rand, i int) {
+	testdb.InParallel(goroutines, b.N, func(rng *rand.Rand, i int) {
 		if err := commit(benchTokens[rng.IntN(benchSessions)], data, expiry.Add(time.Duration(i)*time.Millisecond)); err != nil {
 			b.Error(err)
 		}
@@ -344,7 +321,7 @@ func BenchmarkFind(b *testing.B) {
 			}
 			b.ReportAllocs()
 			b.ResetTimer()
-			inParallel(bench.goroutines, b.N, func(_ *rand.Rand, i int) {
+			testdb.InParallel(bench.goroutines, b.N, func(_ *rand.Rand, i int) {
 				if err := bench.find(bench.token(i * 7919 % benchSessions)); err != nil {
 					b.Error(err)
 				}
@@ -443,7 +420,7 @@ func benchmarkSweep(b *testing.B, open func(testing.TB) *chai.DB, sweep func(db 
 		s := newStore(b, db)
 		token := func(i int) string { return fmt.Sprintf("%043d", i) }
 		data := make([]byte, benchDataLen)
-		inParallel(256, sessions, func(_ *rand.Rand, i int) {
+		testdb.InParallel(256, sessions, func(_ *rand.Rand, i int) {
 			expiry := inAnHour()
 			if i%2 == 0 {
 				expiry = anHourAgo()
@@ -602,7 +579,7 @@ func BenchmarkSessionsOf(b *testing.B) {
 	for i := range data {
 		data[i] = newUserData(b, fmt.Sprint("user", i))
 	}
-	inParallel(256, sessions, func(rng *rand.Rand, i int) {
+	testdb.InParallel(256, sessions, func(rng *rand.Rand, i int) {
 		token := fmt.Sprintf("%027x%016d", rng.Uint64(), i)
 		if err := s.Commit(token, data[i%users], inAnHour()); err != nil {
 			b.Error(err)
@@ -659,10 +636,10 @@ func BenchmarkCommitWithOwner(b *testing.B) {
 						b.Error(err)
 					}
 				}
-				inParallel(64, benchSessions, commit)
+				testdb.InParallel(64, benchSessions, commit)
 				b.ReportAllocs()
 				b.ResetTimer()
-				inParallel(goroutines, b.N, commit)
+				testdb.InParallel(goroutines, b.N, commit)
 			})
 		}
 	}

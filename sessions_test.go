@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -185,7 +186,7 @@ func TestSessionsYieldsAnErrorOnce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			db := testdb.Memory(t)
 			s := newStore(t, db)
-			inParallel(64, 1500, func(_ *rand.Rand, i int) {
+			testdb.InParallel(64, 1500, func(_ *rand.Rand, i int) {
 				commit(t, s, fmt.Sprintf("%04d", i), "one", inAnHour())
 			})
 			ctx, cancel := context.WithCancel(t.Context())
@@ -225,7 +226,7 @@ func TestSessionsTakesLittleMemory(t *testing.T) {
 	const sessions, size, limit = 100_000, 300, 16 << 20
 	s := newStore(t, testdb.Disk(t))
 	data := strings.Repeat("x", size)
-	inParallel(256, sessions, func(_ *rand.Rand, i int) {
+	testdb.InParallel(256, sessions, func(_ *rand.Rand, i int) {
 		commit(t, s, fmt.Sprintf("%043d", i), data, inAnHour())
 	})
 	before, most, n := testdb.HeapInUse(), int64(0), 0
@@ -249,7 +250,7 @@ func TestDeleteFunc(t *testing.T) {
 		s := newStore(t, db)
 		const sessions = 1300 // more than a page, and many batches
 		want := make(map[string]string)
-		inParallel(64, sessions, func(_ *rand.Rand, i int) {
+		testdb.InParallel(64, sessions, func(_ *rand.Rand, i int) {
 			commit(t, s, fmt.Sprintf("%04d", i), fmt.Sprint(i%3), inAnHour())
 		})
 		for i := range sessions {
@@ -282,7 +283,7 @@ func TestDeleteFunc(t *testing.T) {
 func TestDeleteFuncEndsWithItsContext(t *testing.T) {
 	s := newStore(t, testdb.Memory(t))
 	const sessions = 2000
-	inParallel(64, sessions, func(_ *rand.Rand, i int) {
+	testdb.InParallel(64, sessions, func(_ *rand.Rand, i int) {
 		commit(t, s, fmt.Sprintf("%04d", i), "one", inAnHour())
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -347,51 +348,542 @@ func TestDeleteFuncWithHashedTokens(t *testing.T) {
 	}
 }
 
-func TestSweepIsLogged(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		db := testdb.Memory(t)
-		var log testdb.Log
-		s, err := chaistore.NewWithConfig(db, chaistore.Config{
-			CleanupInterval: time.Minute, CreateTable: true, Logger: log.Logger(slog.LevelDebug),
-		})
+// tokensOf returns the tokens of an owner's sessions, and fails the test if they are
+// not in order.
+func tokensOf(t testing.TB, s *chaistore.ChaiStore, owner string) []string {
+	t.Helper()
+	var tokens []string
+	for session, err := range s.SessionsOf(t.Context(), owner) {
 		if err != nil {
-			t.Fatal(err)
+			t.Error(err)
+			break
 		}
-		defer s.StopCleanup()
-		commit(t, s, "old", "one", anHourAgo())
-		commit(t, s, "alice", "one", inAnHour())
-		for i, sweep := range []func(){
-			func() { time.Sleep(time.Minute); synctest.Wait() },
-			func() { _, _ = s.DeleteExpired(t.Context()) },
-		} {
-			sweep()
-			line := strings.Split(log.String(), "\n")[i]
-			if want := fmt.Sprintf("scanned=%d deleted=%d duration=", 2-i, 1-i); !strings.Contains(line, "DEBUG") || !strings.Contains(line, want) {
-				t.Errorf("sweep %d was logged as %q, want %q at debug level", i, line, want)
+		tokens = append(tokens, session.Token)
+	}
+	if !slices.IsSorted(tokens) || len(slices.Compact(slices.Clone(tokens))) < len(tokens) {
+		t.Errorf("SessionsOf(%q) = %q, which is not in order", owner, tokens)
+	}
+	return tokens
+}
+
+func wantTokensOf(t testing.TB, s *chaistore.ChaiStore, owner string, want ...string) {
+	t.Helper()
+	if got := tokensOf(t, s, owner); !slices.Equal(got, want) {
+		t.Errorf("SessionsOf(%q) = %q, want %q", owner, got, want)
+	}
+}
+
+func TestSessionsOf(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newOwnerStore(t, db)
+		wantTokensOf(t, s, "alice")
+		expiry := inAnHour().In(time.FixedZone("", 3600))
+		for _, token := range []string{"b", "", "aa", "a", "\xff", strings.Repeat("z", 100), "a\x00", "b"} {
+			commit(t, s, token, "alice|1", expiry)
+		}
+		commit(t, s, "a1", "bob|1", expiry)
+		commit(t, s, "a2", "nobody's", expiry)
+		commit(t, s, "a3", "|", expiry)
+		commit(t, s, "old", "alice|1", anHourAgo())
+		wantTokensOf(t, s, "alice", "", "a", "a\x00", "aa", "b", strings.Repeat("z", 100), "\xff")
+		wantTokensOf(t, s, "bob", "a1")
+		wantTokensOf(t, s, "")
+		wantTokensOf(t, s, "carol")
+		wantTokensOf(t, s, strings.Repeat("x", 5000))
+		testdb.CheckOwners(t, db, ownerInData)
+		for session := range s.SessionsOf(t.Context(), "bob") {
+			want := chaistore.Session{Token: "a1", Data: []byte("bob|1"), Expiry: expiry.UTC().Truncate(time.Microsecond)}
+			if !reflect.DeepEqual(session, want) {
+				t.Errorf("got session %+v, want %+v", session, want)
 			}
+			session.Data[0] = 'X' // the data is the caller's
 		}
+		wantFound(t, s, "a1", "bob|1")
+
+		if n, err := s.DeleteOf(t.Context(), "alice"); n != 7 || err != nil {
+			t.Errorf("DeleteOf = %d, %v; want 7, nil", n, err)
+		}
+		if n, err := s.DeleteOf(t.Context(), ""); n != 0 || err != nil {
+			t.Errorf("DeleteOf of nobody = %d, %v; want 0, nil", n, err)
+		}
+		wantAll(t, s, map[string]string{"a1": "bob|1", "a2": "nobody's", "a3": "|"})
+		testdb.CheckOwners(t, db, ownerInData)
 	})
 }
 
-// StopCleanup does not wait for the end of a sweep.
-func TestStopCleanupDuringSweep(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it commits 50,000 sessions")
-	}
-	testdb.Watchdog(t, 2*time.Minute)
-	db := testdb.Disk(t)
-	const sessions = 50_000
-	filled := newStore(t, db)
-	inParallel(256, sessions, func(_ *rand.Rand, i int) {
-		commit(t, filled, fmt.Sprintf("%043d", i), "x", anHourAgo())
+// A session belongs to the owner of its latest commit.
+func TestOwnerChanges(t *testing.T) {
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newOwnerStore(t, db)
+		last := ""
+		for _, owner := range []string{"alice", "bob", "", "alice", "alice", ""} {
+			commit(t, s, "a", owner+"|", inAnHour())
+			testdb.CheckOwners(t, db, ownerInData)
+			for _, other := range []string{"alice", "bob"} {
+				if other == owner {
+					wantTokensOf(t, s, other, "a")
+				} else {
+					wantTokensOf(t, s, other)
+				}
+			}
+			last = owner
+		}
+		if n, err := s.DeleteOf(t.Context(), "alice"); n != 0 || err != nil || last != "" {
+			t.Errorf("DeleteOf of a former owner = %d, %v; want 0, nil", n, err)
+		}
+		wantFound(t, s, "a", "|")
 	})
-	s := newStoreWithCleanup(t, db, time.Millisecond)
-	for begun := false; !begun; {
-		_, err := db.QueryRow("SELECT token FROM sessions WHERE token = ?", fmt.Sprintf("%043d", 0))
-		begun = chai.IsNotFoundError(err)
+}
+
+func TestOwners(t *testing.T) {
+	db := testdb.Memory(t)
+	s := newOwnerStore(t, db)
+	owners := []string{
+		"a", "aa", "ab", "a\x00", "a\x00b", "\x00", "\x00\x00", "\xff", "\xff\xff", "\xc3\x28", "b", "A", "ä",
+		"' OR 1 = 1 --", "a|b", strings.Repeat("a", 99), strings.Repeat("a", 100), strings.Repeat("\xff", 100), strings.Repeat("\x00", 100),
 	}
-	s.StopCleanup()
-	if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n == 0 {
-		t.Error("got no sessions, want some: the sweep was not interrupted")
+	for i, owner := range owners {
+		for _, token := range []string{"", "x", strings.Repeat("x", 90)} {
+			commit(t, s, fmt.Sprint(token, i), owner+"|", inAnHour())
+		}
 	}
+	for i, owner := range owners {
+		wantTokensOf(t, s, owner, fmt.Sprint(i), fmt.Sprint("x", i), fmt.Sprint(strings.Repeat("x", 90), i))
+	}
+	testdb.CheckOwners(t, db, ownerInData)
+	for i, owner := range owners {
+		if n, err := s.DeleteOf(t.Context(), owner); n != 3 || err != nil {
+			t.Errorf("DeleteOf(%q) = %d, %v; want 3, nil", owner, n, err)
+		}
+		wantTokensOf(t, s, owner)
+		if all, err := s.All(); err != nil || len(all) != 3*(len(owners)-i-1) {
+			t.Fatalf("All after DeleteOf(%q) = %d sessions, %v; want %d, nil", owner, len(all), err, 3*(len(owners)-i-1))
+		}
+	}
+	testdb.CheckOwners(t, db, ownerInData)
+}
+
+func TestOwnerTooLong(t *testing.T) {
+	s := newOwnerStore(t, testdb.Memory(t))
+	commit(t, s, "a", "alice|", inAnHour())
+	err := s.Commit("a", []byte(strings.Repeat("x", 101)+"|"), inAnHour())
+	if !errors.Is(err, chaistore.ErrOwnerTooLong) || strings.Contains(err.Error(), "xxx") {
+		t.Errorf("Commit = %v, want %v", err, chaistore.ErrOwnerTooLong)
+	}
+	wantFound(t, s, "a", "alice|")
+	wantTokensOf(t, s, "alice", "a")
+}
+
+// The sessions of an owner are read in pages, which end after a number of sessions or
+// of bytes.
+func TestSessionsOfReadsEveryPage(t *testing.T) {
+	for name, test := range map[string]struct{ sessions, size int }{
+		"many":  {2500, 10},
+		"large": {40, 400_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newOwnerStore(t, testdb.Memory(t))
+			data := func(owner string) []byte { return []byte(owner + "|" + strings.Repeat("x", test.size)) }
+			var want []string
+			for i := range test.sessions {
+				want = append(want, fmt.Sprintf("%05d", i))
+			}
+			testdb.InParallel(64, test.sessions, func(_ *rand.Rand, i int) {
+				owner := []string{"alice", "bob"}[i%2]
+				for _, session := range []struct{ token, owner string }{{want[i], "alice"}, {"of " + owner + want[i], owner}} {
+					if err := s.Commit(session.token, data(session.owner), inAnHour()); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			for i := range test.sessions {
+				if i%2 == 0 {
+					want = append(want, fmt.Sprintf("of alice%05d", i))
+				}
+			}
+			wantTokensOf(t, s, "alice", want...)
+			if n, err := s.DeleteOf(t.Context(), "alice"); n != len(want) || err != nil {
+				t.Errorf("DeleteOf = %d, %v; want %d, nil", n, err, len(want))
+			}
+			wantTokensOf(t, s, "alice")
+			if n := len(tokensOf(t, s, "bob")); n != test.sessions/2 {
+				t.Errorf("bob has %d sessions, want %d", n, test.sessions/2)
+			}
+		})
+	}
+}
+
+func TestSessionsOfBodyUsesTheStore(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	forEachTable(t, func(t *testing.T, db *chai.DB) {
+		s := newOwnerStore(t, db)
+		const sessions = 30
+		for i := range sessions {
+			commit(t, s, fmt.Sprintf("%02d", i), "alice|old", inAnHour())
+		}
+		n := 0
+		for session, err := range s.SessionsOf(t.Context(), "alice") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch n++; n % 3 {
+			case 0:
+				commit(t, s, session.Token, "alice|new", inAnHour())
+			case 1:
+				commit(t, s, session.Token, "bob|new", inAnHour())
+			case 2:
+				if err := s.Delete(session.Token); err != nil {
+					t.Fatal(err)
+				}
+			}
+			tokensOf(t, s, "bob")
+		}
+		if a, b := len(tokensOf(t, s, "alice")), len(tokensOf(t, s, "bob")); n != sessions || a != 10 || b != 10 {
+			t.Errorf("got %d sessions, then %d of alice and %d of bob; want %d, 10 and 10", n, a, b, sessions)
+		}
+		testdb.CheckOwners(t, db, ownerInData)
+	})
+}
+
+func TestSessionsOfBreak(t *testing.T) {
+	db := testdb.Memory(t)
+	s := newOwnerStore(t, db)
+	testdb.InParallel(64, 1500, func(_ *rand.Rand, i int) {
+		if err := s.Commit(fmt.Sprint(i), []byte("alice|"), inAnHour()); err != nil {
+			t.Error(err)
+		}
+	})
+	goroutines := runtime.NumGoroutine()
+	for _, stop := range []int{1, 999, 1000, 1001, 1500} {
+		n := 0
+		for range s.SessionsOf(t.Context(), "alice") {
+			if n++; n == stop {
+				break
+			}
+		}
+		if n != stop {
+			t.Errorf("got %d sessions, want %d", n, stop)
+		}
+	}
+	if n := runtime.NumGoroutine(); n > goroutines {
+		t.Errorf("got %d goroutines, want at most %d", n, goroutines)
+	}
+	if err := db.Close(); err != nil { // reports open snapshots and iterators
+		t.Errorf("Close: %v", err)
+	}
+}
+
+func TestSessionsOfYieldsAnErrorOnce(t *testing.T) {
+	for name, test := range map[string]struct {
+		after int // this number of sessions
+		end   func(db *chai.DB, cancel func())
+		want  string
+	}{
+		"done context":     {0, func(_ *chai.DB, cancel func()) { cancel() }, "context canceled"},
+		"ending context":   {500, func(_ *chai.DB, cancel func()) { cancel() }, "context canceled"},
+		"missing table":    {500, func(db *chai.DB, _ func()) { testdb.Exec(t, db, "DROP TABLE sessions") }, `table "sessions" does not exist`},
+		"missing owners":   {500, func(db *chai.DB, _ func()) { testdb.Exec(t, db, "DROP TABLE sessions_owners") }, `table "sessions_owners" does not exist`},
+		"closed database":  {500, func(db *chai.DB, _ func()) { db.Close() }, "closed"},
+		"missing at first": {0, func(db *chai.DB, _ func()) { testdb.Exec(t, db, "DROP TABLE sessions_owners") }, `table "sessions_owners" does not exist`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Memory(t)
+			s := newOwnerStore(t, db)
+			testdb.InParallel(64, 1500, func(_ *rand.Rand, i int) {
+				if err := s.Commit(fmt.Sprintf("%04d", i), []byte("alice|"), inAnHour()); err != nil {
+					t.Error(err)
+				}
+			})
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if test.after == 0 {
+				test.end(db, cancel)
+			}
+			var errs []error
+			n := 0
+			for session, err := range s.SessionsOf(ctx, "alice") {
+				if err != nil {
+					errs = append(errs, err)
+					if session.Token != "" || session.Data != nil {
+						t.Error("a session came with the error")
+					}
+					continue // the sequence ends anyway
+				}
+				if n++; n == test.after {
+					test.end(db, cancel)
+				}
+			}
+			if len(errs) != 1 || !strings.Contains(errs[0].Error(), test.want) {
+				t.Fatalf("got errors %v, want one that says %q", errs, test.want)
+			}
+			if canceled := errors.Is(errs[0], context.Canceled); n < test.after || n > 1000 || canceled && n > test.after {
+				t.Errorf("got %d sessions, want an end after %d", n, test.after)
+			}
+			if test.after > 0 {
+				return
+			}
+			if ctx.Err() != nil {
+				return // DeleteOf goes on
+			}
+			// The owner "" and too long owners get the error, too.
+			for _, owner := range []string{"alice", "", strings.Repeat("x", 101)} {
+				if n, err := s.DeleteOf(ctx, owner); n != 0 || err == nil || !strings.Contains(err.Error(), test.want) {
+					t.Errorf("DeleteOf(%q) = %d, %v; want 0, and an error that says %q", owner, n, err, test.want)
+				}
+			}
+		})
+	}
+}
+
+func TestDeleteOfCountsDeletedSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newOwnerStore(t, db)
+		for i := range 250 {
+			commit(t, s, fmt.Sprintf("%03d", i), "alice|", inAnHour())
+		}
+		// The sessions are deleted in three turns. The lock keeps the second one waiting
+		// until it hangs.
+		lock := chaistore.WriteLock(db)
+		lock.Lock()
+		var n int
+		var err error
+		go func() { n, err = s.DeleteOf(t.Context(), "alice") }()
+		synctest.Wait()
+		go lock.Lock() // it is next after the first turn
+		synctest.Wait()
+		lock.Unlock()
+		time.Sleep(11 * time.Second)
+		lock.Unlock()
+		synctest.Wait()
+		left := len(tokensOf(t, s, "alice"))
+		if err == nil || !strings.Contains(err.Error(), "hung") || n == 0 || n == 250 || n+left != 250 {
+			t.Errorf("DeleteOf = %d, %v, and %d of 250 sessions are left", n, err, left)
+		}
+		testdb.CheckOwners(t, db, ownerInData)
+	})
+}
+
+func TestStoreWithoutOwners(t *testing.T) {
+	s := newStore(t, testdb.Memory(t))
+	commit(t, s, "a", "alice|", inAnHour())
+	for _, err := range s.SessionsOf(t.Context(), "alice") {
+		if err == nil || !strings.Contains(err.Error(), "Config.Owner") {
+			t.Errorf("SessionsOf yields the error %v, want one about Config.Owner", err)
+		}
+	}
+	if n, err := s.DeleteOf(t.Context(), "alice"); n != 0 || err == nil || !strings.Contains(err.Error(), "Config.Owner") {
+		t.Errorf("DeleteOf = %d, %v; want 0, and an error", n, err)
+	}
+}
+
+// A panic in Owner fails its commit and nothing else. The error contains no data of
+// the session.
+func TestOwnerPanics(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	s := newStoreWith(t, db, chaistore.Config{Owner: func(data []byte) string {
+		switch string(data) {
+		case "secret":
+			panic(fmt.Sprintf("bad data: %q", data))
+		case "secret error":
+			panic(fmt.Errorf("bad data: %q", data))
+		case "index":
+			return string(data[5:][len(data)])
+		case "nil":
+			panic(nil)
+		}
+		return ownerInData(data)
+	}})
+	commit(t, s, "a", "alice|", inAnHour())
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for i := range 50 {
+				commit(t, s, fmt.Sprint(g, "-", i), "bob|", inAnHour())
+			}
+		})
+	}
+	for data, want := range map[string]string{
+		"secret": "panicked", "secret error": "panicked", "index": "index out of range", "nil": "nil",
+	} {
+		err := s.Commit("a", []byte(data), inAnHour())
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "bad") {
+			t.Errorf("with %s, Commit = %v; want an error that says %q", data, err, want)
+		}
+		wantFound(t, s, "a", "alice|")
+	}
+	wg.Wait()
+	wantTokensOf(t, s, "alice", "a")
+	if n := len(tokensOf(t, s, "bob")); n != 200 {
+		t.Errorf("bob has %d sessions, want 200", n)
+	}
+	// A store without an Owner can commit such sessions.
+	plain := newStore(t, db)
+	commit(t, plain, "b", "index", inAnHour())
+	if _, err := s.DeleteExpired(t.Context()); err != nil {
+		t.Errorf("DeleteExpired: %v", err)
+	}
+	if s.Stats().WriteError != "" {
+		t.Errorf("WriteError = %q, want none", s.Stats().WriteError)
+	}
+}
+
+// DeleteOf deletes a session that the store knows to be the owner's, although Owner
+// calls it nobody's: some return "" for data that they can't read.
+func TestDeleteOfEndsSessionsThatSayNothing(t *testing.T) {
+	db := testdb.Memory(t)
+	s, plain := newOwnerStore(t, db), newStore(t, db)
+	for token, data := range map[string]string{
+		"nobody's": "unreadable", "bob's": "bob|", "alice's": "alice|2", "too long": strings.Repeat("x", 101) + "|",
+	} {
+		commit(t, s, token, "alice|", inAnHour())
+		commit(t, plain, token, data, inAnHour())
+	}
+	wantTokensOf(t, s, "alice", "alice's")
+	if n, err := s.DeleteOf(t.Context(), "alice"); n != 2 || err != nil {
+		t.Errorf("DeleteOf = %d, %v; want 2, nil", n, err)
+	}
+	wantMissing(t, s, "nobody's")
+	wantMissing(t, s, "alice's")
+	wantFound(t, s, "bob's", "bob|")
+}
+
+// An Owner that ends its goroutine leaves nothing open.
+func TestOwnerEndsItsGoroutine(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	var exits atomic.Bool
+	s := newStoreWith(t, db, chaistore.Config{Owner: func(data []byte) string {
+		if exits.Load() {
+			runtime.Goexit()
+		}
+		return ownerInData(data)
+	}})
+	commit(t, s, "a", "alice|", inAnHour())
+	commit(t, newStore(t, db), "b", "alice|", inAnHour()) // needs an owner
+	exits.Store(true)
+	var wg sync.WaitGroup
+	for _, call := range []func(){
+		func() { s.Commit("c", []byte("alice|"), inAnHour()) },
+		func() { tokensOf(t, s, "alice") },
+		func() { s.DeleteOf(t.Context(), "alice") },
+		func() { s.DeleteExpired(t.Context()) },
+	} {
+		wg.Go(func() {
+			call()
+			t.Error("a call returned, although Owner ended its goroutine")
+		})
+	}
+	wg.Wait()
+	exits.Store(false)
+	wantTokensOf(t, s, "alice", "a")
+	if n, err := s.DeleteOf(t.Context(), "alice"); n != 1 || err != nil {
+		t.Errorf("DeleteOf = %d, %v; want 1, nil", n, err)
+	}
+	if err := db.Close(); err != nil { // reports open snapshots
+		t.Errorf("Close: %v", err)
+	}
+}
+
+// Owner is called once for each commit, in the goroutine that commits, before its
+// turn: it may use the store.
+func TestOwnerUsesTheStore(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	var s *chaistore.ChaiStore
+	var calls atomic.Int32
+	s = newStoreWith(t, testdb.Memory(t), chaistore.Config{Owner: func(data []byte) string {
+		if calls.Add(1); string(data) == "inner|" {
+			return "inner"
+		}
+		if err := s.Commit("inner", []byte("inner|"), inAnHour()); err != nil {
+			t.Error(err)
+		}
+		if _, _, err := s.Find("inner"); err != nil {
+			t.Error(err)
+		}
+		return ownerInData(data)
+	}})
+	testdb.InParallel(8, 100, func(_ *rand.Rand, i int) {
+		if err := s.Commit(fmt.Sprint(i), []byte("outer|"), inAnHour()); err != nil {
+			t.Error(err)
+		}
+	})
+	if n := calls.Load(); n != 200 {
+		t.Errorf("Owner was called %d times, want 200", n)
+	}
+	if n := len(tokensOf(t, s, "outer")); n != 100 {
+		t.Errorf("got %d sessions, want 100", n)
+	}
+}
+
+// Owner may commit large sessions, too: no call waits for memory that its caller holds.
+func TestOwnerCommitsLargeSessions(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	padding := strings.Repeat("x", 10<<20)
+	var s *chaistore.ChaiStore
+	s = newStoreWith(t, testdb.Memory(t), chaistore.Config{Owner: func(data []byte) string {
+		owner := ownerInData(data)
+		if owner == "outer" {
+			commit(t, s, "inner", "inner|"+padding, inAnHour())
+		}
+		return owner
+	}})
+	testdb.InParallel(4, 4, func(_ *rand.Rand, i int) { commit(t, s, fmt.Sprint(i), "outer|"+padding, inAnHour()) })
+	if n := len(tokensOf(t, s, "outer")); n != 4 {
+		t.Errorf("got %d sessions, want 4", n)
+	}
+}
+
+func TestOwnerByKey(t *testing.T) {
+	type userID int64
+	var codec scs.GobCodec
+	ownerOf := chaistore.OwnerByKey(codec, "user")
+	for name, test := range map[string]struct {
+		values map[string]any
+		want   string
+	}{
+		"string":       {map[string]any{"user": "alice", "other": "bob"}, "alice"},
+		"empty string": {map[string]any{"user": ""}, ""},
+		"percent":      {map[string]any{"user": "100%d"}, "100%d"},
+		"int":          {map[string]any{"user": 42}, "42"},
+		"negative":     {map[string]any{"user": int64(-1)}, "-1"},
+		"zero":         {map[string]any{"user": 0}, "0"},
+		"missing":      {map[string]any{"other": "bob"}, ""},
+		"nothing":      {nil, ""},
+	} {
+		data, err := codec.Encode(inAnHour(), test.values)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got := ownerOf(data); got != test.want {
+			t.Errorf("%s: got the owner %q, want %q", name, got, test.want)
+		}
+	}
+	for _, data := range [][]byte{nil, {}, []byte("undecodable"), {0xff, 0xff, 0xff, 0xff}} {
+		func() {
+			defer func() {
+				if err, ok := recover().(error); !ok || !strings.Contains(err.Error(), "can't decode") {
+					t.Errorf("for the data %q, the function panicked with %v", data, err)
+				}
+			}()
+			t.Errorf("got the owner %q of %q, want a panic", ownerOf(data), data)
+		}()
+	}
+	for _, value := range []any{nil, "alice", userID(7)} {
+		of := chaistore.OwnerByKey(valueCodec{value}, "user")
+		want := map[any]string{nil: "", "alice": "alice", userID(7): "7"}[value]
+		if got := of(nil); got != want {
+			t.Errorf("got the owner %q for the value %v, want %q", got, value, want)
+		}
+	}
+}
+
+// A valueCodec decodes anything as a session with one value.
+type valueCodec struct{ value any }
+
+func (c valueCodec) Encode(time.Time, map[string]any) ([]byte, error) { return nil, nil }
+
+func (c valueCodec) Decode([]byte) (time.Time, map[string]any, error) {
+	return time.Time{}, map[string]any{"user": c.value}, nil
 }

@@ -353,7 +353,7 @@ func heapOfFinds(t *testing.T, size int64, sessions int) int64 {
 		t.Fatal(err)
 	}
 	find := func(s *chaistore.ChaiStore, sessions int) {
-		inParallel(8, sessions, func(_ *rand.Rand, i int) {
+		testdb.InParallel(8, sessions, func(_ *rand.Rand, i int) {
 			if _, found, err := s.Find(token(i)); !found || err != nil {
 				t.Errorf("Find = %v, %v", found, err)
 			}

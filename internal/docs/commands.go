@@ -67,7 +67,7 @@ var documents = []document{
 		{line: "go run ./cmd/compare -quick", tested: "bench/cmd/compare/main_test.go TestQuick"},
 		{line: "go run golang.org/x/perf/cmd/benchstat -col /store -filter '/sessions:20000 /bytes:300' results/raw.txt", in: "bench"},
 		{line: "go test -C .. -run '^$' -bench .", with: []string{"-bench .", "-bench Commit/1/memory -benchtime 1x"}},
-		{line: "go test -C .. -run RenewalsLeaveNoMemory -v"},
+		{line: "go test -C .. ./internal/robustness -run RenewalsLeaveNoMemory -v"},
 		{line: "go run ./cmd/conformance", tested: "bench/cmd/conformance/main_test.go TestCommittedResults"},
 		{
 			line: `go test -run '^$' -bench 'Store/^store=chaistore$/sessions=20000/bytes=300/commit/=64' -count 5 -cpuprofile cpu.out`,
@@ -89,7 +89,7 @@ var documents = []document{
 		{line: "TZ=Asia/Tokyo go test -run TestStore -parallel 16"},
 		{
 			line:   `go test -run TestStore -skip 'TestStore/.*/^(Delete|DeleteMissing|Concurrent|Twins)$'`,
-			tested: "conformance_test.go TestConformanceWithRememberEnded",
+			tested: "chaistore_test.go TestConformanceWithRememberEnded",
 		},
 		{line: "cd bench && go run ./cmd/conformance", tested: "bench/cmd/conformance/main_test.go TestCommittedResults"},
 	}},

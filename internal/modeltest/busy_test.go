@@ -21,7 +21,7 @@ func commitMany(t *testing.T, s *chaistore.ChaiStore, sessions int) {
 	for g := range goroutines {
 		wg.Go(func() {
 			for i := g; i < sessions; i += goroutines {
-				commit(t, s, busyToken(i), strings.Repeat("x", 300))
+				commit(t, s, busyToken(i), strings.Repeat("x", 300), inAnHour())
 			}
 		})
 	}

@@ -305,7 +305,7 @@ func TestFindSeesNoRollback(t *testing.T) {
 	s := newStore(t, db, chaistore.Config{})
 	for i := range 300 {
 		token := fmt.Sprint("session", i) // Chai can undo only one change of each
-		commit(t, s, token, "one")
+		commit(t, s, token, "one", inAnHour())
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		for range 2 {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"flag"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -106,10 +107,41 @@ func newStore(t testing.TB, db *chai.DB, cfg chaistore.Config) *chaistore.ChaiSt
 	return s
 }
 
-func commit(t *testing.T, s *chaistore.ChaiStore, token, data string) {
+func commit(t *testing.T, s *chaistore.ChaiStore, token, data string, expiry time.Time) {
 	t.Helper()
-	if err := s.Commit(token, []byte(data), inAnHour()); err != nil {
+	if err := s.Commit(token, []byte(data), expiry); err != nil {
 		t.Errorf("Commit(%q): %v", token, err)
+	}
+}
+
+func wantFound(t *testing.T, s *chaistore.ChaiStore, token, want string) {
+	t.Helper()
+	got, found, err := s.Find(token)
+	if err != nil || !found || string(got) != want {
+		t.Fatalf("Find(%q) = %q, %v, %v; want %q, true, nil", token, got, found, err, want)
+	}
+}
+
+func wantMissing(t *testing.T, s *chaistore.ChaiStore, token string) {
+	t.Helper()
+	got, found, err := s.Find(token)
+	if err != nil || found || got != nil {
+		t.Fatalf("Find(%q) = %q, %v, %v; want nil, false, nil", token, got, found, err)
+	}
+}
+
+func wantAll(t *testing.T, s *chaistore.ChaiStore, want map[string]string) {
+	t.Helper()
+	all, err := s.All()
+	if err != nil {
+		t.Fatalf("All: %v", err)
+	}
+	got := make(map[string]string)
+	for token, data := range all {
+		got[token] = string(data)
+	}
+	if !maps.Equal(got, want) {
+		t.Fatalf("All = %q, want %q", got, want)
 	}
 }
 
@@ -125,4 +157,29 @@ func anHourAgo() time.Time { return time.Now().Add(-time.Hour) }
 // createLike returns the statement that creates a table of sessions with another name.
 func createLike(name string) string {
 	return "CREATE TABLE " + name + " (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)"
+}
+
+// tokensOf returns the tokens of an owner's sessions, and fails the test if they are
+// not in order.
+func tokensOf(t testing.TB, s *chaistore.ChaiStore, owner string) []string {
+	t.Helper()
+	var tokens []string
+	for session, err := range s.SessionsOf(t.Context(), owner) {
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		tokens = append(tokens, session.Token)
+	}
+	if !slices.IsSorted(tokens) || len(slices.Compact(slices.Clone(tokens))) < len(tokens) {
+		t.Errorf("SessionsOf(%q) = %q, which is not in order", owner, tokens)
+	}
+	return tokens
+}
+
+func wantTokensOf(t testing.TB, s *chaistore.ChaiStore, owner string, want ...string) {
+	t.Helper()
+	if got := tokensOf(t, s, owner); !slices.Equal(got, want) {
+		t.Errorf("SessionsOf(%q) = %q, want %q", owner, got, want)
+	}
 }

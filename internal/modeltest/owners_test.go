@@ -108,20 +108,6 @@ func (m *ownersModel) tokensOf(owner string) []string {
 	return tokens
 }
 
-// tokensOf returns the tokens of an owner's sessions.
-func tokensOf(t *testing.T, s *chaistore.ChaiStore, owner string) []string {
-	t.Helper()
-	var tokens []string
-	for session, err := range s.SessionsOf(t.Context(), owner) {
-		if err != nil {
-			t.Errorf("SessionsOf(%q): %v", owner, err)
-			break
-		}
-		tokens = append(tokens, session.Token)
-	}
-	return tokens
-}
-
 // A rebuilder rebuilds tables and indexes, each in one transaction, so that nobody
 // must see it.
 type rebuilder struct {

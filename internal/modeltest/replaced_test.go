@@ -36,7 +36,7 @@ func TestFindsBesideRenames(t *testing.T) {
 	old := newStore(t, db, chaistore.Config{TableName: "old"})
 	testdb.Exec(t, db, "DROP TABLE old")
 	for i := range sessions {
-		commit(t, s, fmt.Sprint(i), "right")
+		commit(t, s, fmt.Sprint(i), "right", inAnHour())
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -77,8 +77,8 @@ func TestFindsBesideRenames(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range sessions {
-			commit(t, old, fmt.Sprint(i), "wrong") // into the cache
-			commit(t, s, fmt.Sprint(i), "right")
+			commit(t, old, fmt.Sprint(i), "wrong", inAnHour()) // into the cache
+			commit(t, s, fmt.Sprint(i), "right", inAnHour())
 		}
 		testdb.Exec(t, db, "DROP TABLE old")
 	}
@@ -99,9 +99,9 @@ func TestCallsBesideRebuilds(t *testing.T) {
 		s := newStore(t, db, chaistore.Config{Owner: ownerInData, RememberEnded: 24 * time.Hour})
 		data := func(i int) string { return fmt.Sprintf("owner%d|%d", i%owners, i) }
 		for i := range sessions {
-			commit(t, s, fmt.Sprint(i), data(i))
+			commit(t, s, fmt.Sprint(i), data(i), inAnHour())
 		}
-		commit(t, s, "ended", data(0))
+		commit(t, s, "ended", data(0), inAnHour())
 		if err := s.Delete("ended"); err != nil {
 			t.Fatal(err)
 		}
@@ -133,7 +133,7 @@ func TestCallsBesideRebuilds(t *testing.T) {
 		})
 		deletesOf := loop(1, func(n int) {
 			token := fmt.Sprint("deleted", n)
-			commit(t, s, token, fmt.Sprint("deleted", n%2, "|1"))
+			commit(t, s, token, fmt.Sprint("deleted", n%2, "|1"), inAnHour())
 			if deleted, err := s.DeleteOf(t.Context(), fmt.Sprint("deleted", n%2)); deleted != 1 || err != nil {
 				t.Errorf("DeleteOf = %d, %v; want 1, nil", deleted, err)
 			}
@@ -183,7 +183,7 @@ func TestCallsBesideRolledBackRebuild(t *testing.T) {
 		}
 		s := newStore(t, db, chaistore.Config{})
 		for i := range sessions {
-			commit(t, s, fmt.Sprint(i), "right")
+			commit(t, s, fmt.Sprint(i), "right", inAnHour())
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
@@ -212,7 +212,7 @@ func TestCallsBesideRolledBackRebuild(t *testing.T) {
 			t.Error("no error")
 		}
 		for i := range sessions {
-			commit(t, s, fmt.Sprint(i), "right")
+			commit(t, s, fmt.Sprint(i), "right", inAnHour())
 		}
 		cancel()
 		wg.Wait()

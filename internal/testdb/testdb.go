@@ -1,6 +1,6 @@
 // Package testdb has helpers for the tests of several packages: databases, a disk that
-// fails, checks of tables, a watchdog for tests that hang, a log that can be read, and
-// the heap.
+// fails, checks of tables, calls in parallel, a watchdog for tests that hang, a log that
+// can be read, and the heap.
 package testdb
 
 import (
@@ -8,10 +8,13 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"math/rand/v2"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -243,4 +246,26 @@ func HeapInUse() int64 {
 		}
 	}
 	return int64(least)
+}
+
+// InParallel calls f n times from a number of goroutines, with a random number
+// generator for each goroutine and the number of the call.
+func InParallel(goroutines, n int, f func(rng *rand.Rand, i int)) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for g := range goroutines {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(2, uint64(g)))
+			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
+				f(rng, int(i-1))
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// UnderRaceDetector reports whether the test is built with -race.
+func UnderRaceDetector() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }

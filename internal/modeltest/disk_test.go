@@ -1,4 +1,4 @@
-package chaistore_test
+package modeltest
 
 import (
 	"context"
@@ -74,7 +74,7 @@ func TestDiskFullInUpdate(t *testing.T) {
 			dir := t.TempDir()
 			disk := testdb.NewFaultDisk(dir + "/pebble")
 			db := openFaultDisk(t, disk, dir)
-			s := newOwnerStore(t, db)
+			s := newStore(t, db, chaistore.Config{Owner: ownerInData})
 			testdb.Exec(t, db, "CREATE TABLE app (k INTEGER PRIMARY KEY, v BLOB NOT NULL)")
 			want := make(map[string]string)
 			var alice []string
@@ -164,7 +164,7 @@ func TestDiskFullInUpdate(t *testing.T) {
 
 			disk.Mend()
 			db = openFaultDisk(t, disk, dir)
-			s = newOwnerStore(t, db)
+			s = newStore(t, db, chaistore.Config{Owner: ownerInData})
 			wantCommitted(true)
 			commit(t, s, "more", "bob|", expiry)
 			if err := db.Close(); err != nil {
@@ -181,7 +181,7 @@ func TestReadWhileMuchIsUndone(t *testing.T) {
 	dir := t.TempDir()
 	disk := testdb.NewFaultDisk(dir + "/pebble")
 	db := openFaultDisk(t, disk, dir)
-	s := newOwnerStore(t, db)
+	s := newStore(t, db, chaistore.Config{Owner: ownerInData})
 	commit(t, s, "token", "alice|old", inAnHour())
 	large := make([]byte, 1<<20)
 	testdb.Exec(t, db, "CREATE TABLE app (k INTEGER PRIMARY KEY, v BLOB)")

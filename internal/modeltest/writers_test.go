@@ -1,7 +1,6 @@
-package chaistore_test
+package modeltest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,14 +18,16 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
+// Goroutines of an application that write beside a store.
+
 const createVisits = "CREATE TABLE visits (id INTEGER PRIMARY KEY)"
 
 // An application goroutine that writes without the lock and eight goroutines that
 // commit all make progress.
 func TestApplicationWritesWithoutLock(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
-	forEachTable(t, func(t *testing.T, db *chai.DB) {
-		s := newStore(t, db)
+	forEachTable(t, func(t *testing.T, db *chai.DB, _ bool) {
+		s := newStore(t, db, chaistore.Config{})
 		testdb.Exec(t, db, createVisits)
 		const each = 200
 		var commits, inserts atomic.Int64
@@ -168,8 +169,8 @@ func TestApplicationHasATransactionOpen(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			forEachTable(t, func(t *testing.T, db *chai.DB) {
-				s := newStore(t, db)
+			forEachTable(t, func(t *testing.T, db *chai.DB, _ bool) {
+				s := newStore(t, db, chaistore.Config{})
 				testdb.Exec(t, db, createVisits)
 				commit(t, s, "alice", "one", inAnHour())
 				commit(t, s, "bob", "one", inAnHour())
@@ -233,88 +234,12 @@ func TestApplicationHasATransactionOpen(t *testing.T) {
 	}
 }
 
-func TestUpdate(t *testing.T) {
-	testdb.Watchdog(t, time.Minute)
-	db := testdb.Memory(t)
-	testdb.Exec(t, db, createVisits)
-	insert := func(id int) func(tx *chai.Tx) error {
-		return func(tx *chai.Tx) error { return tx.Exec("INSERT INTO visits (id) VALUES (?)", id) }
-	}
-	wantVisits := func(want int) {
-		t.Helper()
-		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM visits"); n != want {
-			t.Fatalf("got %d visits, want %d", n, want)
-		}
-	}
-	if err := chaistore.Update(t.Context(), db, insert(1)); err != nil {
-		t.Fatal(err)
-	}
-	wantVisits(1)
-
-	failure := errors.New("failure")
-	err := chaistore.Update(t.Context(), db, func(tx *chai.Tx) error { return errors.Join(insert(2)(tx), failure) })
-	if !errors.Is(err, failure) {
-		t.Errorf("Update = %v, want %v", err, failure)
-	}
-	wantVisits(1)
-
-	func() {
-		defer func() {
-			if r := recover(); r != failure {
-				t.Errorf("recovered %v, want %v", r, failure)
-			}
-		}()
-		_ = chaistore.Update(t.Context(), db, func(tx *chai.Tx) error {
-			if err := insert(2)(tx); err != nil {
-				t.Error(err)
-			}
-			panic(failure)
-		})
-	}()
-	wantVisits(1)
-
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	notCalled := func(*chai.Tx) error { t.Error("the function was called"); return nil }
-	if err := chaistore.Update(ctx, db, notCalled); !errors.Is(err, context.Canceled) {
-		t.Errorf("Update with a done context = %v, want %v", err, context.Canceled)
-	}
-	if err := chaistore.Update(t.Context(), nil, notCalled); err == nil {
-		t.Error("a nil database was accepted")
-	}
-	// Update waits for the lock, and for a transaction of the application.
-	lock := chaistore.WriteLock(db)
-	lock.Lock()
-	wantTimeout := func() {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-		defer cancel()
-		if err := chaistore.Update(ctx, db, notCalled); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Update = %v, want %v", err, context.DeadlineExceeded)
-		}
-	}
-	wantTimeout()
-	lock.Unlock()
-	tx, err := db.Begin(true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	wantTimeout()
-	if err := tx.Rollback(); err != nil {
-		t.Fatal(err)
-	}
-	if err := chaistore.Update(t.Context(), db, insert(2)); err != nil {
-		t.Fatal(err)
-	}
-	wantVisits(2)
-}
-
 // Many goroutines of the application that use Update, and many that commit, all make
 // progress.
 func TestApplicationUsesUpdate(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	db := testdb.Memory(t)
-	s := newStore(t, db)
+	s := newStore(t, db, chaistore.Config{})
 	testdb.Exec(t, db, createVisits)
 	const goroutines, each = 8, 50
 	var wg sync.WaitGroup
@@ -345,30 +270,25 @@ func TestApplicationUsesUpdate(t *testing.T) {
 	}
 }
 
-// Sessions far larger than the limit of a shared batch are committed next to others.
-// Sessions larger than the maximum are refused.
-func TestLargeData(t *testing.T) {
+func TestApplicationWritesWithWriteLock(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
-	db := indexedOnDisk(t)
-	s := newStore(t, db)
-	data := func(i, size int) []byte { return bytes.Repeat([]byte{byte(i)}, size) }
-	sizes := []int{1, 1 << 20, 300, 16 << 20, 1<<20 - 1000, 5}
+	db := testdb.Memory(t)
+	s := newStore(t, db, chaistore.Config{})
+	testdb.Exec(t, db, createVisits)
+	lock := chaistore.WriteLock(db.WithContext(t.Context())) // another handle, the same database
 	var wg sync.WaitGroup
-	for i, size := range sizes {
-		wg.Go(func() { commit(t, s, fmt.Sprint(i), string(data(i, size)), inAnHour()) })
+	for g := range 4 {
+		wg.Go(func() {
+			for i := range 50 {
+				commit(t, s, fmt.Sprint(g), "one", inAnHour())
+				lock.Lock()
+				err := db.Exec("INSERT INTO visits (id) VALUES (?)", g*100+i)
+				lock.Unlock()
+				if err != nil {
+					t.Errorf("insert: %v", err)
+				}
+			}
+		})
 	}
 	wg.Wait()
-	tooLarge := data(1, 16<<20+1)
-	for _, token := range []string{"0", "new"} {
-		if err := s.Commit(token, tooLarge, inAnHour()); !errors.Is(err, chaistore.ErrDataTooLarge) {
-			t.Errorf("Commit of %d bytes = %v, want %v", len(tooLarge), err, chaistore.ErrDataTooLarge)
-		}
-	}
-	wantMissing(t, s, "new")
-	for i, size := range sizes {
-		if got, found, err := s.Find(fmt.Sprint(i)); !found || err != nil || !bytes.Equal(got, data(i, size)) {
-			t.Errorf("Find of %d bytes = %d bytes, %v, %v", size, len(got), found, err)
-		}
-	}
-	testdb.CheckIndexes(t, db)
 }

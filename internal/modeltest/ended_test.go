@@ -1,10 +1,9 @@
-package chaistore_test
+package modeltest
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -15,187 +14,12 @@ import (
 	"time"
 
 	"github.com/alexedwards/scs/v2"
-	"github.com/chaisql/chai"
 
 	"go.elara.ws/chaistore"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-func wantEnded(t *testing.T, s *chaistore.ChaiStore, token string) {
-	t.Helper()
-	if err := s.Commit(token, nil, inAnHour()); !errors.Is(err, chaistore.ErrEnded) {
-		t.Errorf("Commit(%q) = %v, want %v", token, err, chaistore.ErrEnded)
-	}
-}
-
-// By default, Commit adds a deleted session again, as SCS expects.
-func TestEndedSessionComesBackByDefault(t *testing.T) {
-	s := newStore(t, testdb.Memory(t))
-	commit(t, s, "a", "old", inAnHour())
-	if err := s.Delete("a"); err != nil {
-		t.Fatal(err)
-	}
-	commit(t, s, "a", "new", inAnHour())
-	wantFound(t, s, "a", "new")
-}
-
-func TestRememberEnded(t *testing.T) {
-	deletions := map[string]func(s *chaistore.ChaiStore) error{
-		"Delete": func(s *chaistore.ChaiStore) error {
-			return s.Delete("a")
-		},
-		"Delete of a missing session": func(s *chaistore.ChaiStore) error {
-			return errors.Join(s.Delete("a"), s.Delete("a"))
-		},
-		"DeleteFunc": func(s *chaistore.ChaiStore) error {
-			_, err := s.DeleteFunc(context.Background(), func(session chaistore.Session) bool { return session.Token == "a" })
-			return err
-		},
-		"DeleteOf": func(s *chaistore.ChaiStore) error {
-			_, err := s.DeleteOf(context.Background(), "alice")
-			return err
-		},
-	}
-	for name, del := range deletions {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := newStoreWith(t, testdb.Memory(t), chaistore.Config{RememberEnded: time.Minute, Owner: ownerInData})
-				commit(t, s, "a", "alice|1", inAnHour())
-				commit(t, s, "b", "bob|1", inAnHour())
-				if err := del(s); err != nil {
-					t.Fatal(err)
-				}
-				for _, wait := range []time.Duration{0, time.Minute - time.Microsecond} {
-					time.Sleep(wait)
-					wantEnded(t, s, "a")
-					wantMissing(t, s, "a")
-					commit(t, s, "b", "bob|2", inAnHour())
-				}
-				time.Sleep(time.Microsecond)
-				commit(t, s, "a", "alice|2", inAnHour())
-				wantFound(t, s, "a", "alice|2")
-			})
-		})
-	}
-}
-
-func TestRememberEndedForGood(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStoreWith(t, testdb.Memory(t), chaistore.Config{RememberEnded: math.MaxInt64})
-		time.Sleep(time.Second)
-		if err := s.Delete("a"); err != nil {
-			t.Fatal(err)
-		}
-		wantEnded(t, s, "a")
-	})
-}
-
-func TestSweptSessionsAreNotRemembered(t *testing.T) {
-	s := newStoreWith(t, testdb.Memory(t), chaistore.Config{RememberEnded: time.Hour})
-	commit(t, s, "a", "old", anHourAgo())
-	if n, err := s.DeleteExpired(t.Context()); n != 1 || err != nil {
-		t.Fatalf("DeleteExpired = %d, %v; want 1, nil", n, err)
-	}
-	commit(t, s, "a", "new", inAnHour())
-	wantFound(t, s, "a", "new")
-}
-
-// All stores on a table that remember ended sessions share them.
-func TestStoresRememberTogether(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		db := testdb.Memory(t)
-		long := newStoreWith(t, db, chaistore.Config{RememberEnded: time.Hour})
-		copied := &chai.DB{DB: db.DB} // another handle of the same database
-		short := newStoreWith(t, copied, chaistore.Config{RememberEnded: time.Minute})
-		forgetful := newStore(t, db)
-		other := newStoreWith(t, db, chaistore.Config{TableName: "other", RememberEnded: time.Hour})
-
-		end := func(s *chaistore.ChaiStore, token string) {
-			if err := s.Delete(token); err != nil {
-				t.Fatal(err)
-			}
-		}
-		end(long, "by long")
-		end(short, "by short")
-		end(long, "by both")
-		end(short, "by both")
-		end(forgetful, "by forgetful")
-		for _, token := range []string{"by long", "by short", "by both"} {
-			wantEnded(t, long, token)
-			wantEnded(t, short, token)
-			commit(t, forgetful, token, "", inAnHour())
-			commit(t, other, token, "", inAnHour())
-			end(forgetful, token)
-		}
-		for _, s := range []*chaistore.ChaiStore{long, short, forgetful, other} {
-			commit(t, s, "by forgetful", "", inAnHour())
-		}
-
-		time.Sleep(time.Minute)
-		for _, s := range []*chaistore.ChaiStore{long, short} {
-			wantEnded(t, s, "by long")
-			wantEnded(t, s, "by both")
-			commit(t, s, "by short", "", inAnHour())
-		}
-		// A store made later remembers it, too.
-		wantEnded(t, newStoreWith(t, db, chaistore.Config{RememberEnded: time.Second}), "by long")
-		time.Sleep(59 * time.Minute)
-		for _, token := range []string{"by long", "by both"} {
-			commit(t, short, token, "", inAnHour())
-		}
-	})
-}
-
-// In one turn, a commit queued behind a deletion is refused, and a session committed
-// before it is deleted.
-func TestRememberEndedInOneTurn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		db := testdb.Memory(t)
-		s := newStoreWith(t, db, chaistore.Config{RememberEnded: time.Hour})
-		fsyncs := s.Stats().Fsyncs
-		lock := chaistore.WriteLock(db)
-		lock.Lock()
-		calls := []func() error{
-			func() error { return s.Commit("a", []byte("before"), inAnHour()) },
-			func() error { return s.Delete("a") },
-			func() error { return s.Commit("a", []byte("after"), inAnHour()) },
-			func() error { return s.Commit("b", nil, inAnHour()) },
-		}
-		errs := make([]error, len(calls))
-		for i, call := range calls {
-			go func() { errs[i] = call() }()
-			synctest.Wait() // until it is in the queue
-		}
-		lock.Unlock()
-		synctest.Wait()
-		if n := s.Stats().Fsyncs - fsyncs; n != 1 {
-			t.Errorf("got %d turns, want 1", n)
-		}
-		if errs[0] != nil || errs[1] != nil || !errors.Is(errs[2], chaistore.ErrEnded) || errs[3] != nil {
-			t.Errorf("got errors %v, want only the third, %v", errs, chaistore.ErrEnded)
-		}
-		wantMissing(t, s, "a")
-		wantFound(t, s, "b", "")
-	})
-}
-
-func TestFailedDeletionRemembersNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		db := testdb.Memory(t)
-		s := newStoreWith(t, db, chaistore.Config{RememberEnded: time.Hour})
-		commit(t, s, "a", "one", inAnHour())
-		lock := chaistore.WriteLock(db)
-		lock.Lock()
-		err := s.Delete("a")
-		lock.Unlock()
-		if err == nil || !strings.Contains(err.Error(), "hung") {
-			t.Fatalf("Delete = %v, want an error that writing has hung", err)
-		}
-		synctest.Wait()
-		commit(t, s, "a", "two", inAnHour())
-		wantFound(t, s, "a", "two")
-	})
-}
+// Sessions that end while the requests of a site use them.
 
 // An endingSite is a site whose sessions end while their requests are being served.
 type endingSite struct {
@@ -214,7 +38,7 @@ func newEndingSite(t *testing.T, manager *scs.SessionManager, hash bool, remembe
 	site := &endingSite{manager: manager, release: make(chan struct{})}
 	site.manager.IdleTimeout = 20 * time.Minute // so each request commits its session
 	site.manager.HashTokenInStore = hash
-	site.store = newStoreWith(t, testdb.Memory(t), chaistore.Config{
+	site.store = newStore(t, testdb.Memory(t), chaistore.Config{
 		RememberEnded: remember, Owner: chaistore.OwnerByKey(site.manager.Codec, "user"),
 	})
 	site.manager.Store = site.store

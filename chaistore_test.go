@@ -250,6 +250,7 @@ func TestDataBelongsToTheCaller(t *testing.T) {
 
 // Data found in a file must outlast the engine's cache of that file.
 func TestDataOutlastsTheCache(t *testing.T) {
+	testdb.Slow(t)
 	db := testdb.Disk(t)
 	s := newStore(t, db)
 	const sessions, size = 400, 100_000 // several times the cache of 8 MB
@@ -557,6 +558,7 @@ func TestTablesThatAreRefused(t *testing.T) {
 // Chai can't read its own catalog when the database is reopened if a table's name is
 // a keyword.
 func TestTableNameIsKeywordOrWorks(t *testing.T) {
+	testdb.Slow(t)
 	names := []string{
 		"order", "ORDER", "table", "select", "index", "key", "values", "group", "limit", "null", "true", "text", "conflict",
 		"sessions", "Sessions", "user_sessions", "_", "s1", "token", "data", "expiry", "count", "session", "timestamps",
@@ -728,6 +730,7 @@ type closeTab struct{}
 // Large commits that wait don't all hold a copy of their data. They can give up, they
 // get an error when writing hangs, and otherwise all of them succeed.
 func TestLargeCommitsWait(t *testing.T) {
+	testdb.Slow(t)
 	data := make([]byte, 2<<20)
 	for name, wait := range map[string]time.Duration{"short": time.Second, "until it hangs": 15 * time.Second} {
 		t.Run(name, func(t *testing.T) {
@@ -883,6 +886,7 @@ func TestCallsAfterCloseFail(t *testing.T) {
 
 // No call hangs when the database is closed while it is in use.
 func TestCloseWhileInUse(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
 	for range 50 {
 		db := testdb.Memory(t)
@@ -1098,6 +1102,7 @@ func TestUpdate(t *testing.T) {
 // Sessions far larger than the limit of a shared batch are committed next to others.
 // Sessions larger than the maximum are refused.
 func TestLargeData(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
 	db := indexedOnDisk(t)
 	s := newStore(t, db)
@@ -1317,6 +1322,10 @@ func TestConformance(t *testing.T) {
 		}, chaistore.Config{}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if test.name != "memory" {
+				testdb.Slow(t)
+			}
+			t.Parallel()
 			test.cfg.CleanupInterval = 50 * time.Millisecond
 			table := cmp.Or(test.cfg.TableName, "sessions")
 			runConformance(t, test.open, test.cfg, storetest.Rows(func(store scs.Store) (n int, err error) {
@@ -1353,6 +1362,7 @@ func runConformance(t *testing.T, open func(t testing.TB) *chai.DB, cfg chaistor
 // A store that remembers ended sessions passes all cases but those that storetest says
 // it fails by design.
 func TestConformanceWithRememberEnded(t *testing.T) {
+	testdb.Slow(t)
 	const child = "CHAISTORE_TEST_CHILD"
 	if os.Getenv(child) != "" {
 		runConformance(t, testdb.Memory, chaistore.Config{CreateTable: true, RememberEnded: time.Hour, CleanupInterval: 50 * time.Millisecond})
@@ -1387,6 +1397,7 @@ func TestConformanceWithRememberEnded(t *testing.T) {
 // maintain the index. All of them have expired. With the race detector, which makes
 // Chai slow, there are 1,000.
 func TestConformanceWithStaleIndex(t *testing.T) {
+	testdb.Slow(t)
 	sessions := 10_000
 	if testdb.UnderRaceDetector() {
 		sessions = 1000

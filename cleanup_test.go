@@ -446,9 +446,7 @@ func TestSweepIsLogged(t *testing.T) {
 
 // StopCleanup does not wait for the end of a sweep.
 func TestStopCleanupDuringSweep(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it commits 50,000 sessions")
-	}
+	testdb.Slow(t)
 	testdb.Watchdog(t, 2*time.Minute)
 	db := testdb.Disk(t)
 	const sessions = 50_000

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -29,8 +30,13 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// TestMain fails if a test leaves a cleanup goroutine behind.
+// TestMain fails if a test leaves a cleanup goroutine behind. More tests run in parallel
+// than there are CPUs, because most of them wait for time to pass.
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if flag.Lookup("test.parallel").Value.String() == fmt.Sprint(runtime.GOMAXPROCS(0)) {
+		_ = flag.Set("test.parallel", "16")
+	}
 	code := m.Run()
 	stacks := make([]byte, 4<<20)
 	left := func() bool {

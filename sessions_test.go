@@ -220,9 +220,7 @@ func TestSessionsYieldsAnErrorOnce(t *testing.T) {
 }
 
 func TestSessionsTakesLittleMemory(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it commits 100,000 sessions")
-	}
+	testdb.Slow(t)
 	const sessions, size, limit = 100_000, 300, 16 << 20
 	s := newStore(t, testdb.Disk(t))
 	data := strings.Repeat("x", size)
@@ -477,6 +475,7 @@ func TestOwnerTooLong(t *testing.T) {
 // The sessions of an owner are read in pages, which end after a number of sessions or
 // of bytes.
 func TestSessionsOfReadsEveryPage(t *testing.T) {
+	testdb.Slow(t)
 	for name, test := range map[string]struct{ sessions, size int }{
 		"many":  {2500, 10},
 		"large": {40, 400_000},
@@ -819,6 +818,7 @@ func TestOwnerUsesTheStore(t *testing.T) {
 
 // Owner may commit large sessions, too: no call waits for memory that its caller holds.
 func TestOwnerCommitsLargeSessions(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
 	padding := strings.Repeat("x", 10<<20)
 	var s *chaistore.ChaiStore

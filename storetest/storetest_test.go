@@ -88,7 +88,7 @@ const childEnv = "STORETEST_CHILD"
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if os.Getenv(childEnv) == "" {
-		if err := flag.Set("test.parallel", "6"); err != nil {
+		if err := flag.Set("test.parallel", "12"); err != nil {
 			log.Fatal(err)
 		}
 	}
@@ -165,6 +165,9 @@ func (c *child) parse(prefix string) {
 }
 
 func TestCorrectStores(t *testing.T) {
+	if testing.Short() {
+		t.Skip("slow")
+	}
 	for _, s := range subjects {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
@@ -196,6 +199,9 @@ func match(pattern, name string) bool {
 // TestFaults checks that faulty stores fail the cases that they must fail, with short
 // messages.
 func TestFaults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("slow")
+	}
 	mustFail := make(map[string]bool)
 	for _, f := range faults {
 		for _, name := range f.fails {
@@ -351,6 +357,9 @@ type hangs struct{}
 func (hangs) StopCleanup() { select {} }
 
 func TestExamples(t *testing.T) {
+	if testing.Short() {
+		t.Skip("slow")
+	}
 	for _, e := range examples {
 		t.Run(e.name, func(t *testing.T) {
 			t.Parallel()

@@ -52,8 +52,14 @@ var documents = []document{
 			with:   []string{"-run Soak ", "", "-soak 10m", "-crash-rounds 20 -fault-runs 5 -soak 20s"},
 			tested: "make robustness",
 		},
-		{line: "go test ./internal/modeltest -run 'NeverStale|Owners' -v -model 10m -timeout 30m", with: []string{"10m", "1s"}},
-		{line: "go test ./internal/modeltest -run 'Beside|NoRoom' -v -full -timeout 1h", with: []string{" -full", ""}},
+		{
+			line:   "go test ./internal/modeltest -run 'NeverStale|Owners' -v -model 10m -timeout 30m",
+			tested: "internal/modeltest/finds_test.go TestFindsAreNeverStale",
+		},
+		{
+			line:   "go test ./internal/modeltest -run 'Beside|NoRoom' -v -full -timeout 1h",
+			tested: "internal/modeltest/busy_test.go TestFindsBesideBusyApplication",
+		},
 		{
 			line:   "go test ./internal/modeltest -run '^$' -fuzz FuzzOperations -fuzzminimizetime 1x",
 			with:   []string{"$", "$$", "1x", "1x -fuzztime 10s"},
@@ -67,7 +73,10 @@ var documents = []document{
 		{line: "go run ./cmd/compare -quick", tested: "bench/cmd/compare/main_test.go TestQuick"},
 		{line: "go run golang.org/x/perf/cmd/benchstat -col /store -filter '/sessions:20000 /bytes:300' results/raw.txt", in: "bench"},
 		{line: "go test -C .. -run '^$' -bench .", with: []string{"-bench .", "-bench Commit/1/memory -benchtime 1x"}},
-		{line: "go test -C .. ./internal/robustness -run RenewalsLeaveNoMemory -v"},
+		{
+			line:   "go test -C .. ./internal/robustness -run RenewalsLeaveNoMemory -v -renewals 200000",
+			tested: "internal/robustness/memory_test.go TestRenewalsLeaveNoMemory",
+		},
 		{line: "go run ./cmd/conformance", tested: "bench/cmd/conformance/main_test.go TestCommittedResults"},
 		{
 			line: `go test -run '^$' -bench 'Store/^store=chaistore$/sessions=20000/bytes=300/commit/=64' -count 5 -cpuprofile cpu.out`,
@@ -84,9 +93,9 @@ var documents = []document{
 	}},
 	{"storetest/README.md", []command{
 		{line: "go get -t go.elara.ws/chaistore/storetest", with: []string{"go get", newModule + "go get"}},
-		{line: "go test -run TestStore -v", with: []string{"TestStore", "TestStore/Store"}},
+		{line: "go test -run TestStore -v", with: []string{"TestStore", "TestStore/Store/Commit"}},
 		{line: "go test -run TestStore/Store/All -race", with: []string{" -race", ""}}, // which needs a C compiler
-		{line: "TZ=Asia/Tokyo go test -run TestStore -parallel 16"},
+		{line: "TZ=Asia/Tokyo go test -run TestStore -parallel 16", with: []string{"TestStore", "TestStore/Store/Expiry"}},
 		{
 			line:   `go test -run TestStore -skip 'TestStore/.*/^(Delete|DeleteMissing|Concurrent|Twins)$'`,
 			tested: "chaistore_test.go TestConformanceWithRememberEnded",

@@ -712,6 +712,7 @@ func TestLargeRowReplacesSmallOne(t *testing.T) {
 // The cache takes as much of the heap as it counts, within a tenth, for rows of any
 // size. Some sizes waste much of what the allocator gives them.
 func TestCacheTakesItsSize(t *testing.T) {
+	testdb.Slow(t)
 	const size = 4 << 20
 	for _, row := range []int{20, 60, 300, 1000, 1025, 2049, 4000, 4097, 8193} {
 		before := testdb.HeapInUse()

@@ -146,6 +146,7 @@ func (db *faultDB) found(t *testing.T, writer string) (numbers []int) {
 // all later ones return the same error at once, reads go on, and the database can be
 // closed and opened again.
 func TestDiskFails(t *testing.T) {
+	testdb.Slow(t)
 	for _, fault := range []struct {
 		name, op, file string
 		err            error
@@ -255,6 +256,7 @@ func bubble(t *testing.T, f func(t *testing.T)) {
 // error is in BackgroundError as long as it lasts and logged at most once a minute,
 // and flushes are tried again at intervals of up to 5 seconds.
 func TestFlushFails(t *testing.T) {
+	testdb.Slow(t)
 	bubble(t, func(t *testing.T) {
 		log := new(recorder)
 		db := newFaultDB(t)
@@ -445,6 +447,7 @@ func TestCompactionEnd(t *testing.T) {
 // There is no free file descriptor for a new log. Writes wait for one, reads go on,
 // and nothing is lost.
 func TestNoFileDescriptorForLog(t *testing.T) {
+	testdb.Slow(t)
 	for _, errno := range []error{syscall.EMFILE, syscall.ENFILE} {
 		for name, rotations := range map[string]int{"created": 0, "reused": 3} {
 			t.Run(fmt.Sprint(errno, "/", name), func(t *testing.T) {
@@ -520,6 +523,7 @@ func testNoFileDescriptorForLog(t *testing.T, errno error, rotations int) {
 // The application goes on writing after a failure, more often than Pebble has places
 // for batches. Each write fails at once.
 func TestManyWritesAfterAFailure(t *testing.T) {
+	testdb.Slow(t)
 	for _, op := range []string{"sync", "create"} {
 		for _, writer := range []string{"Exec of Chai", "Update of Chai"} {
 			t.Run(op+"/"+writer, func(t *testing.T) {
@@ -549,6 +553,7 @@ func TestManyWritesAfterAFailure(t *testing.T) {
 
 // A batch larger than half of a memory table fails in other places.
 func TestDiskFailsInLargeBatch(t *testing.T) {
+	testdb.Slow(t)
 	for _, fault := range []*testdb.Fault{
 		{Op: "sync", File: ".log", Err: syscall.EIO, Times: 1},
 		{Op: "write", File: ".log", Err: syscall.ENOSPC, Times: 1},
@@ -593,6 +598,7 @@ func TestDiskFailsInLargeBatch(t *testing.T) {
 // While nothing can be flushed, writes go on. If that lasts until there is too much to
 // flush, writing ends, and nothing hangs.
 func TestWritesGoOnWhileFlushesFail(t *testing.T) {
+	testdb.Slow(t)
 	former := maxUnflushed
 	defer func() { maxUnflushed = former }()
 	maxUnflushed = 24 << 20

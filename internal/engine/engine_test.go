@@ -90,6 +90,7 @@ func TestDatabasesAreForgotten(t *testing.T) {
 
 // Many goroutines make random calls for a while. Each has a model of its own keys.
 func TestStress(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
 	engine := testdb.Disk(t)
 	createTable(t, engine)

@@ -37,10 +37,14 @@ func resident(t *testing.T) (bytes int64) {
 // Go's heap, and the process, which does not grow with the second database. (C's
 // allocator keeps some memory for itself.)
 func TestMemoryKeepsItsBudget(t *testing.T) {
+	testdb.Slow(t)
+	if testdb.UnderRaceDetector() {
+		t.Skip("it measures memory, of which the race detector takes much")
+	}
 	testdb.Watchdog(t, 2*time.Minute)
 	const budget, rows, size = 32 << 20, 12_000, 4096
 	var process []int64
-	for range 3 {
+	for range 2 {
 		heap := testdb.HeapInUse()
 		engine, err := chai.Open(t.TempDir())
 		if err != nil {
@@ -90,7 +94,7 @@ func TestMemoryKeepsItsBudget(t *testing.T) {
 		}
 	}
 	if first, last := process[0], process[len(process)-1]; last > first+budget {
-		t.Errorf("the process has grown from %d to %d bytes with its third database", first, last)
+		t.Errorf("the process has grown from %d to %d bytes with its second database", first, last)
 	}
 }
 
@@ -107,6 +111,10 @@ func (c *cache) bytes() (n int) {
 
 // Many databases that are hardly used take no more memory with a budget than without.
 func TestMemoryOfManyDatabases(t *testing.T) {
+	testdb.Slow(t)
+	if testdb.UnderRaceDetector() {
+		t.Skip("it measures memory, of which the race detector takes much")
+	}
 	testdb.Watchdog(t, time.Minute)
 	const databases = 100
 	used := func(budget int64) (tables, heap int64) {

@@ -320,6 +320,7 @@ func readsWhile(t *testing.T, commit func(db *DB, began func()) error, readOne f
 // during any commits. Stores and the application both write and read, the application
 // with or without the lock.
 func TestAcknowledgedWritesAreRead(t *testing.T) {
+	testdb.Slow(t)
 	for name, open := range map[string]func(t testing.TB) *chai.DB{"memory": testdb.Memory, "disk": testdb.Disk} {
 		for _, locked := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, "/", locked), func(t *testing.T) {

@@ -55,6 +55,7 @@ func wantHits(t *testing.T, s *chaistore.ChaiStore, since chaistore.Stats, want 
 // An application inserts into, and selects from, a table of its own without a pause.
 // Sessions are found in memory.
 func TestFindsBesideBusyApplication(t *testing.T) {
+	testdb.Slow(t)
 	const sessions, rounds = 200, 200
 	for name, test := range map[string]struct {
 		change bool // one of the sessions in each round
@@ -104,6 +105,7 @@ func TestFindsBesideBusyApplication(t *testing.T) {
 // A database of sessions keeps all of them in memory while an application inserts many
 // rows into a table of its own.
 func TestRowsOfOtherTablesTakeNoRoom(t *testing.T) {
+	testdb.Slow(t)
 	sessions, rows, size := 2_000, 10_000, int64(4*2_000*1200) // a quarter is for copies
 	if *full {
 		sessions, rows, size = 20_000, 1_000_000, 0 // the default

@@ -177,6 +177,7 @@ func TestDiskFullInUpdate(t *testing.T) {
 // While Chai undoes a transaction, and has to wait for the disk, sessions are read as
 // they were before it, at once.
 func TestReadWhileMuchIsUndone(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
 	dir := t.TempDir()
 	disk := testdb.NewFaultDisk(dir + "/pebble")

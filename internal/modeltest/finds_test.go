@@ -25,6 +25,8 @@ import (
 // its goroutine, and it must not return anything that was never committed, or that
 // belongs to the other table.
 func TestFindsAreNeverStale(t *testing.T) {
+	testdb.Slow(t)
+	t.Parallel() // runs beside TestApplicationDeadlocksItself, which waits
 	testdb.Watchdog(t, *modelTime+2*time.Minute)
 	caches := []struct {
 		name string
@@ -300,6 +302,7 @@ func (c *modelClient) sweep() {
 // A transaction of several statements writes out its changes before it reads. When it
 // is rolled back, Chai lets others see these changes until it has undone them.
 func TestFindSeesNoRollback(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, 3*time.Minute)
 	db := testdb.Memory(t)
 	s := newStore(t, db, chaistore.Config{})

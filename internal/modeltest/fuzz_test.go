@@ -82,6 +82,7 @@ func FuzzSession(f *testing.F) {
 // compares them with a map, and the index with the result of REINDEX. Two bytes are
 // one operation: its kind and its token.
 func FuzzOperations(f *testing.F) {
+	testdb.Slow(f)
 	f.Fuzz(func(t *testing.T, indexed bool, operations []byte) {
 		if len(operations) > 100 {
 			t.Skip()

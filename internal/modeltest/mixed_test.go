@@ -15,6 +15,7 @@ import (
 )
 
 func TestMixedCallsOnTwoStores(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, 2*time.Minute)
 	forEachTable(t, func(t *testing.T, db *chai.DB, _ bool) {
 		var log testdb.Log

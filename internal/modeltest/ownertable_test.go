@@ -186,6 +186,7 @@ func TestSessionsChangeWithoutTheirOwners(t *testing.T) {
 // A sweep matches owners with sessions, even if all sessions are gone and others have
 // come.
 func TestSweepMatchesOwnersWithSessions(t *testing.T) {
+	testdb.Slow(t)
 	forEachTable(t, func(t *testing.T, db *chai.DB, _ bool) {
 		s := newStore(t, db, chaistore.Config{Owner: ownerInData})
 		plain := newStore(t, db, chaistore.Config{})
@@ -232,6 +233,7 @@ func TestSweepMatchesOwnersWithSessions(t *testing.T) {
 
 // A table with sessions gets owners, and nobody is signed out.
 func TestOwnersOfTableWithSessions(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, 2*time.Minute)
 	forEachTable(t, func(t *testing.T, db *chai.DB, _ bool) {
 		const sessions, users = 10_000, 50

@@ -91,6 +91,7 @@ func TestFindsBesideRenames(t *testing.T) {
 // Each is there at any time: each call finds what is committed, and what has ended
 // stays ended.
 func TestCallsBesideRebuilds(t *testing.T) {
+	testdb.Slow(t)
 	const sessions, owners = 40, 8
 	forEachTable(t, func(t *testing.T, db *chai.DB, indexed bool) {
 		wantFinds, wantSessionsOf := wantedCalls()

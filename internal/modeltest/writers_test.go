@@ -85,6 +85,7 @@ func deadlockInChai(db *chai.DB) {
 // When the application has deadlocked itself in Chai, finds still work, and writes
 // fail in time.
 func TestApplicationDeadlocksItself(t *testing.T) {
+	testdb.Slow(t)
 	t.Parallel() // it spends its time waiting
 	testdb.Watchdog(t, time.Minute)
 	db, err := chai.Open(":memory:") // can't be closed any more

@@ -17,6 +17,9 @@ import (
 
 func start(t *testing.T, dir string) *Server {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("starting a server is slow")
+	}
 	bin, err := binaries()
 	if errors.Is(err, ErrNotInstalled) {
 		t.Skip(err)
@@ -54,6 +57,7 @@ func query(t *testing.T, server *Server, sql string) (result string) {
 }
 
 func TestServer(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 30))
 	server := start(t, dir)
 	defer server.Stop()
@@ -74,6 +78,7 @@ func TestServer(t *testing.T) {
 
 // Users other than the superuser need a password.
 func TestPassword(t *testing.T) {
+	t.Parallel()
 	server := start(t, t.TempDir())
 	defer server.Stop()
 	query(t, server, "CREATE ROLE web LOGIN PASSWORD 'right'")
@@ -88,6 +93,7 @@ func TestPassword(t *testing.T) {
 }
 
 func TestStopDisconnects(t *testing.T) {
+	t.Parallel()
 	server := start(t, t.TempDir())
 	client := psql(t, server)
 	statements, err := client.StdinPipe()
@@ -120,6 +126,7 @@ func TestStopDisconnects(t *testing.T) {
 }
 
 func TestTwoServers(t *testing.T) {
+	t.Parallel()
 	one, two := start(t, t.TempDir()), start(t, t.TempDir())
 	defer two.Stop()
 	defer one.Stop()

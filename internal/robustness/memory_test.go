@@ -1,6 +1,7 @@
 package robustness
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -12,14 +13,16 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
+var renewals = flag.Int("renewals", 50_000, "how many sessions TestRenewalsLeaveNoMemory renews")
+
 // Neither the store nor the engine keeps memory for renewals. The race detector makes
 // them slow, so there are fewer with it.
 func TestRenewalsLeaveNoMemory(t *testing.T) {
 	testdb.Watchdog(t, 4*time.Minute)
 	const sessions, limit = 5000, 1 << 20
-	renewals := 200_000
+	n := *renewals
 	if testdb.UnderRaceDetector() {
-		renewals = 20_000
+		n = min(n, 20_000)
 	}
 	for name, open := range map[string]func(testing.TB) *chai.DB{"plain": testdb.Disk, "indexed": func(t testing.TB) *chai.DB {
 		db := testdb.Disk(t)
@@ -35,9 +38,9 @@ func TestRenewalsLeaveNoMemory(t *testing.T) {
 			}
 			renew(20_000)
 			before := testdb.HeapInUse()
-			renew(renewals)
+			renew(n)
 			grown := testdb.HeapInUse() - before
-			t.Logf("%d renewals of %d sessions left %d bytes on the heap", renewals, sessions, grown)
+			t.Logf("%d renewals of %d sessions left %d bytes on the heap", n, sessions, grown)
 			if grown > limit {
 				t.Errorf("the heap has grown by %d bytes, want at most %d", grown, limit)
 			}

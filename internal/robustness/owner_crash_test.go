@@ -76,6 +76,7 @@ func ownersCrashChild(dir string) {
 // owners. Afterwards, the owners agree with the sessions and with all acknowledged
 // changes.
 func TestCrashWithOwners(t *testing.T) {
+	t.Parallel() // it mostly waits for child processes
 	for name, setup := range map[string][]string{
 		"plain":   {testdb.CreateTable},
 		"indexed": {testdb.CreateTable, testdb.CreateIndex},

@@ -3,6 +3,9 @@
 package robustness
 
 import (
+	"flag"
+	"fmt"
+	"log"
 	"log/slog"
 	"os"
 	"testing"
@@ -13,8 +16,18 @@ import (
 	"go.elara.ws/chaistore"
 )
 
+// TestMain lets more tests run in parallel than there are CPUs, because most of them
+// wait for other processes. All of them are slow.
 func TestMain(m *testing.M) {
 	runChild()
+	flag.Parse()
+	if testing.Short() {
+		fmt.Println("skipped: slow")
+		return
+	}
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		log.Fatal(err)
+	}
 	os.Exit(m.Run())
 }
 

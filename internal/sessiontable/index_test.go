@@ -54,6 +54,7 @@ func expiries(t *testing.T, db *chai.DB) map[string]time.Time {
 // namespaces whose encoding changes, from 31 to 32 and from 255 to 256. (Only INSERTs
 // are rolled back: see TestRolledBackUpdateIsRepaired.)
 func TestEntriesMatchReindex(t *testing.T) {
+	testdb.Slow(t)
 	for name, indexes := range indexedTables {
 		for _, others := range []int{0, 20, 243} {
 			t.Run(fmt.Sprintf("%s after %d others", name, others), func(t *testing.T) {
@@ -351,6 +352,7 @@ func TestRolledBackUpdateIsRepaired(t *testing.T) {
 const repairLen = sweepScan + sweepScan/2
 
 func TestStaleTableIsRepaired(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, 3*time.Minute)
 	db, table := newStaleTable(t, repairLen, testdb.CreateIndex, "CREATE INDEX both ON sessions(expiry DESC, token)")
 	sweep, err := table.DeleteExpired(t.Context(), time.Now())
@@ -372,6 +374,7 @@ func TestStaleTableIsRepaired(t *testing.T) {
 }
 
 func TestRepairBesideCommits(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, 3*time.Minute)
 	db, table := newStaleTable(t, repairLen, testdb.CreateIndex)
 	now := time.Now()
@@ -417,6 +420,7 @@ func canceled() error { return context.Canceled }
 
 // If a sweep is interrupted at any point, the next one does the rest.
 func TestInterruptedRepairIsFinished(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, 3*time.Minute)
 	db, table := newStaleTable(t, repairLen, testdb.CreateIndex)
 	interrupted, fsyncs := 0, table.db.Fsyncs()
@@ -474,6 +478,7 @@ func TestRepairWhileSessionChanges(t *testing.T) {
 
 // The application may change the indexes and the table during the repair.
 func TestRepairWhileIndexesChange(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, 3*time.Minute)
 	for name, change := range map[string][]string{
 		"dropped":  {"DROP INDEX idx_sessions_expiry"},

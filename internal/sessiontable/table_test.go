@@ -144,6 +144,7 @@ const otherToken = "of another table"
 // transaction back a second time loses the rows, see Chai's internal/kv, rollback.go,
 // seen.)
 func TestTableIsRebuiltWhileInUse(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
 	t.Run("observed", func(t *testing.T) { testTableIsRebuiltWhileInUse(t, 60) })
 	t.Run("not observed", func(t *testing.T) { // each read looks at the catalog

@@ -53,6 +53,14 @@ func open(t testing.TB, path string) *chai.DB {
 	return db
 }
 
+// Slow skips a test that takes about half a second or more, with -short.
+func Slow(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("slow")
+	}
+}
+
 // Exec runs statements, and fails the test if one fails. It must not be used while a
 // store writes.
 func Exec(t testing.TB, db *chai.DB, statements ...string) {

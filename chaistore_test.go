@@ -963,6 +963,7 @@ func TestWithSessionManager(t *testing.T) {
 // Chai reads what a store has written, with all its memory and its files merged, and
 // a store what Chai has.
 func TestChaiReadsTheDirectory(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
 	const sessions, size = 5_000, 1000
 	dir := t.TempDir()

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -34,8 +35,8 @@ import (
 // than there are CPUs, because most of them wait for time to pass.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if flag.Lookup("test.parallel").Value.String() == fmt.Sprint(runtime.GOMAXPROCS(0)) {
-		_ = flag.Set("test.parallel", "16")
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		log.Fatal(err)
 	}
 	code := m.Run()
 	stacks := make([]byte, 4<<20)

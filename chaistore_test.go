@@ -887,6 +887,7 @@ func TestCallsAfterCloseFail(t *testing.T) {
 // No call hangs when the database is closed while it is in use.
 func TestCloseWhileInUse(t *testing.T) {
 	testdb.Slow(t)
+	t.Parallel()
 	testdb.Watchdog(t, time.Minute)
 	for range 50 {
 		db := testdb.Memory(t)
@@ -1308,6 +1309,7 @@ func TestFailedDeletionRemembersNothing(t *testing.T) {
 // TestConformance runs the suite for SCS stores, advice included, on each kind of
 // database and table, while the cleanup sweeps all the time.
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name string
 		open func(t testing.TB) *chai.DB
@@ -1364,6 +1366,7 @@ func runConformance(t *testing.T, open func(t testing.TB) *chai.DB, cfg chaistor
 // it fails by design.
 func TestConformanceWithRememberEnded(t *testing.T) {
 	testdb.Slow(t)
+	t.Parallel()
 	const child = "CHAISTORE_TEST_CHILD"
 	if os.Getenv(child) != "" {
 		runConformance(t, testdb.Memory, chaistore.Config{CreateTable: true, RememberEnded: time.Hour, CleanupInterval: 50 * time.Millisecond})
@@ -1399,6 +1402,7 @@ func TestConformanceWithRememberEnded(t *testing.T) {
 // Chai slow, there are 1,000.
 func TestConformanceWithStaleIndex(t *testing.T) {
 	testdb.Slow(t)
+	t.Parallel()
 	sessions := 10_000
 	if testdb.UnderRaceDetector() {
 		sessions = 1000

@@ -362,6 +362,7 @@ func (h funcHandler) Handle(context.Context, slog.Record) error {
 // A sweep that has deleted much gives the space back, although nothing is written
 // afterwards.
 func TestSweepFreesSpace(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
 	dir := t.TempDir()
 	db, err := chai.Open(dir)

@@ -91,6 +91,11 @@ func TestMain(m *testing.M) {
 		if err := flag.Set("test.parallel", "12"); err != nil {
 			log.Fatal(err)
 		}
+		if testing.Short() { // skips TestStore, too, which is as in the README
+			if err := flag.Set("test.skip", "^Test(Store|CorrectStores|Faults|Examples)$"); err != nil {
+				log.Fatal(err)
+			}
+		}
 	}
 	m.Run()
 }
@@ -165,9 +170,7 @@ func (c *child) parse(prefix string) {
 }
 
 func TestCorrectStores(t *testing.T) {
-	if testing.Short() {
-		t.Skip("slow")
-	}
+	t.Parallel()
 	for _, s := range subjects {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
@@ -199,9 +202,7 @@ func match(pattern, name string) bool {
 // TestFaults checks that faulty stores fail the cases that they must fail, with short
 // messages.
 func TestFaults(t *testing.T) {
-	if testing.Short() {
-		t.Skip("slow")
-	}
+	t.Parallel()
 	mustFail := make(map[string]bool)
 	for _, f := range faults {
 		for _, name := range f.fails {
@@ -357,9 +358,7 @@ type hangs struct{}
 func (hangs) StopCleanup() { select {} }
 
 func TestExamples(t *testing.T) {
-	if testing.Short() {
-		t.Skip("slow")
-	}
+	t.Parallel()
 	for _, e := range examples {
 		t.Run(e.name, func(t *testing.T) {
 			t.Parallel()

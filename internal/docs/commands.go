@@ -93,7 +93,7 @@ var documents = []document{
 	}},
 	{"storetest/README.md", []command{
 		{line: "go get -t go.elara.ws/chaistore/storetest", with: []string{"go get", newModule + "go get"}},
-		{line: "go test -run TestStore -v", with: []string{"TestStore", "TestStore/Store/Commit"}},
+		{line: "go test -run TestStore -v", with: []string{"TestStore", "TestStore/Store/Find"}},
 		{line: "go test -run TestStore/Store/All -race", with: []string{" -race", ""}}, // which needs a C compiler
 		{line: "TZ=Asia/Tokyo go test -run TestStore -parallel 16", with: []string{"TestStore", "TestStore/Store/Expiry"}},
 		{

@@ -238,6 +238,7 @@ func TestTurnsAreTakenInOrder(t *testing.T) {
 
 // A batch is atomic, even if it is larger than the engine writes at once.
 func TestLargeWriteIsAtomic(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
 	engine := testdb.Disk(t)
 	db := For(engine, discard)

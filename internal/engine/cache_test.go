@@ -395,6 +395,7 @@ func TestNotes(t *testing.T) {
 
 // A snapshot is not taken for one without notes while the notes are being removed.
 func TestNotesInParallel(t *testing.T) {
+	testdb.Slow(t)
 	var n notes
 	var newest atomic.Uint64 // the number of the newest snapshot
 	done := make(chan struct{})

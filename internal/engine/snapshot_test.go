@@ -232,6 +232,7 @@ func damage(t *testing.T, dir string) {
 // A reader that comes during a commit reads the state before it, at once. In Chai
 // alone, it would wait.
 func TestReadersDoNotWaitForCommits(t *testing.T) {
+	testdb.Slow(t)
 	large := make([]byte, 4<<20) // takes long to commit, and is not written earlier
 	batch := func(db *DB, began func()) error {
 		return db.Write(context.Background(), len(large), func(b *Batch) error {

@@ -82,6 +82,7 @@ func TestCrashWithOwners(t *testing.T) {
 		"indexed": {testdb.CreateTable, testdb.CreateIndex},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			testdb.Watchdog(t, time.Duration(1+*crashRounds/4)*time.Minute)
 			dir := t.TempDir()
 			possible := make(map[string][]string) // the possible owners of each session

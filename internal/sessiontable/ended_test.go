@@ -55,6 +55,7 @@ func TestNilEndedRemembersNothing(t *testing.T) {
 // Remembered keys take little memory, and none once they are forgotten, even if there
 // is always a key to remember.
 func TestEndedMemory(t *testing.T) {
+	testdb.Slow(t)
 	synctest.Test(t, func(t *testing.T) {
 		const keys, most = 100_000, 64
 		e := newEnded()

@@ -28,39 +28,6 @@ import (
 	"go.elara.ws/chaistore/storetest"
 )
 
-func TestCommitFindDelete(t *testing.T) {
-	forEachTable(t, func(t *testing.T, db *chai.DB) {
-		s := newStore(t, db)
-		wantMissing(t, s, "alice")
-		commit(t, s, "alice", "one", inAnHour())
-		commit(t, s, "bob", "two", inAnHour())
-		wantFound(t, s, "alice", "one")
-		commit(t, s, "alice", "three", inAnHour())
-		wantFound(t, s, "alice", "three")
-		wantFound(t, s, "bob", "two")
-
-		for range 2 { // the second time there is nothing to delete
-			if err := s.Delete("alice"); err != nil {
-				t.Fatalf("Delete: %v", err)
-			}
-			wantMissing(t, s, "alice")
-		}
-		wantFound(t, s, "bob", "two")
-	})
-}
-
-func TestAllReturnsActiveSessions(t *testing.T) {
-	forEachTable(t, func(t *testing.T, db *chai.DB) {
-		s := newStore(t, db)
-		wantAll(t, s, map[string]string{})
-		commit(t, s, "old", "x", anHourAgo())
-		wantAll(t, s, map[string]string{})
-		commit(t, s, "alice", "one", inAnHour())
-		commit(t, s, "bob", "", inAnHour())
-		wantAll(t, s, map[string]string{"alice": "one", "bob": ""})
-	})
-}
-
 // All reads in pages, which end after a number of sessions or of bytes.
 func TestAllReadsEveryPage(t *testing.T) {
 	for _, test := range []struct{ sessions, size int }{{2500, 1}, {40, 100_000}} {
@@ -132,17 +99,6 @@ func TestSessionExpiresAtItsExpiry(t *testing.T) {
 		if n, err := s.DeleteExpired(t.Context()); n != 1 || err != nil {
 			t.Fatalf("DeleteExpired at the expiry = %d, %v; want 1, nil", n, err)
 		}
-	})
-}
-
-func TestCommitMovesExpiryBothWays(t *testing.T) {
-	forEachTable(t, func(t *testing.T, db *chai.DB) {
-		s := newStore(t, db)
-		commit(t, s, "alice", "one", inAnHour())
-		commit(t, s, "alice", "two", anHourAgo())
-		wantMissing(t, s, "alice")
-		commit(t, s, "alice", "three", inAnHour())
-		wantFound(t, s, "alice", "three")
 	})
 }
 

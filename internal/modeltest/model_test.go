@@ -1,5 +1,6 @@
 // Package modeltest compares stores with models, while an application does all that it
-// may do to the same database. CONTRIBUTING.md describes its flags.
+// may do to the same database, or fuzz tests choose the calls. CONTRIBUTING.md describes
+// its flags.
 package modeltest
 
 import (

@@ -843,7 +843,6 @@ func TestCallsAfterCloseFail(t *testing.T) {
 // No call hangs when the database is closed while it is in use.
 func TestCloseWhileInUse(t *testing.T) {
 	testdb.Slow(t)
-	t.Parallel()
 	testdb.Watchdog(t, time.Minute)
 	for range 50 {
 		db := testdb.Memory(t)
@@ -1265,7 +1264,6 @@ func TestFailedDeletionRemembersNothing(t *testing.T) {
 // TestConformance runs the suite for SCS stores, advice included, on each kind of
 // database and table, while the cleanup sweeps all the time.
 func TestConformance(t *testing.T) {
-	t.Parallel()
 	for _, test := range []struct {
 		name string
 		open func(t testing.TB) *chai.DB
@@ -1284,7 +1282,6 @@ func TestConformance(t *testing.T) {
 			if test.name != "memory" {
 				testdb.Slow(t)
 			}
-			t.Parallel()
 			test.cfg.CleanupInterval = 50 * time.Millisecond
 			table := cmp.Or(test.cfg.TableName, "sessions")
 			runConformance(t, test.open, test.cfg, storetest.Rows(func(store scs.Store) (n int, err error) {
@@ -1358,7 +1355,6 @@ func TestConformanceWithRememberEnded(t *testing.T) {
 // Chai slow, there are 1,000.
 func TestConformanceWithStaleIndex(t *testing.T) {
 	testdb.Slow(t)
-	t.Parallel()
 	sessions := 10_000
 	if testdb.UnderRaceDetector() {
 		sessions = 1000

@@ -26,7 +26,6 @@ import (
 // belongs to the other table.
 func TestFindsAreNeverStale(t *testing.T) {
 	testdb.Slow(t)
-	t.Parallel() // runs beside TestApplicationDeadlocksItself, which waits
 	testdb.Watchdog(t, *modelTime+2*time.Minute)
 	caches := []struct {
 		name string

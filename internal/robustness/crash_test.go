@@ -133,7 +133,6 @@ func TestCrash(t *testing.T) {
 		"indexed": {testdb.CreateTable, testdb.CreateIndex},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			testdb.Watchdog(t, time.Duration(1+*crashRounds/4)*time.Minute)
 			dir := t.TempDir()
 			db, err := chai.Open(dir)

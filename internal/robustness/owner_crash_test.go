@@ -76,13 +76,11 @@ func ownersCrashChild(dir string) {
 // owners. Afterwards, the owners agree with the sessions and with all acknowledged
 // changes.
 func TestCrashWithOwners(t *testing.T) {
-	t.Parallel() // it mostly waits for child processes
 	for name, setup := range map[string][]string{
 		"plain":   {testdb.CreateTable},
 		"indexed": {testdb.CreateTable, testdb.CreateIndex},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			testdb.Watchdog(t, time.Duration(1+*crashRounds/4)*time.Minute)
 			dir := t.TempDir()
 			possible := make(map[string][]string) // the possible owners of each session

@@ -91,8 +91,8 @@ type Config struct {
 	// a quarter for copies of sessions that were recently found or committed, three
 	// eighths for blocks of its files, and three eighths for what is not in files yet.
 	// It is taken as it is needed, so a database that is hardly used takes next to
-	// nothing, and it is given back when the database is closed. With cgo, only the
-	// copies are on Go's heap.
+	// nothing. Closing the database gives it back, the copies once its stores are not
+	// referred to any more. With cgo, only the copies are on Go's heap.
 	//
 	// All stores on a database share this memory, which is the most that any of them
 	// asks for. A negative size asks for none beyond the 12 MB that Chai takes by
@@ -122,8 +122,8 @@ type Config struct {
 	//
 	// Owner is called once for each commit, in the goroutine that commits. It is also
 	// called for each session that SessionsOf or DeleteOf finds, and, by NewWithConfig
-	// and sweeps, for each that is not in the second table yet. It must not change the
-	// data. A commit with an owner of more than 100 bytes fails with
+	// and sweeps, for each that is not in the second table yet, in several goroutines.
+	// It must not change the data. A commit with an owner of more than 100 bytes fails with
 	// [ErrOwnerTooLong].
 	//
 	// If Owner can't read the data, for example because a new version of the program
@@ -259,7 +259,7 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 //
 // While f runs, nobody else can write. So f must not call Update, nor write through a
 // store: the call would wait for f, and return an error after 10 seconds. tx ends with
-// f, and panics when it is used afterwards.
+// f, which must not end it itself, and panics when it writes afterwards.
 //
 // When the disk fails while f runs, Chai panics in f. Update rolls back what it can, and
 // panics on. Stores go on reading what was committed before.
@@ -350,6 +350,10 @@ func (s *ChaiStore) Delete(token string) error {
 // The end of ctx does not stop it: a visitor who signs out and closes the tab, which
 // cancels the context of the request, is signed out. So it may wait for the
 // application for 10 seconds, as every write may, whatever the deadline of ctx.
+//
+// SCS's RenewToken deletes a session and commits it under a new token later, with the
+// context of the request. Serve requests that renew a token with
+// [context.WithoutCancel], or the session of a visitor who goes away meanwhile ends.
 func (s *ChaiStore) DeleteCtx(ctx context.Context, token string) error {
 	ctx = context.WithoutCancel(ctx)
 	if len(token) > sessiontable.MaxKeyLen {

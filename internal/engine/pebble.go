@@ -228,6 +228,16 @@ func watch(db *chai.DB, s *shared) {
 			w.writeLock.Unlock()
 		}
 	}
+	// Whoever calls w has locked this mutex since. A failure may have left it locked, so
+	// nobody waits for it for long.
+	mu := at[sync.Mutex](w.db, known.mu)
+	for range 10_000 {
+		if mu.TryLock() {
+			defer mu.Unlock()
+			break
+		}
+		runtime.Gosched()
+	}
 	w.listen(o)
 }
 

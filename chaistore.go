@@ -127,8 +127,9 @@ type Config struct {
 	// [ErrOwnerTooLong].
 	//
 	// If Owner can't read the data, for example because a new version of the program
-	// has renamed a type, it should panic, not return "": then the commit fails, and
-	// the session stays with the owner that the store knows. SessionsOf returns an
+	// has renamed a type, it should panic, not return "": then the commit fails (with
+	// OwnerByKey, it succeeds), and the session stays with the owner that the store
+	// knows. SessionsOf returns an
 	// error for it, DeleteOf deletes it, and a session whose owner was never known
 	// gets one when a sweep can read it. Default: nil, no owners.
 	Owner func(data []byte) string

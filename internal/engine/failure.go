@@ -102,7 +102,7 @@ func (b *background) ended(j *job, err error) time.Duration {
 	j.wait = min(max(2*j.wait, minBackoff), maxBackoff)
 	if now, db := time.Now(), b.db.Value(); db != nil && (b.logged.IsZero() || now.Sub(b.logged) >= logEvery) {
 		b.logged = now
-		go db.logger().Error("chaistore: the database can't write its files in the background; trying again", "error", err)
+		go db.logger().Error("chaistore: the database can't write its files in the background; trying again", "error", err.Error()) // %+v has a stack
 	}
 	return j.wait
 }

@@ -57,7 +57,7 @@ func main() {
 
 	<-interrupted.Done()
 	stop() // from now on, an interrupt ends the program at once
-	deadline, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	deadline, cancel := context.WithTimeout(context.Background(), 7*time.Second)
 	defer cancel()
 	if err := server.Shutdown(deadline); err != nil {
 		log.Fatalf("some requests did not end: %v", err)

@@ -70,7 +70,7 @@ func run(ctx context.Context, dir, addr string, secure bool) error {
 		return err
 	case <-ctx.Done():
 	}
-	deadline, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	deadline, cancel := context.WithTimeout(context.Background(), 7*time.Second)
 	defer cancel()
 	if err := server.Shutdown(deadline); err != nil {
 		// Closing the database under requests could hang. All that was committed is on

@@ -14,7 +14,7 @@ import (
 const HangLimit = 10 * time.Second
 
 // ErrHangs is returned by writes while a turn hangs.
-var ErrHangs = errors.New("writing has hung for 10 seconds: the application may hold the write lock or have a transaction open, its goroutines may have deadlocked each other in Chai, or the disk may be full")
+var ErrHangs = errors.New("writing has hung for 10 seconds: the application may hold the write lock or have a transaction open, which the write may even be made in, its goroutines may have deadlocked each other in Chai, or the disk may be full")
 
 // The requests of one turn are limited, to bound how long it takes. Pebble treats a
 // batch larger than half of its memory table of 4 MB as a memory table of its own.

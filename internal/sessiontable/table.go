@@ -325,10 +325,11 @@ func (t *Table) read(ctx context.Context, f func(s *engine.Snapshot, l *layout) 
 const mostTries = 100
 
 // errOtherCatalog is returned when the database has another table than Chai, outside
-// of any transaction. When a transaction that replaced the table is rolled back, Chai
-// undoes its changes to the catalog only if no earlier one has changed the same rows
-// (seen in its internal/kv, rollback.go). Chai goes on with its own catalog until the
-// database is reopened: what would be committed until then would be lost.
+// of any transaction. That is so when a transaction that replaced the table was open
+// while the first store was made, and then rolled back: Chai does not undo its changes
+// of rows that earlier transactions have changed (see forgetSeen in the engine). Chai
+// goes on with its own catalog until the database is reopened: what would be committed
+// until then would be lost.
 var errOtherCatalog = errors.New("the database has another catalog than Chai, which has not undone a transaction that changed a table: reopen the database")
 
 // describes reports whether l has the tables and the index that s has under their

@@ -62,7 +62,7 @@ var documents = []document{
 		},
 		{
 			line:   "go test ./internal/modeltest -run '^$' -fuzz FuzzOperations -fuzzminimizetime 1x",
-			with:   []string{"$", "$$", "1x", "1x -fuzztime 10s"},
+			with:   []string{"'^$'", "'^$$' -timeout 300s", "1x", "1x -fuzztime 400x"},
 			tested: "make robustness",
 		},
 		{line: "make system", tested: "make system"},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/chaisql/chai"
+	"github.com/cockroachdb/pebble"
 
 	"go.elara.ws/chaistore/internal/testdb"
 )
@@ -140,18 +141,62 @@ func TestMemoryOfManyDatabases(t *testing.T) {
 	}
 }
 
+// A process that opens one database after another, and uses up their budgets, keeps the
+// memory of none.
+func TestMemoryOfManyLives(t *testing.T) {
+	testdb.Slow(t)
+	if testdb.UnderRaceDetector() {
+		t.Skip("it measures memory, of which the race detector takes much")
+	}
+	testdb.Watchdog(t, 2*time.Minute)
+	const databases, budget, rows, size = 100, 8 << 20, 500, 8 << 10
+	row := make([]byte, size)
+	rand.NewChaCha8([32]byte{1}).Read(row)
+	var process, heap int64
+	for life := range databases {
+		engine, err := chai.Open(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		db := For(engine, discard)
+		db.UseMemory(budget)
+		for first := 0; first < rows; first += 100 {
+			write(t, db, func(b *Batch) error {
+				for i := range 100 {
+					b.Put(key(fmt.Sprint(first+i)), row)
+				}
+				return nil
+			})
+		}
+		if copies := int64(db.cache.bytes()); copies < budget/5 || copies > budget/4 {
+			t.Fatalf("got %d bytes of copies, want them used", copies)
+		}
+		if err := engine.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if life == databases/10 {
+			process, heap = resident(t), testdb.HeapInUse()
+		}
+	}
+	moreProcess, moreHeap := resident(t)-process, testdb.HeapInUse()-heap
+	t.Logf("after %d more databases, the process has %d bytes more, and the heap %d", databases*9/10, moreProcess, moreHeap)
+	if moreProcess > 2*budget || moreHeap > budget/8 {
+		t.Error("want no more than before")
+	}
+}
+
 // A smaller budget changes nothing, and the memory is the same however it has grown.
 func TestBudgetGrows(t *testing.T) {
 	db := For(testdb.Memory(t), discard)
 	for _, test := range []struct {
-		budget       int64
-		limit, table int64
+		budget              int64
+		limit, table, files int64
 	}{
-		{-1, 0, 4 << 20},
-		{16 << 20, 4 << 20, 4 << 20},
-		{64 << 20, 16 << 20, 8 << 20},
-		{32 << 20, 16 << 20, 8 << 20},
-		{1 << 30, 256 << 20, 64 << 20},
+		{-1, 0, 4 << 20, 4},
+		{16 << 20, 4 << 20, 4 << 20, 12},
+		{64 << 20, 16 << 20, 8 << 20, 12},
+		{32 << 20, 16 << 20, 8 << 20, 12},
+		{1 << 30, 256 << 20, 64 << 20, 12},
 	} {
 		db.UseMemory(test.budget)
 		if got := db.cache.limit.Load() * int64(len(db.cache.shards)); got != test.limit {
@@ -160,5 +205,56 @@ func TestBudgetGrows(t *testing.T) {
 		if got := options(db.pebble()).MemTableSize; got != uint64(test.table) {
 			t.Errorf("UseMemory(%d): got memory tables of %d bytes, want %d", test.budget, got, test.table)
 		}
+		if got := options(db.pebble()).L0CompactionThreshold; got != int(test.files) {
+			t.Errorf("UseMemory(%d): the engine merges %d files, want %d", test.budget, got, test.files)
+		}
+	}
+}
+
+// With a budget, files have filters, which tell that rows are missing. Without one,
+// filters are neither written nor used, and nothing else changes.
+func TestFilters(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	dir := t.TempDir()
+	const rows = 1000
+	use := func(budget int64, first int) (hits int64, files map[string]int) {
+		engine, err := chai.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer engine.Close()
+		db := For(engine, discard)
+		db.UseMemory(budget)
+		for i := range rows {
+			if i%2 == first { // several files for the same keys
+				write(t, db, set(fmt.Sprint(i), i))
+			}
+		}
+		if err := db.pebble().Flush(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range rows {
+			wantValue(t, db, fmt.Sprint(i, "missing"), 0)
+			if i%2 <= first {
+				wantValue(t, db, fmt.Sprint(i), i)
+			}
+		}
+		files = make(map[string]int)
+		levels, err := db.pebble().SSTables(pebble.WithProperties())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, level := range levels {
+			for _, file := range level {
+				files[file.Properties.FilterPolicyName]++
+			}
+		}
+		return db.pebble().Metrics().Filter.Hits, files
+	}
+	if hits, files := use(64<<20, 0); hits < rows*9/10 || files[filter.Name()] == 0 || len(files) != 1 {
+		t.Errorf("with a budget, filters were used %d times, in the files %v; want nearly %d times, in all", hits, files, rows)
+	}
+	if hits, files := use(-1, 1); hits != 0 || files[""] == 0 {
+		t.Errorf("without a budget, filters were used %d times, in the files %v; want 0, and a file without one", hits, files)
 	}
 }

@@ -120,11 +120,16 @@ type Config struct {
 	// SQL may read its columns, token and owner. When Owner changes, drop that table
 	// before making the store, which then builds it anew.
 	//
+	// Sessions that were committed without an Owner enter the second table in the first
+	// sweep, or in the first call of SessionsOf or DeleteOf, which waits for that: about
+	// 15 seconds for 200,000 sessions. While that goes on, a second call fails after 10
+	// seconds.
+	//
 	// Owner is called once for each commit, in the goroutine that commits. It is also
-	// called for each session that SessionsOf or DeleteOf finds, and, by NewWithConfig
-	// and sweeps, for each that is not in the second table yet, in several goroutines.
-	// It must not change the data. A commit with an owner of more than 100 bytes fails with
-	// [ErrOwnerTooLong].
+	// called for each session that SessionsOf or DeleteOf finds, and for each that is not
+	// in the second table yet, in several goroutines. It must not change the data, nor
+	// call SessionsOf or DeleteOf. A commit with an owner of more than 100 bytes fails
+	// with [ErrOwnerTooLong].
 	//
 	// If Owner can't read the data, for example because a new version of the program
 	// has renamed a type, it should panic, not return "": then the commit fails (with

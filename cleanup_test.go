@@ -336,7 +336,7 @@ func TestCleanupOfUnreachableStoreEnds(t *testing.T) {
 		swept.Wait()
 	}
 	stacks := make([]byte, 1<<20)
-	for range 100 {
+	for range 1000 {
 		runtime.GC()
 		if n := runtime.Stack(stacks, true); !bytes.Contains(stacks[:n], []byte("chaistore.(*cleanup)")) {
 			return

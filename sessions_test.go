@@ -776,9 +776,9 @@ func TestOwnerEndsItsGoroutine(t *testing.T) {
 	}
 	wg.Wait()
 	exits.Store(false)
-	wantTokensOf(t, s, "alice", "a")
-	if n, err := s.DeleteOf(t.Context(), "alice"); n != 1 || err != nil {
-		t.Errorf("DeleteOf = %d, %v; want 1, nil", n, err)
+	wantTokensOf(t, s, "alice", "a", "b")
+	if n, err := s.DeleteOf(t.Context(), "alice"); n != 2 || err != nil {
+		t.Errorf("DeleteOf = %d, %v; want 2, nil", n, err)
 	}
 	if err := db.Close(); err != nil { // reports open snapshots
 		t.Errorf("Close: %v", err)

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"go.elara.ws/chaistore/internal/engine"
 )
@@ -27,8 +28,8 @@ func isByOwner(ix index) bool {
 	return len(ix.columns) == 2 && ix.columns[0] == indexColumn{1, false} && ix.columns[1] == indexColumn{0, false}
 }
 
-// CreateOwners creates the table of owners if it does not exist, and matches it with
-// the sessions.
+// CreateOwners creates the table of owners if it does not exist. The owners of sessions
+// that were committed without one follow: see [Table.MatchOwners].
 func (t *Table) CreateOwners(ctx context.Context) error {
 	if _, err := t.relation(t.Name, sessionColumns); err != nil {
 		return err
@@ -40,7 +41,7 @@ func (t *Table) CreateOwners(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("create table %q: %w", name, err)
 	}
-	return t.matchOwners(ctx, createWrite)
+	return nil
 }
 
 // HasOwners reports whether t has a table of owners.
@@ -109,7 +110,12 @@ func (l *layout) putOwner(b *engine.Batch, token, owner string) error {
 // The data of a session may name another owner, if a writer without owners has changed
 // it. PageOf does not look: the owner function must not run while a snapshot is open,
 // because it could use the table, or end its goroutine.
+//
+// The first call matches the owners with the sessions, unless a sweep has done that.
 func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, next string, err error) {
+	if err := t.awaitOwners(ctx); err != nil {
+		return nil, "", err
+	}
 	err = t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 		rows, next = nil, ""
 		if owner == "" || len(owner) > MaxKeyLen {
@@ -165,23 +171,55 @@ func (l *layout) scanOwner(s *engine.Snapshot, owner, from string, each func(tok
 // MatchOwners adds the missing owners of sessions that were committed without one,
 // and removes the owners of sessions that are gone. It reads both tables in pages,
 // side by side. If t has no owners, it does nothing.
+//
+// For 200,000 sessions in gob without an owner, that takes about 15 seconds. So a store
+// is used meanwhile: only what asks for the sessions of an owner waits, the first time.
 func (t *Table) MatchOwners(ctx context.Context) error {
-	return t.matchOwners(ctx, sweepWrite)
-}
-
-// createWrite is the number of owners that are added in one turn when the table of
-// owners is created, which the first store waits for.
-const createWrite = 2000
-
-// matchOwners is MatchOwners with turns of up to the given number of owners.
-func (t *Table) matchOwners(ctx context.Context, most int) error {
 	if !t.HasOwners() {
 		return nil
 	}
+	select {
+	case t.matching <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-t.matching }()
+	return t.matchOwners(ctx)
+}
+
+// errMatching is returned while the owners of the sessions are not all known, rather
+// than some of an owner's sessions.
+var errMatching = errors.New("the owners of earlier sessions are still being determined")
+
+// awaitOwners returns when the owners have been matched since t was made. If nobody does
+// that, it does. It waits for another goroutine for no longer than a write waits: that
+// goroutine may be its own, which called the owner function.
+func (t *Table) awaitOwners(ctx context.Context) error {
+	if t.matched.Load() {
+		return nil
+	}
+	limit := time.NewTimer(engine.HangLimit)
+	defer limit.Stop()
+	select {
+	case t.matching <- struct{}{}:
+	case <-limit.C:
+		return errMatching
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-t.matching }()
+	if t.matched.Load() {
+		return nil
+	}
+	return t.matchOwners(ctx)
+}
+
+// matchOwners is MatchOwners. t.matching must be taken.
+func (t *Table) matchOwners(ctx context.Context) error {
 	for from, more := "", true; more; {
 		var mismatch ownerMismatch
 		err := t.read(ctx, func(s *engine.Snapshot, l *layout) (err error) {
-			mismatch, err = l.compareOwners(s, from, most)
+			mismatch, err = l.compareOwners(s, from)
 			return err
 		})
 		if err != nil {
@@ -192,6 +230,7 @@ func (t *Table) matchOwners(ctx context.Context, most int) error {
 		}
 		from, more = mismatch.next, mismatch.next != ""
 	}
+	t.matched.Store(true)
 	return nil
 }
 
@@ -204,8 +243,8 @@ type ownerMismatch struct {
 }
 
 // compareOwners compares sessions and owners in the order of tokens, beginning at
-// from, until it has seen most owners or differences.
-func (l *layout) compareOwners(s *engine.Snapshot, from string, most int) (m ownerMismatch, err error) {
+// from, until it has seen sweepWrite owners or differences.
+func (l *layout) compareOwners(s *engine.Snapshot, from string) (m ownerMismatch, err error) {
 	var owners []string // the next tokens with an owner, in order
 	var last string     // where this part ends
 	err = s.Scan(appendKey(nil, l.owners.namespace, from), appendInt(nil, l.owners.namespace+1), func(_, row []byte) error {
@@ -217,7 +256,7 @@ func (l *layout) compareOwners(s *engine.Snapshot, from string, most int) (m own
 		if !ok {
 			return errBadRow
 		}
-		if len(owners) == most {
+		if len(owners) == sweepWrite {
 			last = string(token)
 			return errStop
 		}
@@ -236,7 +275,7 @@ func (l *layout) compareOwners(s *engine.Snapshot, from string, most int) (m own
 			m.next = last
 			return errStop
 		}
-		if len(m.without) == most || size >= pageBytes {
+		if len(m.without) == sweepWrite || size >= pageBytes {
 			m.next = row.Token
 			return errStop
 		}
@@ -292,9 +331,6 @@ func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
 		return nil
 	}
 	return t.write(ctx, (len(without)+len(m.gone))*4*MaxKeyLen, func(b *engine.Batch, l *layout) error {
-		// One table is read before the other, because the engine finds rows that follow
-		// each other faster.
-		var same []int
 		for i, row := range without {
 			current, err := b.Get(appendKey(nil, l.sessions.namespace, row.Token))
 			if err != nil {
@@ -307,12 +343,10 @@ func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
 			if err != nil {
 				return err
 			}
-			if bytes.Equal(data, row.Data) {
-				same = append(same, i)
+			if !bytes.Equal(data, row.Data) {
+				continue
 			}
-		}
-		for _, i := range same {
-			if err := l.putOwner(b, without[i].Token, owners[i]); err != nil {
+			if err := l.putOwner(b, row.Token, owners[i]); err != nil {
 				return err
 			}
 		}

@@ -2,6 +2,7 @@ package sessiontable
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/chaisql/chai"
@@ -107,7 +109,7 @@ func TestCorrectOwnersLooksAgain(t *testing.T) {
 	}
 	var m ownerMismatch
 	err := table.read(t.Context(), func(s *engine.Snapshot, l *layout) (err error) {
-		m, err = l.compareOwners(s, "", sweepWrite)
+		m, err = l.compareOwners(s, "")
 		return err
 	})
 	if err != nil {
@@ -149,7 +151,9 @@ func TestOwnersOfNullData(t *testing.T) {
 	if err := db.Exec("INSERT INTO sessions (token, expiry) VALUES ('a', ?)", time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	newTableWithOwners(t, db)
+	if err := newTableWithOwners(t, db).MatchOwners(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	row, err := db.QueryRow("SELECT COUNT(*) FROM sessions_owners")
 	if err != nil {
 		t.Fatal(err)
@@ -158,4 +162,68 @@ func TestOwnersOfNullData(t *testing.T) {
 	if err := row.Scan(&n); err != nil || n != 1 {
 		t.Errorf("got %d owners, %v; want 1, nil", n, err)
 	}
+}
+
+// A table can be used while its owners are being matched. What asks for an owner's
+// sessions waits, and gets an error when its context ends, or after 10 seconds.
+func TestTableIsUsedWhileOwnersAreMatched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		plain := New(db, Options{Name: "sessions"})
+		if err := plain.Create(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		upsert := func(table *Table, token, data string) {
+			t.Helper()
+			if err := table.Upsert(t.Context(), token, []byte(data), time.Now().Add(time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		upsert(plain, "a", "blocks")
+		release := make(chan struct{})
+		table := New(db, Options{Name: "sessions", OwnerOf: func(data []byte) string {
+			if string(data) == "blocks" {
+				<-release
+			}
+			return "owner"
+		}})
+		if err := table.CreateOwners(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		first := make(chan error)
+		go func() {
+			rows, _, err := table.PageOf(t.Context(), "owner", "")
+			if err == nil && len(rows) != 2 {
+				err = fmt.Errorf("got %d rows, want 2", len(rows))
+			}
+			first <- err
+		}()
+		synctest.Wait()
+
+		upsert(table, "b", "does not")
+		if _, _, found, err := table.Find(t.Context(), "a"); !found || err != nil {
+			t.Errorf("Find = %v, %v; want true, nil", found, err)
+		}
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, _, err := table.PageOf(ctx, "owner", ""); err != context.DeadlineExceeded || time.Since(start) != time.Second {
+			t.Errorf("PageOf = %v after %v, want %v after 1s", err, time.Since(start), context.DeadlineExceeded)
+		}
+		if err := table.MatchOwners(ctx); err != context.DeadlineExceeded {
+			t.Errorf("MatchOwners = %v, want %v", err, context.DeadlineExceeded)
+		}
+		if _, _, err := table.PageOf(t.Context(), "owner", ""); err != errMatching || time.Since(start) != 11*time.Second {
+			t.Errorf("PageOf = %v after %v, want %v after 11s", err, time.Since(start), errMatching)
+		}
+		close(release)
+		if err := <-first; err != nil {
+			t.Error(err)
+		}
+		// From then on, nobody matches again for a page.
+		upsert(plain, "c", "without")
+		if rows, _, err := table.PageOf(t.Context(), "owner", ""); len(rows) != 2 || err != nil {
+			t.Errorf("PageOf = %d rows, %v; want 2, nil", len(rows), err)
+		}
+	})
 }

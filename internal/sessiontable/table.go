@@ -58,12 +58,15 @@ type Table struct {
 	right   sync.Map               // namespaces of the indexes that are known to be right
 	ended   *ended                 // nil if nothing is remembered
 	garbage atomic.Int64           // bytes of sessions deleted by sweeps since the last Compact
+	matched atomic.Bool            // whether the owners have been matched since the Table was made
 	counts  counts
+
+	matching chan struct{} // has an element while a goroutine matches the owners
 }
 
 // New returns a table of db.
 func New(db *chai.DB, options Options) *Table {
-	t := &Table{Options: options, handle: db, db: engine.For(db, options.Logger)}
+	t := &Table{Options: options, handle: db, db: engine.For(db, options.Logger), matching: make(chan struct{}, 1)}
 	t.db.UseMemory(options.CacheSize)
 	if options.RememberEnded > 0 {
 		t.ended = t.db.Shared(endedKey{t.Name}, newEnded()).(*ended)

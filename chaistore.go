@@ -294,6 +294,34 @@ func WriteLock(db *chai.DB) sync.Locker {
 	return engine.Lock(db)
 }
 
+// Backup copies the whole database, with the tables of the application, to the
+// directory dir while it is used. The copy has everything that was acknowledged before
+// the call, and is on disk when Backup returns nil.
+//
+// Backup creates dir, and returns an error if there is anything in it. Only the owner
+// of dir can enter it: the tokens in a copy are as good as those in the database. If
+// dir is on the same file system, the copy shares files with the database that neither
+// changes, so it takes little time and space at first. If the process ends meanwhile,
+// what it leaves in dir is named incomplete.
+//
+// To restore a copy, stop the program, move the copy to where the database was, and
+// open it with [chai.Open]. It must be all that is there. Copy the directory of an open
+// database with Backup only. The other ways give copies that can't be opened, and when
+// they are taken in the same process, closing the file pebble/LOCK also gives up its
+// lock: then a second process can open the directory, and destroy what both write.
+//
+// Backup can't copy a database that is in memory, is closed, or has failed for good.
+// It may be called at any time from many goroutines.
+func Backup(db *chai.DB, dir string) error {
+	if isNil(db) {
+		return errNilDatabase
+	}
+	if err := engine.For(db, nil).Backup(dir); err != nil {
+		return fmt.Errorf("chaistore: %w", err)
+	}
+	return nil
+}
+
 // Find calls [ChaiStore.FindCtx] with context.Background().
 func (s *ChaiStore) Find(token string) (b []byte, exists bool, err error) {
 	return s.FindCtx(context.Background(), token)

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
-	"sync"
 	"time"
 	"weak"
 
@@ -49,7 +48,8 @@ func sweep(ctx context.Context, table *sessiontable.Table) (deleted int, err err
 // itself.
 func (s *ChaiStore) StopCleanup() {
 	if s.cleanup != nil {
-		s.cleanup.end()
+		s.cleanup.stop()
+		<-s.cleanup.done
 	}
 }
 
@@ -59,10 +59,8 @@ func (s *ChaiStore) StopCleanup() {
 // the store.
 type cleanup struct {
 	table weak.Pointer[sessiontable.Table]
-
-	stop     chan struct{} // closed to end the goroutine
-	stopOnce sync.Once
-	done     chan struct{} // closed when the goroutine has ended
+	stop  context.CancelFunc // tells the goroutine to end
+	done  chan struct{}      // closed when it has ended
 }
 
 // startCleanup starts the cleanup goroutine, unless interval is 0 or less.
@@ -70,27 +68,13 @@ func (s *ChaiStore) startCleanup(interval time.Duration) {
 	if interval <= 0 {
 		return
 	}
-	s.cleanup = &cleanup{
-		table: weak.Make(s.table),
-		stop:  make(chan struct{}),
-		done:  make(chan struct{}),
-	}
-	go s.cleanup.run(interval)
-	runtime.AddCleanup(s, (*cleanup).interrupt, s.cleanup)
+	ctx, stop := context.WithCancel(context.Background())
+	s.cleanup = &cleanup{weak.Make(s.table), stop, make(chan struct{})}
+	go s.cleanup.run(ctx, interval)
+	runtime.AddCleanup(s, func(stop context.CancelFunc) { stop() }, stop)
 }
 
-// interrupt tells the goroutine to end.
-func (c *cleanup) interrupt() {
-	c.stopOnce.Do(func() { close(c.stop) })
-}
-
-// end tells the goroutine to end, and waits until it has.
-func (c *cleanup) end() {
-	c.interrupt()
-	<-c.done
-}
-
-func (c *cleanup) run(interval time.Duration) {
+func (c *cleanup) run(ctx context.Context, interval time.Duration) {
 	defer close(c.done)
 	// A process that lives shorter than the interval sweeps, too. Many that start at
 	// the same time don't sweep at the same time.
@@ -98,40 +82,24 @@ func (c *cleanup) run(interval time.Duration) {
 	defer ticker.Stop()
 	for first := true; ; first = false {
 		select {
-		case <-c.stop:
+		case <-ctx.Done():
 			return
 		case <-ticker.C:
 			if first {
 				ticker.Reset(interval)
 			}
-			c.tick()
+			c.tick(ctx)
 		}
 	}
 }
 
-func (c *cleanup) tick() {
+func (c *cleanup) tick(ctx context.Context) {
 	table := c.table.Value()
 	if table == nil {
 		return // the store is gone, and the goroutine about to end
 	}
-	_, err := sweep(stopContext(c.stop), table)
+	_, err := sweep(ctx, table)
 	if err != nil && !errors.Is(err, context.Canceled) {
 		table.Logger().Error("chaistore: sweep for expired sessions failed; trying again at the next tick", "error", err)
-	}
-}
-
-// A stopContext is a context that is canceled when the channel is closed.
-type stopContext <-chan struct{}
-
-func (c stopContext) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
-func (c stopContext) Value(key any) any                       { return nil }
-func (c stopContext) Done() <-chan struct{}                   { return c }
-
-func (c stopContext) Err() error {
-	select {
-	case <-c:
-		return context.Canceled
-	default:
-		return nil
 	}
 }

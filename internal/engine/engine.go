@@ -33,7 +33,7 @@
 // The package knows nothing of sessions. The queue is in queue.go, the batch in
 // batch.go, reading in snapshot.go, the cache in cache.go, the application's own
 // turns in application.go, failures in failure.go, the memory of waiting writes in
-// budget.go, copies of the files in checkpoint.go, freeing space in compact.go, and
+// budget.go, copies of the files in backup.go, freeing space in compact.go, and
 // all that reaches past the exported API of Chai and Pebble in pebble.go.
 package engine
 

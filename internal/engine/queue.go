@@ -141,7 +141,6 @@ func (q *queue) more() bool {
 // because the engine can hang: at its locks when an application has deadlocked it,
 // and when a batch can't be written to a full disk (makeRoomForWrite in Pebble).
 func (db *DB) serve() {
-	growStack()
 	for db.queue.more() {
 		t := new(turn)
 		timer := time.AfterFunc(db.hangLimit, func() {
@@ -165,16 +164,3 @@ func (db *DB) serve() {
 		}
 	}
 }
-
-// growStack grows the stack of a new goroutine in one step to the size that the
-// engine needs. Growing in three steps, each copying more than the last, takes an
-// eighth of the time of a commit to memory (BenchmarkCommit/1/memory).
-//
-//go:noinline
-func growStack() {
-	var room [8 << 10]byte
-	use(&room)
-}
-
-//go:noinline
-func use(*[8 << 10]byte) {}

@@ -52,3 +52,10 @@ func commit(t *testing.T, s *chaistore.ChaiStore, token, data string) {
 
 func inAnHour() time.Time  { return time.Now().Add(time.Hour) }
 func anHourAgo() time.Time { return time.Now().Add(-time.Hour) }
+
+func wantFound(t *testing.T, s *chaistore.ChaiStore, token, want string) {
+	t.Helper()
+	if b, found, err := s.Find(token); string(b) != want || !found || err != nil {
+		t.Errorf("Find(%q) = %q, %v, %v; want %q, true, nil", token, b, found, err, want)
+	}
+}

@@ -1,4 +1,4 @@
-package chaistore_test
+package robustness
 
 import (
 	"context"
@@ -24,10 +24,10 @@ func TestBackup(t *testing.T) {
 	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
 	db := testdb.Disk(t)
-	s := newOwnerStore(t, db)
+	s := newStore(t, db, ownerInData)
 	testdb.Exec(t, db, "CREATE TABLE notes (line TEXT)", "INSERT INTO notes (line) VALUES ('of the application')")
 	for i := range 100 { // some of it in files that the copy shares
-		commit(t, s, fmt.Sprintf("%03d", i), "alice|", inAnHour())
+		commit(t, s, fmt.Sprintf("%03d", i), "alice|")
 		if i == 50 {
 			if err := db.DB.Store.DB().Flush(); err != nil {
 				t.Fatal(err)
@@ -38,12 +38,12 @@ func TestBackup(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for i := 0; ctx.Err() == nil; i++ {
-			commit(t, s, fmt.Sprintf("later-%03d", i%100), "bob|"+strings.Repeat("x", 10_000), inAnHour())
+			commit(t, s, fmt.Sprintf("later-%03d", i%100), "bob|"+strings.Repeat("x", 10_000))
 		}
 	})
 	for i := range 5 {
 		dir := filepath.Join(t.TempDir(), "made", "of", "two")
-		commit(t, s, "number", fmt.Sprint("|", i), inAnHour())
+		commit(t, s, "number", fmt.Sprint("|", i))
 		if err := chaistore.Backup(db, dir); err != nil {
 			t.Fatal(err)
 		}
@@ -57,7 +57,7 @@ func TestBackup(t *testing.T) {
 		if n := testdb.Count(t, restored, "SELECT COUNT(*) FROM notes"); n != 1 {
 			t.Errorf("the backup has %d notes, want 1", n)
 		}
-		wantFound(t, newOwnerStore(t, restored), "number", fmt.Sprint("|", i))
+		wantFound(t, newStore(t, restored, ownerInData), "number", fmt.Sprint("|", i))
 		testdb.CheckOwners(t, restored, ownerInData)
 		if err := restored.Close(); err != nil {
 			t.Error(err)
@@ -73,7 +73,7 @@ func TestBackupIsPrivate(t *testing.T) {
 		t.Skip("Windows has no modes")
 	}
 	db := testdb.Disk(t)
-	newStore(t, db)
+	newStore(t, db, nil)
 	made := filepath.Join(t.TempDir(), "made")
 	if err := os.Mkdir(made, 0o777); err != nil {
 		t.Fatal(err)
@@ -132,7 +132,7 @@ func TestBackupRefuses(t *testing.T) {
 // Of several backups to one directory, one succeeds, and the others don't spoil it.
 func TestBackupsToOneDirectory(t *testing.T) {
 	db := testdb.Disk(t)
-	commit(t, newStore(t, db), "alice", "one", inAnHour())
+	commit(t, newStore(t, db, nil), "alice", "one")
 	dir := filepath.Join(t.TempDir(), "backup")
 	errs := make([]error, 8)
 	var wg sync.WaitGroup
@@ -154,5 +154,5 @@ func TestBackupsToOneDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer restored.Close()
-	wantFound(t, newStore(t, restored), "alice", "one")
+	wantFound(t, newStore(t, restored, nil), "alice", "one")
 }

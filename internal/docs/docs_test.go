@@ -1,11 +1,13 @@
+// Package docs tests what the documents show: that their Go compiles, and that their
+// commands name programs, tests and flags that there are.
 package docs
 
 import (
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
@@ -13,143 +15,127 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-func TestCommands(t *testing.T) { Run(t, "") }
+const root = "../.."
 
-// TestEachCommandIsTested compares the commands in the documents with the tested ones.
-func TestEachCommandIsTested(t *testing.T) {
-	shown := make(map[string][]string)
-	for name, text := range files(t, ".md") {
-		if lines := commandsIn(text); lines != nil {
-			shown[name] = lines
-		}
-	}
-	for _, document := range documents {
-		var tested []string
-		for _, c := range document.commands {
-			tested = append(tested, c.line)
-			checkCommand(t, c)
-		}
-		for _, line := range tested {
-			if !slices.Contains(shown[document.path], line) {
-				t.Errorf("%s does not show %q", document.path, line)
-			}
-		}
-		for _, line := range shown[document.path] {
-			if !slices.Contains(tested, line) {
-				t.Errorf("%s shows %q, which no test runs", document.path, line)
-			}
-		}
-		delete(shown, document.path)
-	}
-	for name, lines := range shown {
-		t.Errorf("%s shows %q, which no test runs", name, lines)
-	}
-}
+var (
+	fences   = regexp.MustCompile("(?ms)^ *```(.*?)\n(.*?)^ *```$")
+	spans    = regexp.MustCompile("`((?:[A-Z]+=\\S+ )*(?:go|make|cd) [^`]+)`")
+	comments = regexp.MustCompile(`(^| +)# .*`)
+	words    = regexp.MustCompile(`'[^']*'|[^\s']+`)
+)
 
-// checkCommand checks that a command is tested where its entry says.
-func checkCommand(t *testing.T, c command) {
-	t.Helper()
-	for i := 0; i < len(c.with); i += 2 {
-		if !strings.Contains(c.line, c.with[i]) {
-			t.Errorf("there is no %q in %q", c.with[i], c.line)
-		}
-	}
-	file, test, _ := strings.Cut(c.tested, " ")
-	switch {
-	case c.in != "":
-		contains(t, c.in+"/docs_test.go", `docs\.Run\(t, "`+c.in+`"\)`)
-	case c.tested == "":
-	case file == "make":
-		contains(t, ".ci/run", `\tmake .*\b`+test+`\b|\nmake .*\b`+test+`\b`)
-		recipe := `\n` + test + `:.*\n`
-		if short := c.short(); !strings.HasPrefix(short, "make ") {
-			recipe += `(\t.*\n)*\t` + regexp.QuoteMeta(short) + `( .*)?\n`
-		}
-		contains(t, "Makefile", recipe)
-	default:
-		contains(t, file, `\nfunc `+test+`\(t \*testing\.T\)`)
-		if _, program, ok := strings.Cut(c.line, "go run ./"); ok {
-			program, _, _ = strings.Cut(program, " ")
-			if !strings.Contains(file, program+"/") {
-				t.Errorf("%s can't test %q", file, c.line)
-			}
-		}
-	}
-}
-
-// contains checks that a file matches a pattern.
-func contains(t *testing.T, name, pattern string) {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root(t), name))
-	if err != nil {
-		t.Error(err)
-	} else if !regexp.MustCompile(pattern).MatchString(strings.ReplaceAll(string(text), "\r\n", "\n")) {
-		t.Errorf("%s does not have %q", name, pattern)
-	}
-}
-
-// TestEachFragmentIsTested checks that the Go in the documents is in a Go file, and so
-// compiles, and that other tests look at the rest.
-func TestEachFragmentIsTested(t *testing.T) {
+// The Go in a document is in a Go file, too, and so compiles.
+func TestGo(t *testing.T) {
 	var compiled strings.Builder
 	for _, text := range files(t, ".go") {
 		compiled.WriteString("\n" + unindented(text))
 	}
-	known := map[string][]string{
-		"sql":  {"README.md", "examples/topostgres/README.md"}, // TestSQL, and TestREADMEsCommands there
-		"diff": {"examples/topostgres/README.md"},              // TestREADMEShowsTheChanges
-	}
-	for name, text := range files(t, ".md") {
-		for _, fence := range fences.FindAllStringSubmatch(text, -1) {
-			switch language, code := fence[1], fence[2]; language {
-			case "go":
-				if !strings.Contains(compiled.String(), "\n"+unindented(code)) {
-					t.Errorf("this fragment of %s is not in any Go file:\n%s", name, code)
-				}
-			case "sh", "console", "": // commands and what they print
-			default:
-				if !slices.Contains(known[language], name) {
-					t.Errorf("no test looks at this %q in %s:\n%s", language, name, code)
-				}
-			}
+	eachFence(t, "go", func(document, code string) {
+		if !strings.Contains(compiled.String(), "\n"+unindented(code)) {
+			t.Errorf("this Go in %s is not in any Go file:\n%s", document, code)
 		}
-	}
+	})
 }
 
-// TestSQL checks that a store can use the table in the README.
+// A store can use the table in the README.
 func TestSQL(t *testing.T) {
 	db := testdb.Memory(t)
-	for _, fence := range fences.FindAllStringSubmatch(files(t, ".md")["README.md"], -1) {
-		if fence[1] == "sql" {
-			testdb.Exec(t, db, fence[2])
+	eachFence(t, "sql", func(document, code string) {
+		if document == "README.md" {
+			testdb.Exec(t, db, code)
 		}
-	}
+	})
 	if _, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1}); err != nil {
 		t.Error(err)
 	}
 }
 
-var (
-	fences  = regexp.MustCompile("(?ms)^ *```(.*?)\n(.*?)^ *```$")
-	comment = regexp.MustCompile(`(^| +)# .*`)
-	spans   = regexp.MustCompile("`((?:[A-Z]+=\\S+ )*(?:go [a-z]+|make|cd|curl|\\./[^\\s`]+)\\s[^`]+)`")
-)
-
-// commandsIn returns the commands in a document, in its blocks and in its text.
-func commandsIn(text string) []string {
-	var lines []string
-	for _, fence := range fences.FindAllStringSubmatch(text, -1) {
-		for line := range strings.Lines(fence[2]) {
-			line = comment.ReplaceAllString(strings.TrimSpace(line), "")
-			if fence[1] == "console" {
-				prompt := false
-				if line, prompt = strings.CutPrefix(line, "$ "); !prompt {
-					continue
+// The go and make commands in the documents find what they name: a program, tests,
+// benchmarks, flags, a target.
+func TestCommands(t *testing.T) {
+	sources, makefile := files(t, ".go"), files(t, "Makefile")["Makefile"]
+	checked := 0
+	for document, text := range files(t, ".md") {
+		for _, line := range commandsIn(text) {
+			dir, command := path.Dir(document), line
+			if in, rest, ok := strings.Cut(line, " && "); ok {
+				command = rest
+				if in, ok := strings.CutPrefix(in, "cd "); ok {
+					dir = in
 				}
-			} else if fence[1] != "sh" {
+			}
+			args := words.FindAllString(command, -1)
+			want := []string{} // patterns
+			switch {
+			case args[0] == "make":
+				want, text = []string{`(?m)^` + args[1] + `:`}, makefile
+			case args[0] == "go" && (args[1] == "test" || args[1] == "run"):
+				if args[2] == "-C" {
+					dir = path.Join(dir, args[3])
+					args = args[4:]
+				}
+				want, text = wantOf(args), goIn(sources, dir, args)
+			default:
 				continue
 			}
-			if line != "" {
+			for _, pattern := range want {
+				if !regexp.MustCompile(pattern).MatchString(text) {
+					t.Errorf("%s shows %q, but there is no %s", document, line, pattern)
+				}
+			}
+			checked++
+		}
+	}
+	if checked < 30 {
+		t.Errorf("found %d commands, want at least 30", checked)
+	}
+}
+
+// goFlags are flags of the go command, and of a tool that is not in this repository.
+const goFlags = " -v -race -count -timeout -shuffle -parallel -skip -short -cpuprofile -fuzzminimizetime -col -filter "
+
+// wantOf returns patterns of what the Go of a command must have.
+func wantOf(args []string) (patterns []string) {
+	kinds := map[string]string{"-run": "Test", "-bench": "Benchmark", "-fuzz": "Fuzz"}
+	for i, arg := range args {
+		if kind, ok := kinds[arg]; ok {
+			first, _, _ := strings.Cut(strings.Trim(args[i+1], "'"), "/")
+			for name := range strings.SplitSeq(first, "|") {
+				if name != "^$" {
+					patterns = append(patterns, `\nfunc `+kind+`\w*`+strings.TrimPrefix(name, kind))
+				}
+			}
+		} else if arg[0] == '-' && !strings.Contains(goFlags, " "+arg+" ") {
+			patterns = append(patterns, `(flag|flags)\.\w+\("`+arg[1:]+`"`)
+		}
+	}
+	return append(patterns, `\nfunc (Test|main\()`)
+}
+
+// goIn returns the Go of the packages or the program that a command names, or else of
+// the directory that it is run in.
+func goIn(sources map[string]string, dir string, args []string) string {
+	pattern := dir
+	for _, arg := range args {
+		if strings.HasPrefix(arg, "./") {
+			pattern = path.Join(dir, arg)
+		}
+	}
+	var text strings.Builder
+	below, all := strings.CutSuffix(pattern, "...")
+	for name, source := range sources {
+		if path.Dir(name) == path.Clean(pattern) || all && strings.HasPrefix(name, below) {
+			text.WriteString("\n" + source)
+		}
+	}
+	return text.String()
+}
+
+// commandsIn returns the commands in a document, in its blocks and in its text.
+func commandsIn(text string) (lines []string) {
+	for _, fence := range fences.FindAllStringSubmatch(text, -1) {
+		for line := range strings.Lines(fence[2]) {
+			if line = comments.ReplaceAllString(strings.TrimSpace(line), ""); fence[1] == "sh" && line != "" {
 				lines = append(lines, line)
 			}
 		}
@@ -160,23 +146,37 @@ func commandsIn(text string) []string {
 	return lines
 }
 
+func eachFence(t *testing.T, language string, each func(document, code string)) {
+	t.Helper()
+	found := false
+	for document, text := range files(t, ".md") {
+		for _, fence := range fences.FindAllStringSubmatch(text, -1) {
+			if fence[1] == language {
+				found = true
+				each(document, fence[2])
+			}
+		}
+	}
+	if !found {
+		t.Errorf("found no %s", language)
+	}
+}
+
 // files returns the files in the repository whose names have an ending, without the
 // results of measurements.
 func files(t *testing.T, ending string) map[string]string {
 	t.Helper()
 	texts := make(map[string]string)
-	repository := os.DirFS(root(t))
-	err := fs.WalkDir(repository, ".", func(name string, entry fs.DirEntry, err error) error {
+	err := filepath.WalkDir(root, func(name string, entry fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
-		case name != "." && entry.Name()[0] == '.' || entry.Name() == "results":
-			if entry.IsDir() {
-				return fs.SkipDir
-			}
+		case entry.IsDir() && name != root && (entry.Name()[0] == '.' || entry.Name() == "results"):
+			return fs.SkipDir
 		case strings.HasSuffix(name, ending) && !entry.IsDir():
-			text, err := fs.ReadFile(repository, name)
-			texts[name] = strings.ReplaceAll(string(text), "\r\n", "\n")
+			text, err := os.ReadFile(name)
+			below, _ := filepath.Rel(root, name)
+			texts[filepath.ToSlash(below)] = strings.ReplaceAll(string(text), "\r\n", "\n")
 			return err
 		}
 		return nil

@@ -37,6 +37,9 @@ func ownersCrashChild(dir string) {
 	if err != nil {
 		panic(err)
 	}
+	for _, err := range s.SessionsOf(context.Background(), "nobody") { // when all have an owner
+		panic(err)
+	}
 	fmt.Println("ready - -")
 	var wg sync.WaitGroup
 	for g := range 8 {
@@ -185,6 +188,7 @@ func checkOwnersAfterCrash(t *testing.T, dir string, ready bool, possible map[st
 		testdb.CheckOwners(t, db, ownerInData)
 	}
 	s := newStore(t, db, ownerInData)
+	has(t, s, "nobody", "") // when all have an owner
 	testdb.CheckOwners(t, db, ownerInData)
 	for token, owners := range possible {
 		data, found, err := s.Find(token)

@@ -97,7 +97,7 @@ type Config struct {
 	// All stores on a database share this memory, which is the most that any of them
 	// asks for. A negative size asks for none beyond the 12 MB that Chai takes by
 	// itself. Default: 64 MiB, which has room for copies of 27,000 sessions of 300
-	// bytes. With many sessions, or large ones, more memory makes everything faster.
+	// bytes. With many or large sessions, more memory makes finds and commits faster.
 	CacheSize int64
 
 	// RememberEnded is how long the store remembers a session deleted by Delete,
@@ -134,9 +134,8 @@ type Config struct {
 	// If Owner can't read the data, for example because a new version of the program
 	// has renamed a type, it should panic, not return "": then the commit fails (with
 	// OwnerByKey, it succeeds), and the session stays with the owner that the store
-	// knows. SessionsOf returns an
-	// error for it, DeleteOf deletes it, and a session whose owner was never known
-	// gets one when a sweep can read it. Default: nil, no owners.
+	// knows. SessionsOf returns an error for it, DeleteOf deletes it, and a session whose
+	// owner was never known gets one when a sweep can read it. Default: nil, no owners.
 	Owner func(data []byte) string
 
 	// Logger gets an error for each failed sweep, whenever writing hangs, and, at most
@@ -149,7 +148,7 @@ type Config struct {
 // ChaiStore is an SCS session store on a Chai database. Its methods are safe for
 // concurrent use.
 //
-// Find, Commit, Delete and All have twins that take a context. A call whose context
+// Find, Commit, Delete and All have variants that take a context. A call whose context
 // is done returns the context's error and writes nothing. A write whose context ends
 // while it waits, for other writes or for the application, does the same. Once a
 // write has begun, it is finished. Deletions go on without their caller: see
@@ -252,20 +251,21 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 	}
 }
 
-// Update calls f with a writable transaction of Chai. It commits the transaction if f
-// returns nil, and rolls it back if f returns an error, which Update returns, or
-// panics. Update waits for other calls of Update, for the [WriteLock], and for the
-// stores on db. If ctx ends before the transaction has begun, Update returns the
-// context's error and does not call f. After 10 seconds it returns an error, too. Once
-// f has been called, ctx has no effect.
+// Update calls f with a writable transaction of Chai. If f returns nil, Update commits
+// the transaction. If f returns an error or panics, Update rolls the transaction back,
+// and does the same.
+//
+// Update waits for other calls of Update, for the [WriteLock], and for the stores on db.
+// If ctx ends before the transaction has begun, or after 10 seconds, Update returns an
+// error and does not call f. Once f has been called, ctx has no effect.
 //
 //	err := chaistore.Update(ctx, db, func(tx *chai.Tx) error {
 //		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
 //	})
 //
 // While f runs, nobody else can write. So f must not call Update, nor write through a
-// store: the call would wait for f, and return an error after 10 seconds. tx ends with
-// f, which must not end it itself, and panics when it writes afterwards.
+// store: the call would wait for f, and return an error after 10 seconds. f must not
+// commit or roll back tx, and nobody may use tx after f: writing to it panics.
 //
 // When the disk fails while f runs, Chai panics in f. Update rolls back what it can, and
 // panics on. Stores go on reading what was committed before.

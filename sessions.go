@@ -37,8 +37,9 @@ func (s *ChaiStore) Sessions(ctx context.Context) iter.Seq2[Session, error] {
 }
 
 // SessionsOf returns a sequence of the active sessions of an owner, according to
-// [Config.Owner], in a time that depends on their number only. Otherwise it is like
-// [ChaiStore.Sessions]. The owner "" has no sessions.
+// [Config.Owner], in a time that depends on their number only; the first call may have
+// to wait until all sessions have an owner. Otherwise it is like [ChaiStore.Sessions].
+// The owner "" has no sessions.
 //
 // If Owner can't read the data of one of these sessions, the sequence has the others,
 // and then ends with an error: see [Config.Owner].
@@ -138,11 +139,10 @@ func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int
 // DeleteOf deletes the active sessions of an owner, as in [ChaiStore.SessionsOf], and
 // returns the number deleted, even on error. It also deletes
 //
-//   - sessions that have expired but are not swept yet, without counting them: a
+//   - sessions that have expired but are not swept yet, without counting them, since a
 //     request that is being served could renew one;
-//   - sessions that the store knows to be the owner's, but whose data Owner can't read
-//     now, or finds to be nobody's. Only a session whose data names another owner
-//     stays.
+//   - sessions that belonged to the owner when they were committed, and whose data
+//     Owner can't read now, or finds to be nobody's.
 //
 // Like [ChaiStore.DeleteCtx], it goes on when ctx ends.
 func (s *ChaiStore) DeleteOf(ctx context.Context, owner string) (int, error) {

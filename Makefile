@@ -36,14 +36,15 @@ test:
 e2e:
 	cd examples/webapp/e2e && go test -count=1 -timeout 300s ./...
 
-# Fuzzing does not minimize, because the engine's own goroutines make coverage vary. It
-# ends after a number of runs: at the end of a time, the go command sometimes fails with
-# "context deadline exceeded" (golang.org/issue/75804).
+# First the tests that the race detector leaves out or makes small. Fuzzing does not
+# minimize, because the engine's own goroutines make coverage vary. It ends after a number
+# of runs: at the end of a time, the go command sometimes fails with "context deadline
+# exceeded" (golang.org/issue/75804).
 robustness:
-	go test -timeout 600s -run StaleIndex .
-	go test ./internal/modeltest -run '^$$' -timeout 300s -fuzz FuzzSession -fuzzminimizetime 1x -fuzztime 10000x
-	go test ./internal/modeltest -run '^$$' -timeout 300s -fuzz FuzzOperations -fuzzminimizetime 1x -fuzztime 400x
-	go test ./internal/robustness -v -crash-rounds 20 -fault-runs 5 -soak 20s -count=1 -timeout 600s
+	go test -timeout 300s -run 'StaleIndex|Memory' . ./internal/engine ./internal/robustness
+	go test ./internal/modeltest -run '^$$' -timeout 300s -fuzz FuzzSession -fuzzminimizetime 1x -fuzztime 5000x
+	go test ./internal/modeltest -run '^$$' -timeout 300s -fuzz FuzzOperations -fuzzminimizetime 1x -fuzztime 300x
+	go test ./internal/robustness -v -run 'Crash|Faults|Soak' -crash-rounds 20 -fault-runs 5 -soak 10s -count=1 -timeout 600s
 
 bench:
 	cd bench && go run ./cmd/compare -quick

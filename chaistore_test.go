@@ -1270,8 +1270,7 @@ func TestConformance(t *testing.T) {
 		cfg  chaistore.Config
 	}{
 		{"memory", testdb.Memory, chaistore.Config{CreateTable: true}},
-		{"disk", testdb.Disk, chaistore.Config{CreateTable: true}},
-		{"custom table", testdb.Memory, chaistore.Config{CreateTable: true, TableName: "Web_Sessions2"}},
+		{"disk, custom table", testdb.Disk, chaistore.Config{CreateTable: true, TableName: "Web_Sessions2"}},
 		{"index", func(t testing.TB) *chai.DB {
 			db := testdb.Memory(t)
 			testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)

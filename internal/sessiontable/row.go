@@ -43,7 +43,8 @@ func (t *Table) Find(ctx context.Context, token string) (data []byte, expiry tim
 		return nil, time.Time{}, false, err
 	}
 	t.counts.finds.Add(1)
-	row := t.db.Cached(appendKey(nil, l.sessions.namespace, token))
+	var room [MaxKeyLen + 20]byte // on the stack: see appendKey
+	row := t.db.Cached(appendKey(room[:0], l.sessions.namespace, token))
 	if row != nil && l.isOf(t.db.Catalog()) { // the table had not been replaced when the copy was looked up
 		t.counts.cacheHits.Add(1)
 	} else {

@@ -92,7 +92,8 @@ type Config struct {
 	// eighths for blocks of its files, and three eighths for what is not in files yet.
 	// It is taken as it is needed, so a database that is hardly used takes next to
 	// nothing. Closing the database gives it back, the copies once its stores are not
-	// referred to any more. With cgo, only the copies are on Go's heap.
+	// referred to any more. With cgo, only the copies are on Go's heap, and the process
+	// may take twice as much, because C's allocator keeps what is freed.
 	//
 	// All stores on a database share this memory, which is the most that any of them
 	// asks for. A negative size asks for none beyond the 12 MB that Chai takes by
@@ -122,7 +123,7 @@ type Config struct {
 	//
 	// Sessions that were committed without an Owner enter the second table in the first
 	// sweep, or in the first call of SessionsOf or DeleteOf, which waits for that: about
-	// 15 seconds for 200,000 sessions. While that goes on, a second call fails after 10
+	// 15 seconds for 200,000 sessions. While that goes on, other calls fail after 10
 	// seconds.
 	//
 	// Owner is called once for each commit, in the goroutine that commits. It is also
@@ -134,8 +135,9 @@ type Config struct {
 	// If Owner can't read the data, for example because a new version of the program
 	// has renamed a type, it should panic, not return "": then the commit fails (with
 	// OwnerByKey, it succeeds), and the session stays with the owner that the store
-	// knows. SessionsOf returns an error for it, DeleteOf deletes it, and a session whose
-	// owner was never known gets one when a sweep can read it. Default: nil, no owners.
+	// knows. SessionsOf returns an error for it, and DeleteOf deletes it. A session whose
+	// owner was never known gets one when a sweep can read it. Until then, SessionsOf and
+	// DeleteOf end with an error, after what is known. Default: nil, no owners.
 	Owner func(data []byte) string
 
 	// Logger gets an error for each failed sweep, whenever writing hangs, and, at most

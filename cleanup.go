@@ -78,7 +78,7 @@ func (c *cleanup) run(ctx context.Context, interval time.Duration) {
 	defer close(c.done)
 	// A process that lives shorter than the interval sweeps, too. Many that start at
 	// the same time don't sweep at the same time.
-	ticker := time.NewTicker(interval/100 + rand.N(interval/100+1))
+	ticker := time.NewTicker(max(1, interval/100+rand.N(interval/100+1)))
 	defer ticker.Stop()
 	for first := true; ; first = false {
 		select {

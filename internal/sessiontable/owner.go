@@ -111,39 +111,51 @@ func (l *layout) putOwner(b *engine.Batch, token, owner string) error {
 // it. PageOf does not look: the owner function must not run while a snapshot is open,
 // because it could use the table, or end its goroutine.
 //
-// The first call matches the owners with the sessions, unless a sweep has done that.
+// The first call matches the owners with the sessions, unless a sweep has done that. If
+// the owner of a session was not known then, the last page comes with an error.
 func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, next string, err error) {
-	if err := t.awaitOwners(ctx); err != nil {
-		return nil, "", err
-	}
-	err = t.read(ctx, func(s *engine.Snapshot, l *layout) error {
-		rows, next = nil, ""
-		if owner == "" || len(owner) > MaxKeyLen {
-			return nil
-		}
-		size := 0
-		return l.scanOwner(s, owner, from, func(token string) error {
-			if len(rows) == pageLen || size >= pageBytes {
-				next = after(rows[len(rows)-1].Token)
-				return errStop
+	for {
+		matched := new(match)
+		err := t.read(ctx, func(s *engine.Snapshot, l *layout) error {
+			rows, next = nil, ""
+			if owner == "" || len(owner) > MaxKeyLen {
+				return nil
 			}
-			row, err := s.Get(appendKey(nil, l.sessions.namespace, token))
-			if row == nil || err != nil {
-				return err
+			if matched = t.matched.Load(); matched == nil || matched.tables != l.tables() {
+				return errNotMatched
 			}
-			_, data, expiry, err := decodeRow(row)
-			if err != nil {
-				return err
-			}
-			size += len(data)
-			rows = append(rows, Row{token, data, expiry})
-			return nil
+			size := 0
+			return l.scanOwner(s, owner, from, func(token string) error {
+				if len(rows) == pageLen || size >= pageBytes {
+					next = after(rows[len(rows)-1].Token)
+					return errStop
+				}
+				row, err := s.Get(appendKey(nil, l.sessions.namespace, token))
+				if row == nil || err != nil {
+					return err
+				}
+				_, data, expiry, err := decodeRow(row)
+				if err != nil {
+					return err
+				}
+				size += len(data)
+				rows = append(rows, Row{token, data, expiry})
+				return nil
+			})
 		})
-	})
-	if err != nil {
-		return nil, "", err
+		switch {
+		case errors.Is(err, errNotMatched):
+			if err := t.awaitOwners(ctx, matched); err != nil {
+				return nil, "", err
+			}
+		case err != nil:
+			return nil, "", err
+		case next == "" && matched.unknown:
+			return rows, "", errUnknownOwner
+		default:
+			return rows, next, nil
+		}
 	}
-	return rows, next, nil
 }
 
 // scanOwner calls each for the tokens of an owner's sessions, beginning at from, in
@@ -170,7 +182,7 @@ func (l *layout) scanOwner(s *engine.Snapshot, owner, from string, each func(tok
 
 // MatchOwners adds the missing owners of sessions that were committed without one,
 // and removes the owners of sessions that are gone. It reads both tables in pages,
-// side by side. If t has no owners, it does nothing.
+// side by side. If t has no owners, or another goroutine is at it, it does nothing.
 //
 // For 200,000 sessions in gob without an owner, that takes about 15 seconds. So a store
 // is used meanwhile: only what asks for the sessions of an owner waits, the first time.
@@ -180,24 +192,33 @@ func (t *Table) MatchOwners(ctx context.Context) error {
 	}
 	select {
 	case t.matching <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { <-t.matching }()
-	return t.matchOwners(ctx)
-}
-
-// errMatching is returned while the owners of the sessions are not all known, rather
-// than some of an owner's sessions.
-var errMatching = errors.New("the owners of earlier sessions are still being determined")
-
-// awaitOwners returns when the owners have been matched since t was made. If nobody does
-// that, it does. It waits for another goroutine for no longer than a write waits: that
-// goroutine may be its own, which called the owner function.
-func (t *Table) awaitOwners(ctx context.Context) error {
-	if t.matched.Load() {
+		defer func() { <-t.matching }()
+		return t.matchOwners(ctx)
+	default:
 		return nil
 	}
+}
+
+// A match says in which tables owners and sessions were matched.
+type match struct {
+	tables  [2]int64 // namespaces
+	unknown bool     // whether the owner function could not read some session
+}
+
+// tables returns the namespaces of both tables.
+func (l *layout) tables() [2]int64 { return [2]int64{l.sessions.namespace, l.owners.namespace} }
+
+var (
+	errNotMatched = errors.New("owners and sessions have not been matched")
+	// Rather than some of an owner's sessions, its readers get these.
+	errMatching     = errors.New("the owners of earlier sessions are still being determined")
+	errUnknownOwner = errors.New("the owner function could not read a session, which may be this owner's")
+)
+
+// awaitOwners returns when the owners have been matched after the given match. If nobody
+// does that, it does. It waits for another goroutine for no longer than a write waits:
+// that goroutine may be its own, which called the owner function.
+func (t *Table) awaitOwners(ctx context.Context, last *match) error {
 	limit := time.NewTimer(engine.HangLimit)
 	defer limit.Stop()
 	select {
@@ -208,29 +229,40 @@ func (t *Table) awaitOwners(ctx context.Context) error {
 		return ctx.Err()
 	}
 	defer func() { <-t.matching }()
-	if t.matched.Load() {
+	if t.matched.Load() != last {
 		return nil
 	}
 	return t.matchOwners(ctx)
 }
 
-// matchOwners is MatchOwners. t.matching must be taken.
+// matchOwners is MatchOwners. t.matching must be taken. When a table is replaced
+// meanwhile, it begins again.
 func (t *Table) matchOwners(ctx context.Context) error {
+	var done match
 	for from, more := "", true; more; {
-		var mismatch ownerMismatch
+		var m ownerMismatch
 		err := t.read(ctx, func(s *engine.Snapshot, l *layout) (err error) {
-			mismatch, err = l.compareOwners(s, from)
+			m, err = l.compareOwners(s, from)
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		if err := t.correctOwners(ctx, mismatch); err != nil {
+		if m.tables != done.tables && from != "" {
+			from, done = "", match{}
+			continue
+		}
+		unknown, changed, err := t.correctOwners(ctx, m)
+		if err != nil {
 			return err
 		}
-		from, more = mismatch.next, mismatch.next != ""
+		if changed {
+			continue // compare this part again
+		}
+		done = match{m.tables, done.unknown || unknown}
+		from, more = m.next, m.next != ""
 	}
-	t.matched.Store(true)
+	t.matched.Store(&done)
 	return nil
 }
 
@@ -240,11 +272,13 @@ type ownerMismatch struct {
 	without []Row    // sessions without an owner
 	gone    []string // tokens of owners without a session
 	next    string   // where to go on, "" at the end of both tables
+	tables  [2]int64
 }
 
 // compareOwners compares sessions and owners in the order of tokens, beginning at
 // from, until it has seen sweepWrite owners or differences.
 func (l *layout) compareOwners(s *engine.Snapshot, from string) (m ownerMismatch, err error) {
+	m.tables = l.tables()
 	var owners []string // the next tokens with an owner, in order
 	var last string     // where this part ends
 	err = s.Scan(appendKey(nil, l.owners.namespace, from), appendInt(nil, l.owners.namespace+1), func(_, row []byte) error {
@@ -297,10 +331,11 @@ func (l *layout) compareOwners(s *engine.Snapshot, from string) (m ownerMismatch
 	return m, nil
 }
 
-// correctOwners adds and removes owners, except where a session has changed since the
-// tables were compared. A session whose owner is unknown gets none, so the next sweep
-// asks for it again. An owner that is too long is stored as "".
-func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
+// correctOwners adds and removes owners, except where a session, or a table, has changed
+// since the tables were compared: then it returns changed. A session whose owner is
+// unknown gets none, so the next sweep asks for it again. An owner that is too long is
+// stored as "".
+func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) (unknown, changed bool, err error) {
 	// Decoding takes longer than writing, so all processors do it.
 	all, known := make([]string, len(m.without)), make([]bool, len(m.without))
 	var wg sync.WaitGroup
@@ -308,7 +343,7 @@ func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
 	returned := make([]bool, processors)
 	for p := range processors {
 		wg.Go(func() {
-			for i := p; i < len(all); i += processors {
+			for i := p; i < len(all) && ctx.Err() == nil; i += processors {
 				var err error
 				all[i], known[i], err = t.ownerToPut(m.without[i].Data)
 				known[i] = known[i] || err == ErrOwnerTooLong
@@ -320,18 +355,19 @@ func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
 	if slices.Contains(returned, false) {
 		runtime.Goexit() // as the owner function did
 	}
-	var without []Row
-	var owners []string
-	for i, row := range m.without {
-		if known[i] {
-			without, owners = append(without, row), append(owners, all[i])
+	if err := ctx.Err(); err != nil {
+		return false, false, err
+	}
+	unknown = slices.Contains(known, false)
+	if len(m.without)+len(m.gone) == 0 {
+		return unknown, false, nil
+	}
+	err = t.write(ctx, (len(m.without)+len(m.gone))*4*MaxKeyLen, func(b *engine.Batch, l *layout) error {
+		if l.tables() != m.tables {
+			changed = true
+			return nil
 		}
-	}
-	if len(without)+len(m.gone) == 0 {
-		return nil
-	}
-	return t.write(ctx, (len(without)+len(m.gone))*4*MaxKeyLen, func(b *engine.Batch, l *layout) error {
-		for i, row := range without {
+		for i, row := range m.without {
 			current, err := b.Get(appendKey(nil, l.sessions.namespace, row.Token))
 			if err != nil {
 				return err
@@ -344,9 +380,13 @@ func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
 				return err
 			}
 			if !bytes.Equal(data, row.Data) {
+				changed = true
 				continue
 			}
-			if err := l.putOwner(b, row.Token, owners[i]); err != nil {
+			if !known[i] {
+				continue
+			}
+			if err := l.putOwner(b, row.Token, all[i]); err != nil {
 				return err
 			}
 		}
@@ -364,4 +404,5 @@ func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) error {
 		}
 		return nil
 	})
+	return unknown, changed, err
 }

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -124,8 +127,8 @@ func TestCorrectOwnersLooksAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	upsert(plain, "back", "a")
-	if err := table.correctOwners(t.Context(), m); err != nil {
-		t.Fatal(err)
+	if unknown, changed, err := table.correctOwners(t.Context(), m); unknown || !changed || err != nil {
+		t.Fatalf("correctOwners = %v, %v, %v; want false, true, nil", unknown, changed, err)
 	}
 	got := make(map[string]string)
 	result, err := db.Query("SELECT token, owner FROM sessions_owners")
@@ -210,8 +213,8 @@ func TestTableIsUsedWhileOwnersAreMatched(t *testing.T) {
 		if _, _, err := table.PageOf(ctx, "owner", ""); err != context.DeadlineExceeded || time.Since(start) != time.Second {
 			t.Errorf("PageOf = %v after %v, want %v after 1s", err, time.Since(start), context.DeadlineExceeded)
 		}
-		if err := table.MatchOwners(ctx); err != context.DeadlineExceeded {
-			t.Errorf("MatchOwners = %v, want %v", err, context.DeadlineExceeded)
+		if err := table.MatchOwners(t.Context()); err != nil {
+			t.Errorf("MatchOwners = %v, want nil", err)
 		}
 		if _, _, err := table.PageOf(t.Context(), "owner", ""); err != errMatching || time.Since(start) != 11*time.Second {
 			t.Errorf("PageOf = %v after %v, want %v after 11s", err, time.Since(start), errMatching)
@@ -225,5 +228,127 @@ func TestTableIsUsedWhileOwnersAreMatched(t *testing.T) {
 		if rows, _, err := table.PageOf(t.Context(), "owner", ""); len(rows) != 2 || err != nil {
 			t.Errorf("PageOf = %d rows, %v; want 2, nil", len(rows), err)
 		}
+	})
+}
+
+// No call says that it has all sessions of an owner when it has only some: when the
+// table of owners is made anew, a store without owners renews a session, or the owner
+// function can't read one.
+func TestOwnersAreNeverLeftOutSilently(t *testing.T) {
+	expiry := time.Now().Add(time.Hour)
+	upsert := func(t *testing.T, table *Table, token, data string) {
+		t.Helper()
+		if err := table.Upsert(t.Context(), token, []byte(data), expiry); err != nil {
+			t.Error(err)
+		}
+	}
+	wantPage := func(t *testing.T, table *Table, owner string, n int, want error) {
+		t.Helper()
+		rows, next, err := table.PageOf(t.Context(), owner, "")
+		if len(rows) != n || next != "" || err != want {
+			t.Errorf("PageOf(%q) = %d rows, %q, %v; want %d, \"\", %v", owner, len(rows), next, err, n, want)
+		}
+	}
+	const sessions = 3 * sweepWrite
+	newTables := func(t *testing.T, ownerOf func(data []byte) string) (plain, table *Table) {
+		db := testdb.Memory(t)
+		plain = New(db, Options{Name: "sessions"})
+		if err := plain.Create(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		table = New(db, Options{Name: "sessions", OwnerOf: ownerOf})
+		if err := table.CreateOwners(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for i := range sessions {
+			upsert(t, plain, fmt.Sprintf("%03d", i), "alice")
+		}
+		return plain, table
+	}
+	makeAnew := func(t *testing.T, table *Table) {
+		t.Helper()
+		testdb.Exec(t, table.handle, "DROP TABLE sessions_owners")
+		if err := table.CreateOwners(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+
+	t.Run("made anew", func(t *testing.T) {
+		_, table := newTables(t, firstByte)
+		wantPage(t, table, "a", sessions, nil)
+		makeAnew(t, table)
+		wantPage(t, table, "a", sessions, nil)
+	})
+	t.Run("made anew meanwhile", func(t *testing.T) {
+		var table *Table
+		calls := 0
+		var mu sync.Mutex
+		_, table = newTables(t, func(data []byte) string {
+			mu.Lock()
+			defer mu.Unlock()
+			if calls++; calls == sessions/2 {
+				makeAnew(t, table)
+			}
+			return firstByte(data)
+		})
+		wantPage(t, table, "a", sessions, nil)
+	})
+	t.Run("renewed meanwhile", func(t *testing.T) {
+		var plain, table *Table
+		var once sync.Once
+		plain, table = newTables(t, func(data []byte) string {
+			once.Do(func() { upsert(t, plain, "042", "alice's") })
+			return firstByte(data)
+		})
+		wantPage(t, table, "a", sessions, nil)
+	})
+	t.Run("unreadable", func(t *testing.T) {
+		unreadable := true
+		plain, table := newTables(t, func(data []byte) string {
+			if unreadable && string(data) == "bob" {
+				panic(ErrUndecodable)
+			}
+			return firstByte(data)
+		})
+		upsert(t, plain, "bob's", "bob")
+		wantPage(t, table, "a", sessions, errUnknownOwner)
+		wantPage(t, table, "b", 0, errUnknownOwner)
+		unreadable = false
+		if err := table.MatchOwners(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wantPage(t, table, "a", sessions, nil)
+		wantPage(t, table, "b", 1, nil)
+	})
+	t.Run("swept by the owner function", func(t *testing.T) {
+		testdb.Watchdog(t, time.Minute)
+		var table *Table
+		var once sync.Once
+		_, table = newTables(t, func(data []byte) string {
+			once.Do(func() {
+				if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+					t.Error(err)
+				}
+			})
+			return firstByte(data)
+		})
+		wantPage(t, table, "a", sessions, nil)
+	})
+	t.Run("ended", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var calls atomic.Int32
+		_, table := newTables(t, func(data []byte) string {
+			calls.Add(1)
+			cancel()
+			return firstByte(data)
+		})
+		if _, _, err := table.PageOf(ctx, "a", ""); err != context.Canceled {
+			t.Errorf("PageOf = %v, want %v", err, context.Canceled)
+		}
+		if n, most := int(calls.Load()), 2*runtime.GOMAXPROCS(0); n > most {
+			t.Errorf("the owner function was called %d times, want at most %d", n, most)
+		}
+		wantPage(t, table, "a", sessions, nil)
 	})
 }

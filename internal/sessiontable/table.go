@@ -58,7 +58,7 @@ type Table struct {
 	right   sync.Map               // namespaces of the indexes that are known to be right
 	ended   *ended                 // nil if nothing is remembered
 	garbage atomic.Int64           // bytes of sessions deleted by sweeps since the last Compact
-	matched atomic.Bool            // whether the owners have been matched since the Table was made
+	matched atomic.Pointer[match]  // the last one; nil before the first
 	counts  counts
 
 	matching chan struct{} // has an element while a goroutine matches the owners

@@ -266,6 +266,17 @@ func TestTransactionsInvalidateCopies(t *testing.T) {
 			t.Errorf("Find = %q, want nothing", got)
 		}
 	})
+	t.Run("deletion of all rows", func(t *testing.T) { // from the empty key
+		db := testdb.Memory(t)
+		e := newCacheDB(t, db, 1<<20)
+		if err := db.DB.Store.DB().DeleteRange(nil, []byte{80}, nil); err != nil {
+			t.Fatal(err)
+		}
+		wantCached(t, e, cacheKey, "")
+		if got := cacheFind(t, e, cacheKey); got != nil {
+			t.Errorf("Find = %q, want nothing", got)
+		}
+	})
 	t.Run("a kind of change that Chai does not make", func(t *testing.T) {
 		db := testdb.Memory(t)
 		e := newCacheDB(t, db, 1<<20)
@@ -391,6 +402,22 @@ func TestNotes(t *testing.T) {
 	n.seenNone(20)
 	want(20, true)
 	want(19, false)
+}
+
+// Once a read has found no notes, others don't look for them, which would take longer
+// than to get a row.
+func TestNotesAreLookedForOnce(t *testing.T) {
+	e := newCacheDB(t, testdb.Memory(t), 0)
+	cacheFind(t, e, cacheKey)
+	err := e.Read(t.Context(), func(s *Snapshot) error {
+		if !e.cache.notes.absent(s.number) {
+			t.Error("the second read looks for notes, too")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // A snapshot is not taken for one without notes while the notes are being removed.
@@ -708,6 +735,80 @@ func TestLargeRowReplacesSmallOne(t *testing.T) {
 	s.put("key", []byte("one"), 1000)
 	s.put("key", make([]byte, 1000), 1000)
 	s.check(t, 0)
+}
+
+// Rows that fill the limit to the last byte stay in the cache.
+func TestShardKeepsWhatFits(t *testing.T) {
+	row := make([]byte, 100)
+	size := (&entry{key: "a", row: row}).size()
+	var s shard
+	for n, keys := range []string{"a", "ab"} {
+		limit := (n + 1) * size
+		for _, key := range keys {
+			s.put(string(key), row, limit)
+		}
+		s.check(t, limit)
+		if got := len(s.entries); got != n+1 {
+			t.Errorf("got %d rows in %d bytes, want %d", got, limit, n+1)
+		}
+	}
+}
+
+// A row that takes the place of another one costs the same however many rows there are:
+// what holds them is not made again.
+func TestShardReplacesRowsCheaply(t *testing.T) {
+	const entries = 1000
+	keys := make([]string, 4*entries)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("%06d", i)
+	}
+	row := make([]byte, 100)
+	limit := entries * (&entry{key: keys[0], row: row}).size()
+	var s shard
+	next := 0
+	put := func() {
+		s.put(keys[next%len(keys)], row, limit)
+		next++
+	}
+	for range 2 * entries {
+		put()
+	}
+	if n := testing.AllocsPerRun(entries, put); n > 2 {
+		t.Errorf("a row took %v allocations, want 1", n)
+	}
+	s.check(t, limit)
+}
+
+// The allocator rounds the sizes of rows up. The cache counts that, so large rows
+// take no more memory than its limit.
+func TestCacheCountsWhatRowsTake(t *testing.T) {
+	for _, test := range []struct {
+		row         int
+		least, most float64 // of what the cache counts
+	}{
+		{20, 0.75, 1.3}, // grows the map often
+		{1000, 0.75, 1.1},
+		{9000, 0.75, 1.1},
+		{32<<10 + 1, 0.97, 1.03}, // takes 40 KiB
+		{40 << 10, 0.97, 1.03},
+		{100_000, 0.97, 1.03},
+	} {
+		keys := make([][]byte, 4<<20/(test.row+entryOverhead))
+		for i := range keys {
+			keys[i] = fmt.Appendf(nil, "%043d", i)
+		}
+		var s shard
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for _, key := range keys {
+			s.put(string(key), make([]byte, test.row), 1<<30)
+		}
+		runtime.ReadMemStats(&after)
+		took := after.TotalAlloc - before.TotalAlloc
+		if got := float64(took) / float64(s.size); got < test.least || got > test.most {
+			t.Errorf("%d rows of %d bytes took %d bytes, and were counted as %d", len(keys), test.row, took, s.size)
+		}
+	}
 }
 
 // The cache takes as much of the heap as it counts, within a tenth, for rows of any

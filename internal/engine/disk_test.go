@@ -404,7 +404,53 @@ func TestBackgroundEnded(t *testing.T) {
 	})
 }
 
+// The first logger there is hears of failures in the background, even if others use
+// the same database.
+func TestFailuresInTheBackgroundAreLogged(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		engine := testdb.Memory(t)
+		first, second := new(recorder), new(recorder)
+		dbs := []*DB{For(engine, nil), For(engine, first.logger), For(engine, second.logger)}
+		defer runtime.KeepAlive(dbs)
+		mu := at[sync.Mutex](dbs[0].pebble(), known.mu)
+		mu.Lock()
+		options(dbs[0].pebble()).EventListener.CompactionEnd(pebble.CompactionInfo{Err: syscall.EIO})
+		mu.Unlock()
+		synctest.Wait()
+		if len(first.lines) != 1 || len(second.lines) != 0 {
+			t.Errorf("got %q by the first logger and %q by the second, want one line and none", first.lines, second.lines)
+		}
+	})
+}
+
+// A flush that fails ends writing only once there is too much to flush. Then each write
+// fails at once, more often than Pebble has places for batches.
+func TestFlushEnd(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		db := newFaultDB(t)
+		mu := at[sync.Mutex](db.pebble(), known.mu)
+		end := func(bytes uint64, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			options(db.pebble()).EventListener.FlushEnd(pebble.FlushInfo{InputBytes: bytes, Err: err})
+		}
+		end(maxUnflushed+1, nil)
+		end(maxUnflushed, syscall.ENOSPC)
+		if err := db.put(1); err != nil {
+			t.Errorf("Write = %v, want nil as long as there is room", err)
+		}
+		end(maxUnflushed+1, syscall.ENOSPC)
+		wantError(t, db.put(2), syscall.ENOSPC)
+		for range queueLen + 100 { // by the application
+			wantError(t, returns(t, "Set", func() error { return db.pebble().Set(largeKey(2), []byte("2"), pebble.Sync) }), syscall.ENOSPC)
+		}
+		db.wantRows(t, 1)
+		_ = db.engine.Close()
+	})
+}
+
 // Some errors are no failures, and a merge that fails waits without Pebble's mutex.
+// Meanwhile, writes don't wait for it.
 func TestCompactionEnd(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		db := newFaultDB(t)
@@ -417,6 +463,15 @@ func TestCompactionEnd(t *testing.T) {
 			options(db.pebble()).EventListener.CompactionEnd(pebble.CompactionInfo{Err: err})
 			return time.Since(began)
 		}
+		wantLimits := func(tables, files int) {
+			t.Helper()
+			o := options(db.pebble())
+			if o.MemTableStopWritesThreshold != tables || o.L0StopWritesThreshold != files {
+				t.Errorf("writes wait at %d tables and %d files, want %d and %d",
+					o.MemTableStopWritesThreshold, o.L0StopWritesThreshold, tables, files)
+			}
+		}
+		db.UseMemory(16 << 20)
 		for _, err := range []error{nil, pebble.ErrCancelledCompaction, errors.New("pebble: empty table")} {
 			if d := end(err); d != 0 || db.BackgroundError() != nil {
 				t.Errorf("after %v: waited %v, BackgroundError = %v, want 0, nil", err, d, db.BackgroundError())
@@ -428,6 +483,7 @@ func TestCompactionEnd(t *testing.T) {
 		if !mu.TryLock() {
 			t.Error("Pebble's mutex is locked during the back-off")
 		} else {
+			wantLimits(1<<30, 1<<30)
 			mu.Unlock()
 		}
 		wantError(t, db.BackgroundError(), syscall.EIO)
@@ -438,6 +494,7 @@ func TestCompactionEnd(t *testing.T) {
 		if err := db.BackgroundError(); err != nil {
 			t.Errorf("BackgroundError = %v, want nil", err)
 		}
+		wantLimits(2, 2*mergeFiles)
 		if err := db.engine.Close(); err != nil {
 			t.Error(err)
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"reflect"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -191,12 +192,14 @@ func TestBudgetGrows(t *testing.T) {
 	for _, test := range []struct {
 		budget              int64
 		limit, table, files int64
+		blocks              int64 // and three memory tables, in MiB
 	}{
-		{-1, 0, 4 << 20, 4},
-		{16 << 20, 4 << 20, 4 << 20, 12},
-		{64 << 20, 16 << 20, 8 << 20, 12},
-		{32 << 20, 16 << 20, 8 << 20, 12},
-		{1 << 30, 256 << 20, 64 << 20, 12},
+		{-1, 0, 4 << 20, 4, 8},
+		{0, 0, 4 << 20, 4, 8},
+		{16 << 20, 4 << 20, 4 << 20, 12, 6 + 3*2},
+		{64 << 20, 16 << 20, 8 << 20, 12, 24 + 3*8},
+		{32 << 20, 16 << 20, 8 << 20, 12, 24 + 3*8},
+		{1 << 30, 256 << 20, 64 << 20, 12, 384 + 3*64},
 	} {
 		db.UseMemory(test.budget)
 		if got := db.cache.limit.Load() * int64(len(db.cache.shards)); got != test.limit {
@@ -207,6 +210,39 @@ func TestBudgetGrows(t *testing.T) {
 		}
 		if got := options(db.pebble()).L0CompactionThreshold; got != int(test.files) {
 			t.Errorf("UseMemory(%d): the engine merges %d files, want %d", test.budget, got, test.files)
+		}
+		if o := options(db.pebble()); o.L0StopWritesThreshold < 2*o.L0CompactionThreshold {
+			t.Errorf("UseMemory(%d): writes wait at %d files, hardly later than files are merged, at %d", test.budget, o.L0StopWritesThreshold, o.L0CompactionThreshold)
+		}
+		if got := blockRoom(db); got != test.blocks {
+			t.Errorf("UseMemory(%d): got %d MiB for blocks and memory tables, want %d", test.budget, got, test.blocks)
+		}
+	}
+}
+
+// blockRoom returns how many MiB are not reserved in the engine's cache of blocks.
+func blockRoom(db *DB) int64 {
+	var bytes int64
+	shards := reflect.ValueOf(options(db.pebble()).Cache).Elem().FieldByName("shards")
+	for i := range shards.Len() {
+		bytes += shards.Index(i).FieldByName("maxSize").Int() - shards.Index(i).FieldByName("reservedSize").Int()
+	}
+	return (bytes + 1<<19) >> 20 // the first memory table takes a quarter of one
+}
+
+// With a budget, too, a write can be larger than a memory table.
+func TestWriteLargerThanAMemoryTable(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := For(testdb.Memory(t), discard)
+	db.UseMemory(40 << 20)
+	row := make([]byte, 6<<20)
+	if uint64(len(row)) <= options(db.pebble()).MemTableSize {
+		t.Fatal("the memory table is too large for the test")
+	}
+	for _, k := range []string{"a", "b"} {
+		write(t, db, func(b *Batch) error { b.Put(key(k), row); return nil })
+		if got := cacheFind(t, db, key(k)); len(got) != len(row) {
+			t.Errorf("Find = %d bytes, want %d", len(got), len(row))
 		}
 	}
 }

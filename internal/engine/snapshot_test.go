@@ -125,6 +125,32 @@ func TestScanUndoesChanges(t *testing.T) {
 	tx.unlock()
 }
 
+// A snapshot has the latest catalog unless a table was created or dropped after it.
+func TestCatalog(t *testing.T) {
+	engine, db := newDB(t)
+	var last uint64
+	for i := range 3 {
+		testdb.Exec(t, engine, fmt.Sprint("CREATE TABLE other", i, " (k INTEGER PRIMARY KEY)"))
+		err := db.Read(t.Context(), func(s *Snapshot) error {
+			number, ok := s.Catalog()
+			if !ok || number <= last {
+				t.Errorf("Catalog = %d, %v after a table was created; want more than %d, true", number, ok, last)
+			}
+			last = number
+			testdb.Exec(t, engine, fmt.Sprint("DROP TABLE other", i))
+			if number, ok := s.Catalog(); ok || number <= last {
+				t.Errorf("Catalog = %d, %v after a table was dropped; want more than %d, false", number, ok, last)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		write(t, db, set("a", i+1))
+		last = db.Catalog()
+	}
+}
+
 func TestSnapshotDoesNotChange(t *testing.T) {
 	_, db := newDB(t)
 	write(t, db, set("a", 1))

@@ -17,6 +17,8 @@ func TestEndedForgetsOnTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newEnded()
 		time.Sleep(time.Hour) // ended may be older than its keys
+		e.add("a moment before", time.Minute)
+		time.Sleep(time.Nanosecond)
 		e.add("long", time.Hour)
 		e.add("short", time.Minute)
 		e.add("extended", time.Minute)
@@ -28,7 +30,7 @@ func TestEndedForgetsOnTime(t *testing.T) {
 			wait time.Duration
 			want map[string]bool
 		}{
-			{time.Minute - 1, map[string]bool{"short": true, "extended": true, "not shortened": true, "never added": false}},
+			{time.Minute - 1, map[string]bool{"short": true, "extended": true, "not shortened": true, "never added": false, "a moment before": false}},
 			{1, map[string]bool{"short": false, "long": true, "extended": true, "not shortened": true}},
 			{59*time.Minute - 1, map[string]bool{"long": true, "extended": true, "not shortened": true}},
 			{1, map[string]bool{"long": false, "extended": false, "not shortened": false, "for good": true}},
@@ -92,16 +94,19 @@ func TestEndedForgetsWholeGenerations(t *testing.T) {
 		const keys, remember = 10_000, time.Minute
 		e := newEnded()
 		made := make(map[*generation]int) // the number of keys
-		added, most := 0, 0
+		added, most, mostHeld := 0, 0, 0
 		add := func(n int) {
 			for range n {
 				e.add(string(binary.BigEndian.AppendUint64(nil, uint64(added))), []time.Duration{remember, time.Second}[added%2])
 				added++
 			}
 			most = max(most, len(e.generations))
+			held := 0
 			for _, g := range e.generations {
 				made[g] = len(g.until)
+				held += len(g.until)
 			}
+			mostHeld = max(mostHeld, held)
 		}
 		for range 100 {
 			add(keys / 100)
@@ -111,6 +116,9 @@ func TestEndedForgetsWholeGenerations(t *testing.T) {
 		add(1)
 		if len(e.generations) != 1 {
 			t.Errorf("got %d generations a minute after the last but one key, want 1", len(e.generations))
+		}
+		if inTime := keys / 2 / 2; mostHeld > inTime*5/4 {
+			t.Errorf("%d keys were held at once, want little more than the %d to be remembered", mostHeld, inTime)
 		}
 		kept := 0
 		for g, n := range made {
@@ -167,5 +175,8 @@ func TestTablesRememberByName(t *testing.T) {
 	}
 	if table("b").ended == a {
 		t.Error("two Tables of different names remember together")
+	}
+	if New(db, Options{Name: "a"}).ended != nil {
+		t.Error("a Table that remembers nothing takes memory for it")
 	}
 }

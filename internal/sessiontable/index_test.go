@@ -352,11 +352,18 @@ func TestRolledBackUpdateIsRepaired(t *testing.T) {
 const repairLen = sweepScan + sweepScan/2
 
 func TestStaleTableIsRepaired(t *testing.T) {
-	testdb.Slow(t)
+	t.Run("in several turns", func(t *testing.T) { testStaleTableIsRepaired(t, 3*sweepWrite+1) })
+	t.Run("in several snapshots", func(t *testing.T) {
+		testdb.Slow(t)
+		testStaleTableIsRepaired(t, repairLen)
+	})
+}
+
+func testStaleTableIsRepaired(t *testing.T, sessions int) {
 	testdb.Watchdog(t, 3*time.Minute)
-	db, table := newStaleTable(t, repairLen, testdb.CreateIndex, "CREATE INDEX both ON sessions(expiry DESC, token)")
+	db, table := newStaleTable(t, sessions, testdb.CreateIndex, "CREATE INDEX both ON sessions(expiry DESC, token)")
 	sweep, err := table.DeleteExpired(t.Context(), time.Now())
-	if want := (Sweep{Scanned: repairLen}); sweep != want || err != nil {
+	if want := (Sweep{Scanned: sessions}); sweep != want || err != nil {
 		t.Fatalf("DeleteExpired = %+v, %v; want %+v, nil", sweep, err, want)
 	}
 	testdb.CheckIndexes(t, db)

@@ -352,3 +352,232 @@ func TestOwnersAreNeverLeftOutSilently(t *testing.T) {
 		wantPage(t, table, "a", sessions, nil)
 	})
 }
+
+// The value of a panic may have data of the session, so it must not get into a log.
+func TestOwnerFunctionPanics(t *testing.T) {
+	table := New(testdb.Memory(t), Options{Name: "sessions", OwnerOf: func(data []byte) string {
+		switch string(data) {
+		case "undecodable":
+			panic(ErrUndecodable)
+		case "runtime":
+			return string(data[100:101])
+		}
+		panic("secret " + string(data))
+	}})
+	for data, want := range map[string]string{
+		"undecodable": ErrUndecodable.Error(),
+		"runtime":     "the owner function panicked: runtime error: slice bounds out of range [:101]",
+		"data":        "the owner function panicked",
+	} {
+		owner, err := table.ReadOwner([]byte(data))
+		if message, _, _ := strings.Cut(fmt.Sprint(err), " with "); owner != "" || message != want {
+			t.Errorf("ReadOwner(%q) = %q, %v; want %q", data, owner, err, want)
+		}
+		if errors.Is(err, ErrUndecodable) != (data == "undecodable") {
+			t.Errorf("ReadOwner(%q) = %v, which can't be told from %v", data, err, ErrUndecodable)
+		}
+	}
+}
+
+// countOwnerCalls makes table count the calls of its owner function.
+func countOwnerCalls(table *Table) (calls *atomic.Int64) {
+	calls = new(atomic.Int64)
+	ownerOf := table.OwnerOf
+	table.OwnerOf = func(data []byte) string {
+		calls.Add(1)
+		return ownerOf(data)
+	}
+	return calls
+}
+
+// The sessions of the longest possible owner are found. A commit with a longer one
+// fails, since looking for it could panic in Chai. An earlier session with one stays,
+// and so does one that can't be decoded, which is tried again.
+func TestLongestOwner(t *testing.T) {
+	db := testdb.Memory(t)
+	table := newTableWithOwners(t, db)
+	table.OwnerOf = func(data []byte) string {
+		if string(data) == "undecodable" {
+			panic(ErrUndecodable)
+		}
+		return string(data)
+	}
+	calls := countOwnerCalls(table)
+	longest := strings.Repeat("o", MaxKeyLen)
+	plain := New(db, Options{Name: "sessions"})
+	expiry := time.Now().Add(time.Hour)
+	err := errors.Join(
+		table.Upsert(t.Context(), "new", []byte(longest), expiry),
+		plain.Upsert(t.Context(), "earlier", []byte(longest), expiry),
+		plain.Upsert(t.Context(), "too long", []byte(longest+"o"), expiry),
+		plain.Upsert(t.Context(), "undecodable", []byte("undecodable"), expiry),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := table.Upsert(t.Context(), "refused", []byte(longest+"o"), expiry); err != ErrOwnerTooLong {
+		t.Errorf("Upsert with an owner of %d bytes = %v, want %v", MaxKeyLen+1, err, ErrOwnerTooLong)
+	}
+	for _, want := range []int64{5, 1} { // the second time, only the undecodable session
+		if err := table.MatchOwners(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := calls.Swap(0); n != want {
+			t.Errorf("the owner function was called %d times, want %d", n, want)
+		}
+	}
+	rows, _, err := table.PageOf(t.Context(), longest, "")
+	if len(rows) != 2 || err != errUnknownOwner {
+		t.Errorf("PageOf the longest owner = %d sessions, %v; want 2, %v", len(rows), err, errUnknownOwner)
+	}
+	for _, owner := range []string{"", longest + "o"} {
+		if rows, _, err := table.PageOf(t.Context(), owner, ""); len(rows) != 0 || err != nil {
+			t.Errorf("PageOf an owner of %d bytes = %d sessions, %v; want none, nil", len(owner), len(rows), err)
+		}
+	}
+	owners := make(map[string]string)
+	testdb.Query(t, db, "SELECT token, owner FROM sessions_owners", func(row *chai.Row) error {
+		var token, owner string
+		err := row.Scan(&token, &owner)
+		owners[token] = owner
+		return err
+	})
+	if want := map[string]string{"new": longest, "earlier": longest, "too long": ""}; !maps.Equal(owners, want) {
+		t.Errorf("got owners %q, want %q", owners, want)
+	}
+	if _, found, err := find(t, table, "too long"); !found || err != nil {
+		t.Errorf("Find of a session whose owner is too long = %v, %v; want true, nil", found, err)
+	}
+}
+
+// However many sessions a writer without owners has added and deleted, and wherever,
+// each session gets its owner, and no other owner stays. Matching again decodes nothing
+// and writes nothing.
+func TestOwnersAreMatchedInParts(t *testing.T) {
+	for _, sessions := range []int{sweepWrite, sweepWrite + 1, 2*sweepWrite + 7} {
+		for name, writer := range map[string]func(i int) (owned, kept bool){
+			"all owned":       func(int) (bool, bool) { return true, true },
+			"none owned":      func(int) (bool, bool) { return false, true },
+			"gone between":    func(i int) (bool, bool) { return true, i%2 == 0 },
+			"owned between":   func(i int) (bool, bool) { return i%2 == 0, true },
+			"mixed":           func(i int) (bool, bool) { return i%5 < 3, i%3 < 2 },
+			"gone at the end": func(i int) (bool, bool) { return true, i < sessions/3 },
+		} {
+			t.Run(fmt.Sprint(name, "/", sessions), func(t *testing.T) {
+				db := testdb.Memory(t)
+				table := newTableWithOwners(t, db)
+				plain := New(db, Options{Name: "sessions"})
+				calls := countOwnerCalls(table)
+				writers := map[bool]*Table{true: table, false: plain}
+				var gone []string
+				for i := range sessions {
+					owned, kept := writer(i)
+					token := fmt.Sprintf("%05d", i)
+					if err := writers[owned].Upsert(t.Context(), token, []byte{byte('a' + i%3)}, time.Now()); err != nil {
+						t.Fatal(err)
+					}
+					if !kept {
+						gone = append(gone, token)
+					}
+				}
+				if err := plain.Delete(t.Context(), gone...); err != nil {
+					t.Fatal(err)
+				}
+				if err := table.MatchOwners(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				testdb.CheckOwners(t, db, firstByte)
+				fsyncs := table.db.Fsyncs()
+				calls.Store(0)
+				if err := table.MatchOwners(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if n := calls.Load(); n != 0 {
+					t.Errorf("the owner function was called %d times for sessions with an owner, want none", n)
+				}
+				if n := table.db.Fsyncs() - fsyncs; n != 0 {
+					t.Errorf("got %d commits for sessions with an owner, want none", n)
+				}
+			})
+		}
+	}
+}
+
+// Pages of an owner's sessions leave out no token between them, and are limited like
+// other pages.
+func TestPagesOfAnOwnerMeet(t *testing.T) {
+	db := testdb.Memory(t)
+	table := newTableWithOwners(t, db)
+	var want []string
+	for i := range pageLen + 1 {
+		want = append(want, fmt.Sprintf("%05d", i/2)+strings.Repeat("\x00", i%2))
+		upsert(t, table, want[i], time.Now())
+	}
+	upsert(t, table, "another", time.Now())
+	var got []string
+	var lengths []int
+	for from, more := "", true; more; more = from != "" {
+		rows, next, err := table.PageOf(t.Context(), "0", from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range rows {
+			got = append(got, row.Token)
+		}
+		lengths, from = append(lengths, len(rows)), next
+	}
+	if !slices.Equal(got, want) || !slices.Equal(lengths, []int{pageLen, 1}) {
+		t.Errorf("got %d sessions in pages of %v, want %d in pages of %d", len(got), lengths, len(want), pageLen)
+	}
+}
+
+// A damaged row is an error. Nobody takes the sessions before it for all of an owner, or
+// the owners behind it for gone.
+func TestDamagedRowsAreNotPassedOver(t *testing.T) {
+	entry := func(l *layout) []byte { return appendText(appendInt(nil, l.byOwner.namespace), "o") }
+	for name, test := range map[string]struct {
+		damage             func(b *engine.Batch, l *layout)
+		wantPage, wantRest error // from PageOf, and from MatchOwners, which reads no entries
+	}{
+		"session": {func(b *engine.Batch, l *layout) {
+			b.Put(appendKey(nil, l.sessions.namespace, "b"), appendText(nil, "b"))
+		}, errBadRow, errBadRow},
+		"owner": {func(b *engine.Batch, l *layout) {
+			b.Put(appendKey(nil, l.owners.namespace, "b"), appendText(nil, "b"))
+		}, nil, errBadRow},
+		"token of an owner": {func(b *engine.Batch, l *layout) {
+			b.Put(appendKey(nil, l.owners.namespace, "b"), appendInt(appendInt(nil, 1), 2))
+		}, nil, errBadRow},
+		"entry": {func(b *engine.Batch, l *layout) {
+			b.PutEntry(append(entry(l), textType, 9))
+		}, errBadRow, nil},
+		"token of an entry": {func(b *engine.Batch, l *layout) {
+			b.PutEntry(appendBlob(entry(l), nil))
+		}, errBadRow, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			table := newTableWithOwners(t, testdb.Memory(t))
+			for _, token := range []string{"a", "b", "c"} {
+				if err := table.Upsert(t.Context(), token, []byte("o"), time.Now()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if rows, _, err := table.PageOf(t.Context(), "o", ""); len(rows) != 3 || err != nil {
+				t.Fatalf("PageOf = %d sessions, %v; want 3, nil", len(rows), err)
+			}
+			err := table.write(t.Context(), 0, func(b *engine.Batch, l *layout) error {
+				test.damage(b, l)
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if rows, _, err := table.PageOf(t.Context(), "o", ""); !errors.Is(err, test.wantPage) {
+				t.Errorf("PageOf = %d sessions, %v; want %v", len(rows), err, test.wantPage)
+			}
+			if err := table.MatchOwners(t.Context()); !errors.Is(err, test.wantRest) {
+				t.Errorf("MatchOwners = %v, want %v", err, test.wantRest)
+			}
+		})
+	}
+}

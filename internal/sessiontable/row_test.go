@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+	_ "unsafe" // for linkname
 
 	"github.com/chaisql/chai"
 
@@ -138,6 +140,134 @@ func TestNullColumns(t *testing.T) {
 	}
 }
 
+// Chai's own encoders.
+//
+//go:linkname chaiInt github.com/chaisql/chai/internal/encoding.EncodeInt
+func chaiInt(dst []byte, n int64) []byte
+
+//go:linkname chaiText github.com/chaisql/chai/internal/encoding.EncodeText
+func chaiText(dst []byte, s string) []byte
+
+//go:linkname chaiBlob github.com/chaisql/chai/internal/encoding.EncodeBlob
+func chaiBlob(dst, b []byte) []byte
+
+// boundaryInts returns the integers around those at which their encoding changes.
+func boundaryInts() []int64 {
+	ints := []int64{math.MinInt64, math.MinInt64 + 1, math.MaxInt64 - 1, math.MaxInt64}
+	for bits := range 63 {
+		for delta := int64(-1); delta <= 1; delta++ {
+			ints = append(ints, 1<<bits+delta, -1<<bits+delta)
+		}
+	}
+	return ints
+}
+
+// checkValueLen checks that the length of a value is found, in both orders of an index,
+// whatever follows, and that no part of the value is taken for a value.
+func checkValueLen(t *testing.T, what any, value []byte) {
+	t.Helper()
+	for _, descending := range []bool{false, true} {
+		b := append(bytes.Clone(value), 0xff)
+		if descending {
+			b[0] = 255 - b[0]
+		}
+		if n := valueLen(b); n != len(value) {
+			t.Errorf("the length of %v (descending: %v) is %d, want %d: entries with it would be removed", what, descending, n, len(value))
+		}
+		for i := range len(value) {
+			if n := valueLen(b[:i]); n != 0 {
+				t.Fatalf("%d of the %d bytes of %v (descending: %v) were taken for a value", i, len(value), what, descending)
+			}
+		}
+	}
+}
+
+// Chai would not find a row or an entry whose integers are written in another way, and
+// sessions that Chai has written would expire at another time.
+func TestIntegersMatchChai(t *testing.T) {
+	isInt := make(map[byte]bool) // by first byte
+	for _, n := range boundaryInts() {
+		want := chaiInt([]byte("before"), n)
+		if got := appendInt([]byte("before"), n); !bytes.Equal(got, want) {
+			t.Errorf("%d is encoded as %x, want %x", n, got, want)
+		}
+		value := want[len("before"):]
+		if got, ok := decodeInt(value); got != n || !ok {
+			t.Errorf("%d is decoded as %d, %v", n, got, ok)
+		}
+		checkValueLen(t, n, value)
+		isInt[value[0]] = true
+	}
+	for n := int64(-32); n < 32; n++ {
+		isInt[chaiInt(nil, n)[0]] = true
+	}
+	for typ := range 256 {
+		value := append([]byte{byte(typ)}, make([]byte, 8)...)
+		if _, ok := decodeInt(value); ok != isInt[byte(typ)] {
+			t.Errorf("decodeInt of the type %d = %v, want %v", typ, ok, !ok)
+		}
+		// A value of another type, such as a Boolean, ends a row.
+		known := func(typ byte) bool { return isInt[typ] || typ == nullType || typ == textType || typ == blobType }
+		if n := valueLen(value); n > 0 != (known(byte(typ)) || known(255-byte(typ))) {
+			t.Errorf("valueLen of the type %d = %d", typ, n)
+		}
+	}
+}
+
+func TestTextsAndBlobsMatchChai(t *testing.T) {
+	for _, size := range []int{0, 1, 99, 100, 127, 128, 129, 255, 256, 16383, 16384, 16385} {
+		s := strings.Repeat("x", size)
+		for typ, test := range map[byte]struct{ got, want []byte }{
+			textType: {appendText([]byte("before"), s), chaiText([]byte("before"), s)},
+			blobType: {appendBlob([]byte("before"), []byte(s)), chaiBlob([]byte("before"), []byte(s))},
+		} {
+			if !bytes.Equal(test.got, test.want) {
+				t.Errorf("a value of type %d with %d bytes is encoded as %.20x..., want %.20x...", typ, size, test.got, test.want)
+			}
+			value := test.want[len("before"):]
+			if got, ok := decodeBytes(value, typ); string(got) != s || !ok {
+				t.Errorf("a value of type %d with %d bytes is decoded as %d bytes, %v", typ, size, len(got), ok)
+			}
+			if _, ok := decodeBytes(value, textType+blobType-typ); ok {
+				t.Errorf("a value of type %d was taken for one of type %d", typ, textType+blobType-typ)
+			}
+			checkValueLen(t, fmt.Sprintf("%d bytes of type %d", size, typ), value)
+		}
+	}
+	// A damaged length is not one of a value, however large it seems to be.
+	for _, length := range [][]byte{
+		{0x80},       // goes on
+		{2, 'x'},     // one byte is missing
+		{0x80, 1, 0}, // 127 bytes are missing
+		{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01, 0}, // 1<<64 - 1
+		{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 0},       // 1<<63 - 1
+		bytes.Repeat([]byte{0xff}, 20),                                  // more than 64 bits
+	} {
+		if n := valueLen(append([]byte{textType}, length...)); n != 0 {
+			t.Errorf("the length of a text that begins with %x is %d, want 0", length, n)
+		}
+	}
+}
+
+// A row with a column of another type is no session, rather than one with the wrong
+// data, or without an end.
+func TestDecodeRefusesOtherTypes(t *testing.T) {
+	text, blob, expiry := appendText(nil, "a"), appendBlob(nil, []byte("a")), appendInt(nil, 1000)
+	for name, row := range map[string][]byte{
+		"token":  slices.Concat(blob, blob, expiry),
+		"data":   slices.Concat(text, text, expiry),
+		"expiry": slices.Concat(text, blob, text),
+		"all":    slices.Concat(expiry, expiry, blob),
+	} {
+		if token, data, expiry, err := decodeRow(row); err == nil {
+			t.Errorf("%s: got the session %q, %q, %v, want an error", name, token, data, expiry)
+		}
+	}
+	if _, err := decodeCatalogRow(slices.Concat(text, text, text)); err == nil {
+		t.Error("a row of the catalog with a text for its number was accepted: another table would be read")
+	}
+}
+
 func TestDecodeRefusesGarbage(t *testing.T) {
 	row := Row{strings.Repeat("t", 43), make([]byte, 200), time.Now()}
 	valid := encodeRow(row)
@@ -255,6 +385,131 @@ func TestPagesAreLimitedInBytes(t *testing.T) {
 	if want := fmt.Sprint([]int{perPage, perPage, 1}); fmt.Sprint(lengths) != want || fmt.Sprint(swept) != want {
 		t.Errorf("got pages of %v sessions, and parts of a sweep of %v; want %s", lengths, swept, want)
 	}
+}
+
+// Whatever is read in pages takes no more memory than that: a page that is full to the
+// byte gets no further session.
+func TestFullPageGetsNoMore(t *testing.T) {
+	db := testdb.Memory(t)
+	table := newTableWithOwners(t, db)
+	now := time.Now()
+	half := bytes.Repeat([]byte("o"), pageBytes/2)
+	withoutData := len(encodeRow(Row{"0", half, now})) - len(half)
+	fill := func(data []byte) {
+		t.Helper()
+		for i := range 4 {
+			if err := New(db, Options{Name: "sessions"}).Upsert(t.Context(), fmt.Sprint(i), data, now); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	check := func(name string, page func(from string) (n int, next string, err error)) {
+		t.Helper()
+		var got []int
+		for from, more := "", true; more; more = from != "" {
+			n, next, err := page(from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, from = append(got, n), next
+		}
+		if !slices.Equal(got, []int{2, 2}) {
+			t.Errorf("%s: got %d sessions of half a page in pages, want 2 in each of 2", name, got)
+		}
+	}
+	fill(half)
+	check("Page", func(from string) (int, string, error) {
+		rows, next, err := table.Page(t.Context(), from)
+		return len(rows), next, err
+	})
+	check("compareOwners", func(from string) (n int, next string, err error) {
+		err = table.read(t.Context(), func(s *engine.Snapshot, l *layout) error {
+			m, err := l.compareOwners(s, from)
+			n, next = len(m.without), m.next
+			return err
+		})
+		return n, next, err
+	})
+	check("PageOf", func(from string) (int, string, error) {
+		rows, next, err := table.PageOf(t.Context(), "o", from)
+		return len(rows), next, err
+	})
+	fill(half[withoutData:]) // a sweep counts whole rows
+	check("scanExpired", func(from string) (int, string, error) {
+		page, err := table.scanExpired(t.Context(), from, now)
+		return len(page.tokens), page.next, err
+	})
+}
+
+// A session that waits for its turn takes memory, and is counted for that: no more
+// sessions than there is room for wait at once.
+func TestWaitingSessionTakesMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable)
+		table := newTable(t, db)
+		const all = 32 << 20 // what waiting writes may take
+		lock := engine.Lock(db)
+		lock.Lock()
+		go func() {
+			if err := table.Upsert(t.Context(), "a", make([]byte, 8<<10), time.Now()); err != nil {
+				t.Error(err)
+			}
+		}()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := table.db.Reserve(ctx, all); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Reserve of all memory beside a waiting session = %v, want %v", err, context.DeadlineExceeded)
+		}
+		lock.Unlock()
+		synctest.Wait()
+		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := table.db.Reserve(ctx, all); err != nil {
+			t.Errorf("Reserve of all memory once the session is stored = %v, want nil", err)
+		}
+		table.db.Release(all)
+	})
+}
+
+// A turn is not made longer by any number of deletions that wait, so that a sign-in waits
+// for a few of them only. (These fail, so little is written. Pebble must not make files in
+// a synctest bubble, because it uses channels of theirs again.)
+func TestManyDeletionsTakeSeveralTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+		table := newTable(t, db)
+		err := table.write(t.Context(), 0, func(b *engine.Batch, l *layout) error {
+			b.Put(appendKey(nil, l.sessions.namespace, "bad"), []byte{textType})
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		deletion := func() {
+			tokens := slices.Repeat([]string{"bad"}, 6000) // half of what a turn may write
+			if err := table.Delete(t.Context(), tokens...); !errors.Is(err, errBadRow) {
+				t.Errorf("Delete = %v, want %v", err, errBadRow)
+			}
+		}
+		before := table.db.Fsyncs()
+		lock := engine.Lock(db)
+		lock.Lock()
+		for _, call := range []func(){
+			func() { upsert(t, table, "a", time.Now()) }, deletion,
+			deletion, func() { upsert(t, table, "b", time.Now()) },
+		} {
+			go call()
+			synctest.Wait()
+		}
+		lock.Unlock()
+		synctest.Wait()
+		if n := table.db.Fsyncs() - before; n != 2 {
+			t.Errorf("got %d turns, want 2", n)
+		}
+	})
 }
 
 // Reads end as soon as their context does, even if there is nothing to read.

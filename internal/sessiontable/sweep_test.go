@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/chaisql/chai"
 
 	"go.elara.ws/chaistore/internal/engine"
 	"go.elara.ws/chaistore/internal/testdb"
@@ -94,4 +97,155 @@ func TestSweepEndsBetweenTurns(t *testing.T) {
 			t.Errorf("%d sessions are left, want %d", n, 2*sweepWrite)
 		}
 	})
+}
+
+// diskUsage returns the bytes that a range of keys takes in files.
+func diskUsage(t *testing.T, db *chai.DB, from, to []byte) uint64 {
+	t.Helper()
+	n, err := db.DB.Store.DB().EstimateDiskUsage(from, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// rangesOf returns the ranges of the keys of a table with owners, by what they are.
+func rangesOf(t *testing.T, table *Table) map[string][2][]byte {
+	t.Helper()
+	l, err := table.layout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string][2][]byte{
+		"sessions":       rangeOf(l.sessions.namespace),
+		"their index":    rangeOf(l.sessions.indexes[0].namespace),
+		"owners":         rangeOf(l.owners.namespace),
+		"index of these": rangeOf(l.owners.indexes[0].namespace),
+	}
+}
+
+// newTableInFiles returns a table with owners and an index, with sessions of 4,000 bytes
+// in files, and the number of bytes that their rows have.
+func newTableInFiles(t *testing.T, sessions int, expiry time.Time) (db *chai.DB, table *Table, size int64) {
+	t.Helper()
+	db = testdb.Memory(t)
+	table = newTableWithOwners(t, db)
+	testdb.Exec(t, db, testdb.CreateIndex)
+	rng := rand.NewChaCha8([32]byte{}) // can't be compressed
+	for i := range sessions {
+		row := Row{fmt.Sprintf("%03d", i), make([]byte, 4000), expiry}
+		rng.Read(row.Data)
+		if err := table.Upsert(t.Context(), row.Token, row.Data, row.Expiry); err != nil {
+			t.Fatal(err)
+		}
+		size += int64(len(encodeRow(row)))
+	}
+	if err := db.DB.Store.DB().Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for name, r := range rangesOf(t, table) {
+		if n := diskUsage(t, db, r[0], r[1]); n == 0 {
+			t.Fatalf("the %s take no space", name)
+		}
+	}
+	return db, table, size
+}
+
+// A sweep frees the space of deleted sessions, of their owners and of the entries of
+// both, once that is worth it.
+func TestSweepFreesSpace(t *testing.T) {
+	for _, enough := range []bool{false, true} {
+		now := time.Now()
+		db, table, size := newTableInFiles(t, 30, now)
+		table.garbage.Store(compactAfter - size)
+		if !enough {
+			table.garbage.Add(-1)
+		}
+		sweep, err := table.DeleteExpired(t.Context(), now)
+		if want := (Sweep{Scanned: 30, Deleted: 30}); sweep != want || err != nil {
+			t.Fatalf("DeleteExpired = %+v, %v; want %+v, nil", sweep, err, want)
+		}
+		for name, r := range rangesOf(t, table) {
+			if n := diskUsage(t, db, r[0], r[1]); n == 0 != enough {
+				t.Errorf("the %s take %d bytes in files; enough for merging: %v", name, n, enough)
+			}
+		}
+		if n := table.garbage.Load(); enough && n != 0 || !enough && n != compactAfter-1 {
+			t.Errorf("%d bytes remain to be freed; enough for merging: %v", n, enough)
+		}
+	}
+}
+
+// The sessions that stay count for a quarter: if they counted for more, a table of middle
+// size would not get smaller.
+func TestSweepFreesSpaceBesideSessions(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable)
+	table := newTable(t, db)
+	now := time.Now()
+	if err := table.Upsert(t.Context(), "stays", make([]byte, compactAfter/4), now.Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	table.garbage.Store(compactAfter)
+	if _, err := table.DeleteExpired(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	if n := table.garbage.Load(); n != 0 {
+		t.Errorf("%d bytes remain to be freed beside a quarter of them, want none", n)
+	}
+}
+
+// A sweep repairs what writers without owners have left: each session that stays has its
+// owner, and no other owner does.
+func TestSweepMatchesOwners(t *testing.T) {
+	db := testdb.Memory(t)
+	table := newTableWithOwners(t, db)
+	plain := New(db, Options{Name: "sessions"})
+	now := time.Now()
+	upsert(t, plain, "stays", now.Add(time.Hour))
+	upsert(t, plain, "expired", now)
+	upsert(t, table, "deleted", now)
+	if err := plain.Delete(t.Context(), "deleted"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := table.DeleteExpired(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	testdb.CheckOwners(t, db, firstByte)
+}
+
+// Freeing space ends at the next step when its context does. Without that, a store could
+// not be closed for a long time.
+func TestCompactEndsBetweenSteps(t *testing.T) {
+	db, table, _ := newTableInFiles(t, 30, time.Now())
+	err := table.write(t.Context(), 0, func(b *engine.Batch, l *layout) error {
+		for i := range 30 {
+			if err := l.delete(b, []string{fmt.Sprintf("%03d", i)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const steps = 3 + 3 // of the sessions, and the other tables
+	for n := range steps {
+		ctx := &hookContext{t.Context(), n, canceled}
+		if err := table.compact(ctx, []string{"010", "020"}); !errors.Is(err, context.Canceled) {
+			t.Errorf("compact = %v with a context that ends after step %d of %d, want %v", err, n, steps, context.Canceled)
+		}
+	}
+	if err := table.compact(t.Context(), []string{"010", "020"}); err != nil {
+		t.Fatal(err)
+	}
+	for name, r := range rangesOf(t, table) {
+		if n := diskUsage(t, db, r[0], r[1]); n > 0 {
+			t.Errorf("the deleted %s take %d bytes, want none", name, n)
+		}
+	}
+	testdb.Exec(t, db, "DROP TABLE sessions")
+	if err := table.compact(t.Context(), nil); err == nil {
+		t.Error("compact of a dropped table did not fail")
+	}
 }

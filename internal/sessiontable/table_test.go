@@ -55,6 +55,112 @@ func TestCreateKeepsAnExistingTable(t *testing.T) {
 	}
 }
 
+// A name with another character could end a statement and begin the next one. A keyword
+// makes the database unreadable once it is reopened, and a longer name makes Chai panic.
+func TestCheckName(t *testing.T) {
+	db := testdb.Memory(t)
+	good := []string{"a", "z", "A", "Z", "_", "a0", "a9", "azAZ_09", "_chai_", "x__chai_", strings.Repeat("n", MaxKeyLen)}
+	const notPlain = "is not a plain identifier"
+	bad := map[string]string{ // and why
+		"": "is empty", "0": notPlain, "9a": notPlain, "table": "is a keyword", "SELECT": "is a keyword",
+		"__chai_": "is reserved", "__chai_sequence": "is reserved", strings.Repeat("n", MaxKeyLen+1): "is longer than 100 bytes",
+	}
+	for c := range 256 { // as the second character of a name
+		isPlain := c == '_' || strings.ContainsRune("0123456789", rune(c)) ||
+			strings.ContainsRune("abcdefghijklmnopqrstuvwxyz", rune(c)|0x20) && c < 0x80
+		name := "a" + string([]byte{byte(c)})
+		if !isPlain {
+			bad[name], bad[name[1:]] = notPlain, notPlain
+		} else if !strings.EqualFold(name, "as") { // a keyword
+			good = append(good, name)
+		}
+	}
+	for name, want := range bad {
+		if err := CheckName(db, name); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("CheckName(%q) = %v, want an error with %q", name, err, want)
+		}
+	}
+	for _, name := range good {
+		if err := CheckName(db, name); err != nil {
+			t.Errorf("the name %q was refused: %v", name, err)
+		}
+	}
+}
+
+// A table of another form is refused. Its rows would be taken for sessions, or sessions
+// would be written that its application can't read.
+func TestCheckRefusesOtherTables(t *testing.T) {
+	const owners = "CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT NOT NULL)"
+	for want, statements := range map[string][]string{
+		`table "sessions" does not exist`:                                          {},
+		`column 1 of table "sessions" is not "token"`:                              {"CREATE TABLE sessions (id TEXT PRIMARY KEY)"},
+		`column 2 of table "sessions" is not "data"`:                               {"CREATE TABLE sessions (token TEXT PRIMARY KEY)"},
+		`column 3 of table "sessions" is not "expiry"`:                             {"CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB)"},
+		`column "data" of table "sessions" is of type text, not blob`:              {"CREATE TABLE sessions (token TEXT PRIMARY KEY, data TEXT, expiry TIMESTAMP)"},
+		`table "sessions" has columns other than token, data, expiry`:              {"CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP, note TEXT)"},
+		`the primary key of table "sessions" is not its column "token", ascending`: {"CREATE TABLE sessions (token TEXT, data BLOB, expiry TIMESTAMP)"},
+		`table "sessions_owners" does not exist`:                                   {testdb.CreateTable},
+		`column 2 of table "sessions_owners" is not "owner"`:                       {testdb.CreateTable, "CREATE TABLE sessions_owners (token TEXT PRIMARY KEY)"},
+		`table "sessions_owners" has no index on owner and token`:                  {testdb.CreateTable, owners, "CREATE INDEX other ON sessions_owners (token, owner)"},
+		"": {testdb.CreateTable, owners, "CREATE INDEX other ON sessions_owners (token)", "CREATE INDEX right ON sessions_owners (owner, token)"},
+	} {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, statements...)
+		err := New(db, Options{Name: "sessions", OwnerOf: firstByte}).Check()
+		if want == "" && err != nil || want != "" && (err == nil || err.Error() != want) {
+			t.Errorf("Check = %v, want %q", err, want)
+		}
+	}
+}
+
+// The counters say what has been done, and nothing of what has failed.
+func TestStats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable)
+		table := New(db, Options{Name: "sessions", CacheSize: 1 << 20})
+		if last := table.Stats().LastSweep; !last.IsZero() {
+			t.Errorf("LastSweep = %v before the first, want the zero time", last)
+		}
+		start := time.Now()
+		for i := range 3 {
+			upsert(t, table, fmt.Sprint(i), start)
+			if _, found, err := find(t, table, fmt.Sprint(i)); !found || err != nil {
+				t.Fatalf("Find = %v, %v; want true, nil", found, err)
+			}
+		}
+		// Another Table of the database finds the copies from its second look on.
+		other := New(db, table.Options)
+		for i := range uint64(3) {
+			if _, found, err := find(t, other, "0"); !found || err != nil || other.Stats().CacheHits != i {
+				t.Errorf("Find = %v, %v, with %d of %d found in the cache", found, err, other.Stats().CacheHits, i+1)
+			}
+		}
+		if err := table.Delete(t.Context(), "0", "none"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := table.DeleteExpired(t.Context(), start); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := table.DeleteExpired(ctx, start); err == nil {
+			t.Error("a sweep whose context has ended did not fail")
+		}
+		testdb.Exec(t, db, "DROP TABLE sessions")
+		if err := errors.Join(table.Upsert(t.Context(), "3", nil, start), table.Delete(t.Context(), "1")); err == nil {
+			t.Error("writes to a dropped table did not fail")
+		}
+		got := table.Stats()
+		want := Stats{Finds: 3, CacheHits: 3, Upserts: 3, Deletes: 2, Swept: 2,
+			LastSweep: start.Add(time.Second), LastSweepErr: context.Canceled, Fsyncs: got.Fsyncs}
+		if got != want {
+			t.Errorf("Stats = %+v, want %+v", got, want)
+		}
+	})
+}
+
 // A waiting write uses the table that exists in its turn.
 func TestTableChangesWhileWritesWait(t *testing.T) {
 	for name, test := range map[string]struct {

@@ -1,0 +1,154 @@
+package engine
+
+import (
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/chaisql/chai"
+	"github.com/cockroachdb/pebble/vfs"
+
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// deleted returns a database with files of rows that were deleted, which the engine does
+// not merge by itself.
+func deleted(t *testing.T, engine *chai.DB) *DB {
+	t.Helper()
+	db := For(engine, discard)
+	db.UseMemory(16 << 20)
+	row := largeRow(4000)
+	for _, change := range []func(b *Batch, key []byte){
+		func(b *Batch, key []byte) { b.Put(key, row) },
+		(*Batch).Delete,
+	} {
+		write(t, db, func(b *Batch) error {
+			for i := range 100 {
+				change(b, largeKey(i))
+			}
+			return nil
+		})
+		if err := db.pebble().Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return db
+}
+
+// used returns the size of the rows on disk.
+func used(t *testing.T, db *DB) uint64 {
+	t.Helper()
+	n, err := db.pebble().EstimateDiskUsage(firstKey, lastKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// wantCompact compacts the rows, and fails the test unless their space was freed or not.
+func wantCompact(t *testing.T, db *DB, freed bool) {
+	t.Helper()
+	before := used(t, db)
+	if before < 100*4000 {
+		t.Fatalf("deleted rows take %d bytes before Compact, want all", before)
+	}
+	if err := db.Compact(firstKey, lastKey); err != nil {
+		t.Errorf("Compact = %v, want nil", err)
+	}
+	if after := used(t, db); freed && after != 0 || !freed && after != before {
+		t.Errorf("deleted rows take %d bytes of %d after Compact, freed = %v", after, before, freed)
+	}
+}
+
+// A fullDisk is a disk with few free bytes.
+type fullDisk struct {
+	vfs.FS
+	free uint64
+}
+
+func (d *fullDisk) GetDiskUsage(string) (vfs.DiskUsage, error) {
+	return vfs.DiskUsage{AvailBytes: d.free}, nil
+}
+
+// Compact frees the space of deleted rows.
+func TestCompact(t *testing.T) {
+	for name, open := range map[string]func(t testing.TB) *chai.DB{"memory": testdb.Memory, "disk": testdb.Disk} {
+		t.Run(name, func(t *testing.T) {
+			testdb.Watchdog(t, time.Minute)
+			wantCompact(t, deleted(t, open(t)), true)
+		})
+	}
+}
+
+// Merging needs room for the new files before the old ones are removed. It does not
+// fill the disk.
+func TestCompactOnAFullDisk(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := &faultDB{dir: t.TempDir()}
+	disk := &fullDisk{FS: testdb.NewFaultDisk(db.dir + "/pebble")}
+	db.reopen(t, disk)
+	defer db.engine.Close()
+	deleted(t, db.engine)
+	size := used(t, db.DB)
+	disk.free = 4*size - 1
+	wantCompact(t, db.DB, false)
+	disk.free = 4 * size
+	wantCompact(t, db.DB, true)
+}
+
+// While the engine fails to merge its files, Compact does not try, too.
+func TestCompactWhileMergesFail(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := deleted(t, testdb.Memory(t))
+	db.background.ended(&db.background.merge, syscall.EIO)
+	wantCompact(t, db, false)
+	db.background.ended(&db.background.merge, nil)
+	wantCompact(t, db, true)
+}
+
+// A merge can't begin any more, because the engine has failed meanwhile. Compact does not
+// wait for it for ever.
+func TestCompactEndsAfterAFailure(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		db := newFaultDB(t)
+		deleted(t, db.engine)
+		w := options(db.pebble()).Logger.(*watcher)
+		setMerging := func(jobs int) {
+			mu := at[sync.Mutex](w.db, known.mu)
+			mu.Lock()
+			defer mu.Unlock()
+			*at[int](w.db, known.compacting) = jobs
+		}
+		setMerging(1 << 30) // the most by far
+		done := make(chan error, 1)
+		go func() { done <- db.Compact(firstKey, lastKey) }()
+		time.Sleep(time.Minute)
+		if len(done) > 0 {
+			t.Errorf("Compact = %v before the failure, want it to wait", <-done)
+		}
+		_ = w.fail(syscall.EIO)
+		failed := time.Now()
+		wantError(t, <-done, syscall.EIO)
+		if d := time.Since(failed); d > time.Second {
+			t.Errorf("Compact returned %v after the failure", d)
+		}
+		setMerging(0)
+		if err := db.pebble().Compact(firstKey, lastKey, false); err != nil { // the first one ends, too
+			t.Error(err)
+		}
+		_ = db.engine.Close()
+	})
+}
+
+// Neither a closed database nor a range whose end comes first is compacted.
+func TestCompactReturnsErrors(t *testing.T) {
+	engine, db := newBreakableDB(t)
+	if err := db.Compact(lastKey, firstKey); err == nil {
+		t.Error("Compact of a range whose end comes first = nil, want an error")
+	}
+	if err := engine.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantPanic(t, db.Compact(firstKey, lastKey))
+}

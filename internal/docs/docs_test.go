@@ -65,7 +65,7 @@ func TestCommands(t *testing.T) {
 				}
 			}
 			args := words.FindAllString(command, -1)
-			want := []string{} // patterns
+			var want []string // patterns
 			switch {
 			case args[0] == "make":
 				want, text = []string{`(?m)^` + args[1] + `:`}, makefile

@@ -773,8 +773,8 @@ func TestOwnerEndsItsGoroutine(t *testing.T) {
 			call()
 			t.Error("a call returned, although Owner ended its goroutine")
 		})
+		wg.Wait()
 	}
-	wg.Wait()
 	exits.Store(false)
 	wantTokensOf(t, s, "alice", "a", "b")
 	if n, err := s.DeleteOf(t.Context(), "alice"); n != 2 || err != nil {

@@ -294,3 +294,29 @@ func TestFilters(t *testing.T) {
 		t.Errorf("without a budget, filters were used %d times, in the files %v; want 0, and a file without one", hits, files)
 	}
 }
+
+// Memory can be taken while files are written and merged.
+func TestUseMemoryWhileFilesAreWritten(t *testing.T) {
+	testdb.Slow(t)
+	testdb.Watchdog(t, time.Minute)
+	for range 10 {
+		db := For(testdb.Memory(t), discard)
+		start := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for i := range 20 {
+				if i == 5 {
+					close(start)
+				}
+				write(t, db, set("a", i))
+				if err := db.pebble().Flush(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		<-start
+		db.UseMemory(64 << 20)
+		wg.Wait()
+		wantValue(t, db, "a", 19)
+	}
+}

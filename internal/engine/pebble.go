@@ -8,7 +8,6 @@ import (
 	"math"
 	"reflect"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -514,6 +513,9 @@ func (db *DB) UseMemory(bytes int64) {
 	db.memory = bytes
 }
 
+// filters is for all databases, and made before any of their goroutines.
+var filters = map[string]pebble.FilterPolicy{filter.Name(): filter}
+
 // setFiles makes the engine write files with filters, look at them, and merge files
 // later. Goroutines of Pebble use the former or the new settings: each is one word, as
 // the slice keeps its length. So the race detector does not look at them.
@@ -527,13 +529,17 @@ func setFiles(db *pebble.DB) {
 	o := options(db)
 	o.L0CompactionThreshold = mergeFiles
 	o.L0StopWritesThreshold = max(o.L0StopWritesThreshold, 2*mergeFiles)
-	*at[map[string]pebble.FilterPolicy](*at[*byte](db, known.readers), known.filters) = map[string]pebble.FilterPolicy{filter.Name(): filter}
-	levels := slices.Clone(o.Levels)
+	*at[map[string]pebble.FilterPolicy](*at[*byte](db, known.readers), known.filters) = filters
+	levels := make([]pebble.LevelOptions, len(o.Levels))
 	for i := range levels {
+		levels[i] = o.Levels[i]
 		levels[i].FilterPolicy = filter
 	}
+	barrier.Add(1) // nobody sees the new slice before what is in it
 	o.Levels = levels
 }
+
+var barrier atomic.Int32
 
 // setMemTables sets the size of the memory tables to come, which the race detector does
 // not look at either.

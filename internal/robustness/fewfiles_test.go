@@ -40,6 +40,11 @@ func fewFilesChild(dir, file string) {
 		})
 	}
 	wg.Wait()
+	for !fault.HasStruck() { // writing was faster than flushing
+		if err := db.DB.Store.DB().Flush(); err != nil {
+			panic(err)
+		}
+	}
 	vfs.Default = d.Cut(testdb.KeepNothing)
 	fmt.Println("failed:", fault.HasStruck())
 	fmt.Println("commits:", errs)

@@ -21,7 +21,6 @@ import (
 // A backup made while sessions are committed has those that were acknowledged before,
 // and Chai opens it without this library.
 func TestBackup(t *testing.T) {
-	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
 	db := testdb.Disk(t)
 	s := newStore(t, db, ownerInData)

@@ -1281,6 +1281,7 @@ func TestConformance(t *testing.T) {
 			if test.name != "memory" {
 				testdb.Slow(t)
 			}
+			t.Parallel()
 			test.cfg.CleanupInterval = 50 * time.Millisecond
 			table := cmp.Or(test.cfg.TableName, "sessions")
 			runConformance(t, test.open, test.cfg, storetest.Rows(func(store scs.Store) (n int, err error) {
@@ -1350,20 +1351,14 @@ func TestConformanceWithRememberEnded(t *testing.T) {
 
 // TestConformanceWithStaleIndex runs the suite on a table of an older setup. A
 // program has renewed 10,000 sessions in it with ON CONFLICT REPLACE, which does not
-// maintain the index. All of them have expired. With the race detector, which makes
-// Chai slow, there are 1,000.
+// maintain the index. All of them have expired.
 func TestConformanceWithStaleIndex(t *testing.T) {
 	testdb.Slow(t)
-	sessions := 10_000
-	if testdb.UnderRaceDetector() {
-		sessions = 1000
-	}
+	t.Parallel()
+	testdb.WithoutRace(t)
+	const sessions = 10_000
 	dir := t.TempDir()
-	db, err := chai.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close() // if the test ends early
+	db := testdb.Open(t, dir)
 	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
 	tx, err := db.Begin(true)
 	if err != nil {
@@ -1397,12 +1392,7 @@ func TestConformanceWithStaleIndex(t *testing.T) {
 		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
 			t.Fatal(err)
 		}
-		db, err := chai.Open(copied)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { db.Close() })
-		return db
+		return testdb.Open(t, copied)
 	}
 
 	t.Run("repair", func(t *testing.T) {

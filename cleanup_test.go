@@ -376,6 +376,7 @@ func (h funcHandler) Handle(context.Context, slog.Record) error {
 // afterwards.
 func TestSweepFreesSpace(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	testdb.Watchdog(t, time.Minute)
 	dir := t.TempDir()
 	db, err := chai.Open(dir)

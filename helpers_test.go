@@ -33,7 +33,6 @@ import (
 
 // TestMain fails if a test leaves a cleanup goroutine behind. More tests run in parallel
 // than there are CPUs, because most of them wait for time to pass.
-// Tests that open databases must not: Chai has a race in Open.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if err := flag.Set("test.parallel", "16"); err != nil {

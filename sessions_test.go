@@ -221,6 +221,7 @@ func TestSessionsYieldsAnErrorOnce(t *testing.T) {
 
 func TestSessionsTakesLittleMemory(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	const sessions, size, limit = 100_000, 300, 16 << 20
 	s := newStore(t, testdb.Disk(t))
 	data := strings.Repeat("x", size)
@@ -819,6 +820,7 @@ func TestOwnerUsesTheStore(t *testing.T) {
 // Owner may commit large sessions, too: no call waits for memory that its caller holds.
 func TestOwnerCommitsLargeSessions(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	testdb.Watchdog(t, time.Minute)
 	padding := strings.Repeat("x", 10<<20)
 	var s *chaistore.ChaiStore

@@ -320,6 +320,7 @@ var million = flag.Bool("million", false, "TestCacheKeepsItsSize finds a million
 // most a tenth more.
 func TestCacheKeepsItsSize(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 10*time.Minute)
 	size, sessions := int64(4<<20), 30_000 // a quarter of CacheSize
 	if *million {

@@ -91,10 +91,12 @@ func TestMain(m *testing.M) {
 		if err := flag.Set("test.parallel", "12"); err != nil {
 			log.Fatal(err)
 		}
-		if testing.Short() { // skips TestStore, too, which is as in the README
-			if err := flag.Set("test.skip", "^Test(Store|CorrectStores|Faults|Examples)$"); err != nil {
-				log.Fatal(err)
-			}
+		skip := "^TestStore$" // which is as in the README: TestExamples runs it
+		if testing.Short() {
+			skip = "^Test(Store|CorrectStores|Faults|Examples)$"
+		}
+		if err := flag.Set("test.skip", skip); err != nil {
+			log.Fatal(err)
 		}
 	}
 	m.Run()

@@ -2,8 +2,10 @@ package main
 
 import (
 	"bufio"
+	"flag"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
@@ -36,6 +38,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) != "" {
 		main()
 		return
+	}
+	flag.Parse()
+	if err := flag.Set("test.parallel", "4"); err != nil { // they wait for time to pass
+		log.Fatal(err)
 	}
 	os.Exit(m.Run())
 }
@@ -211,6 +217,7 @@ func TestDirectoryStaysInUse(t *testing.T) {
 // A client that does not send the body of its request keeps the program for five
 // seconds, and not beyond another interrupt.
 func TestSlowClient(t *testing.T) {
+	t.Parallel()
 	for name, interrupts := range map[string]int{"one interrupt": 1, "two interrupts": 2} {
 		t.Run(name, func(t *testing.T) {
 			if interrupts == 1 && testing.Short() {

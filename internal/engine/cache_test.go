@@ -815,6 +815,7 @@ func TestCacheCountsWhatRowsTake(t *testing.T) {
 // size. Some sizes waste much of what the allocator gives them.
 func TestCacheTakesItsSize(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	const size = 4 << 20
 	for _, row := range []int{20, 60, 300, 1000, 1025, 2049, 4000, 4097, 8193} {
 		before := testdb.HeapInUse()

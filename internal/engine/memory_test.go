@@ -40,9 +40,7 @@ func resident(t *testing.T) (bytes int64) {
 // allocator keeps some memory for itself.)
 func TestMemoryKeepsItsBudget(t *testing.T) {
 	testdb.Slow(t)
-	if testdb.UnderRaceDetector() {
-		t.Skip("it measures memory, of which the race detector takes much")
-	}
+	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 2*time.Minute)
 	const budget, rows, size = 32 << 20, 12_000, 4096
 	var process []int64
@@ -114,9 +112,7 @@ func (c *cache) bytes() (n int) {
 // Many databases that are hardly used take no more memory with a budget than without.
 func TestMemoryOfManyDatabases(t *testing.T) {
 	testdb.Slow(t)
-	if testdb.UnderRaceDetector() {
-		t.Skip("it measures memory, of which the race detector takes much")
-	}
+	testdb.WithoutRace(t)
 	testdb.Watchdog(t, time.Minute)
 	const databases = 100
 	used := func(budget int64) (tables, heap int64) {
@@ -146,9 +142,7 @@ func TestMemoryOfManyDatabases(t *testing.T) {
 // memory of none.
 func TestMemoryOfManyLives(t *testing.T) {
 	testdb.Slow(t)
-	if testdb.UnderRaceDetector() {
-		t.Skip("it measures memory, of which the race detector takes much")
-	}
+	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 2*time.Minute)
 	const databases, budget, rows, size = 100, 8 << 20, 500, 8 << 10
 	row := make([]byte, size)

@@ -56,6 +56,7 @@ func wantHits(t *testing.T, s *chaistore.ChaiStore, since chaistore.Stats, want 
 // Sessions are found in memory.
 func TestFindsBesideBusyApplication(t *testing.T) {
 	testdb.Slow(t)
+	t.Parallel()
 	const sessions, rounds = 200, 200
 	for name, test := range map[string]struct {
 		change bool // one of the sessions in each round

@@ -26,6 +26,7 @@ import (
 // belongs to the other table.
 func TestFindsAreNeverStale(t *testing.T) {
 	testdb.Slow(t)
+	t.Parallel()
 	testdb.Watchdog(t, *modelTime+2*time.Minute)
 	caches := []struct {
 		name string

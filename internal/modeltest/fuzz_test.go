@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -21,6 +22,10 @@ func FuzzSession(f *testing.F) {
 	var db *chai.DB
 	var s *chaistore.ChaiStore
 	runs := 0
+	rng := rand.New(rand.NewPCG(rand.Uint64(), 0))
+	for range 20 * *inputs {
+		f.Add(string(randomBytes(rng, 120)), randomBytes(rng, 300), time.Now().Unix()+rng.Int64N(4000)-1000)
+	}
 	f.Fuzz(func(t *testing.T, token string, data []byte, seconds int64) {
 		if _, ok := others[token]; ok {
 			t.Skip()
@@ -78,11 +83,28 @@ func FuzzSession(f *testing.F) {
 	})
 }
 
+// randomBytes returns up to most bytes, and few more often than many.
+func randomBytes(rng *rand.Rand, most int) []byte {
+	b := make([]byte, rng.IntN(rng.IntN(most+1)+1))
+	for i := range b {
+		b[i] = byte(rng.Uint32())
+	}
+	return b
+}
+
 // FuzzOperations runs a sequence of operations on a table, with two stores, and
 // compares them with a map, and the index with the result of REINDEX. Two bytes are
 // one operation: its kind and its token.
 func FuzzOperations(f *testing.F) {
 	testdb.Slow(f)
+	rng := rand.New(rand.NewPCG(rand.Uint64(), 1))
+	for i := range *inputs {
+		operations := randomBytes(rng, 100)
+		for j := 1; j < len(operations); j += 2 {
+			operations[j] %= 8 // few tokens
+		}
+		f.Add(i%2 == 0, operations)
+	}
 	f.Fuzz(func(t *testing.T, indexed bool, operations []byte) {
 		if len(operations) > 100 {
 			t.Skip()

@@ -23,6 +23,7 @@ import (
 // the sessions that its acknowledged calls have left.
 func TestOwners(t *testing.T) {
 	testdb.Slow(t)
+	t.Parallel()
 	testdb.Watchdog(t, *modelTime+2*time.Minute)
 	forEachTable(t, func(t *testing.T, db *chai.DB, indexed bool) {
 		cfg := chaistore.Config{Owner: ownerInData, CacheSize: 256 << 10} // too small for all sessions

@@ -187,6 +187,7 @@ func TestSessionsChangeWithoutTheirOwners(t *testing.T) {
 // come.
 func TestSweepMatchesOwnersWithSessions(t *testing.T) {
 	testdb.Slow(t)
+	t.Parallel()
 	forEachTable(t, func(t *testing.T, db *chai.DB, _ bool) {
 		s := newStore(t, db, chaistore.Config{Owner: ownerInData})
 		plain := newStore(t, db, chaistore.Config{})
@@ -234,6 +235,7 @@ func TestSweepMatchesOwnersWithSessions(t *testing.T) {
 // A table with sessions gets owners, and nobody is signed out.
 func TestOwnersOfTableWithSessions(t *testing.T) {
 	testdb.Slow(t)
+	t.Parallel()
 	testdb.Watchdog(t, 2*time.Minute)
 	forEachTable(t, func(t *testing.T, db *chai.DB, _ bool) {
 		const sessions, users = 10_000, 50

@@ -92,6 +92,7 @@ func TestFindsBesideRenames(t *testing.T) {
 // stays ended.
 func TestCallsBesideRebuilds(t *testing.T) {
 	testdb.Slow(t)
+	t.Parallel()
 	const sessions, owners = 40, 8
 	forEachTable(t, func(t *testing.T, db *chai.DB, indexed bool) {
 		wantFinds, wantSessionsOf := wantedCalls()

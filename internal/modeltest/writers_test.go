@@ -86,12 +86,12 @@ func deadlockInChai(db *chai.DB) {
 // fail in time.
 func TestApplicationDeadlocksItself(t *testing.T) {
 	testdb.Slow(t)
-	t.Parallel() // it spends its time waiting
-	testdb.Watchdog(t, time.Minute)
 	db, err := chai.Open(":memory:") // can't be closed any more
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Parallel() // it spends its time waiting
+	testdb.Watchdog(t, time.Minute)
 	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex, createVisits)
 	var log testdb.Log
 	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, Logger: log.Logger(slog.LevelInfo)})

@@ -127,6 +127,7 @@ func crashChild(dir string) {
 // commit is found afterwards, no session with an acknowledged deletion is, and the
 // indexes agree.
 func TestCrash(t *testing.T) {
+	testdb.WithoutRace(t)
 	t.Parallel() // it mostly waits for child processes
 	for name, setup := range map[string][]string{
 		"plain":   {testdb.CreateTable},

@@ -60,6 +60,7 @@ func fewFilesChild(dir, file string) {
 // When the process has too many files open for a moment, commits wait, and then go
 // on.
 func TestFewFiles(t *testing.T) {
+	testdb.WithoutRace(t)
 	for name, file := range map[string]string{"logs": ".log", "rows": ".sst", "all": ""} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

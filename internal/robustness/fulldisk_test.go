@@ -91,6 +91,7 @@ func fullDiskChild(dir, task string) {
 // On a full disk, writes fail at once, with an error that says so, and reads go on.
 // Once there is space, a reopened database works again.
 func TestFullDisk(t *testing.T) {
+	testdb.WithoutRace(t)
 	for _, size := range []int{0, 300, 4000} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			t.Parallel() // it mostly waits for a child process

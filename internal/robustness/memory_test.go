@@ -15,15 +15,11 @@ import (
 
 var renewals = flag.Int("renewals", 50_000, "how many sessions TestRenewalsLeaveNoMemory renews")
 
-// Neither the store nor the engine keeps memory for renewals. The race detector makes
-// them slow, so there are fewer with it.
+// Neither the store nor the engine keeps memory for renewals.
 func TestRenewalsLeaveNoMemory(t *testing.T) {
+	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 4*time.Minute)
 	const sessions, limit = 5000, 1 << 20
-	n := *renewals
-	if testdb.UnderRaceDetector() {
-		n = min(n, 20_000)
-	}
 	for name, open := range map[string]func(testing.TB) *chai.DB{"plain": testdb.Disk, "indexed": func(t testing.TB) *chai.DB {
 		db := testdb.Disk(t)
 		testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
@@ -38,9 +34,9 @@ func TestRenewalsLeaveNoMemory(t *testing.T) {
 			}
 			renew(20_000)
 			before := testdb.HeapInUse()
-			renew(n)
+			renew(*renewals)
 			grown := testdb.HeapInUse() - before
-			t.Logf("%d renewals of %d sessions left %d bytes on the heap", n, sessions, grown)
+			t.Logf("%d renewals of %d sessions left %d bytes on the heap", *renewals, sessions, grown)
 			if grown > limit {
 				t.Errorf("the heap has grown by %d bytes, want at most %d", grown, limit)
 			}

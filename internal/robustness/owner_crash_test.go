@@ -79,6 +79,7 @@ func ownersCrashChild(dir string) {
 // owners. Afterwards, the owners agree with the sessions and with all acknowledged
 // changes.
 func TestCrashWithOwners(t *testing.T) {
+	testdb.WithoutRace(t)
 	for name, setup := range map[string][]string{
 		"plain":   {testdb.CreateTable},
 		"indexed": {testdb.CreateTable, testdb.CreateIndex},

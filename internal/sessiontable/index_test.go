@@ -355,6 +355,7 @@ func TestStaleTableIsRepaired(t *testing.T) {
 	t.Run("in several turns", func(t *testing.T) { testStaleTableIsRepaired(t, 3*sweepWrite+1) })
 	t.Run("in several snapshots", func(t *testing.T) {
 		testdb.Slow(t)
+		testdb.WithoutRace(t)
 		testStaleTableIsRepaired(t, repairLen)
 	})
 }

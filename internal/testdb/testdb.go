@@ -34,17 +34,21 @@ const (
 // Memory returns an empty database in memory, which is closed when the test ends.
 func Memory(t testing.TB) *chai.DB {
 	t.Helper()
-	return open(t, ":memory:")
+	return Open(t, ":memory:")
 }
 
 // Disk returns an empty database on disk, which is closed when the test ends.
 func Disk(t testing.TB) *chai.DB {
 	t.Helper()
-	return open(t, t.TempDir())
+	return Open(t, t.TempDir())
 }
 
-func open(t testing.TB, path string) *chai.DB {
+// Open opens a database, which is closed when the test ends. Tests that run in parallel
+// must open their databases with it, because Chai has a race in Open.
+func Open(t testing.TB, path string) *chai.DB {
 	t.Helper()
+	opening.Lock()
+	defer opening.Unlock()
 	db, err := chai.Open(path)
 	if err != nil {
 		t.Fatalf("open database: %v", err)
@@ -61,11 +65,23 @@ func open(t testing.TB, path string) *chai.DB {
 	return db
 }
 
+var opening sync.Mutex
+
 // Slow skips a test that takes about half a second or more, with -short.
 func Slow(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("slow")
+	}
+}
+
+// WithoutRace skips a test with the race detector, which makes it slow and sees little
+// there: what it tests is on the disk, on the heap or in other processes.
+func WithoutRace(t testing.TB) {
+	t.Helper()
+	info, ok := debug.ReadBuildInfo()
+	if ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		t.Skip("with the race detector")
 	}
 }
 
@@ -278,10 +294,4 @@ func InParallel(goroutines, n int, f func(rng *rand.Rand, i int)) {
 		})
 	}
 	wg.Wait()
-}
-
-// UnderRaceDetector reports whether the test is built with -race.
-func UnderRaceDetector() bool {
-	info, ok := debug.ReadBuildInfo()
-	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }

@@ -141,6 +141,16 @@ func TestCompactEndsAfterAFailure(t *testing.T) {
 	})
 }
 
+// Compact reports a failure while it merges, after which nothing can be written.
+func TestCompactFails(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := newFaultDB(t)
+	deleted(t, db.engine)
+	db.disk.Break(&testdb.Fault{Op: "write", File: "MANIFEST", Err: syscall.ENOSPC, Times: 1})
+	wantError(t, db.Compact(firstKey, lastKey), syscall.ENOSPC)
+	_ = db.engine.Close()
+}
+
 // Neither a closed database nor a range whose end comes first is compacted.
 func TestCompactReturnsErrors(t *testing.T) {
 	engine, db := newBreakableDB(t)

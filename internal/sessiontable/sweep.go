@@ -24,8 +24,9 @@ type Sweep struct {
 }
 
 // DeleteExpired deletes the sessions whose expiry is not after now. It returns what it
-// has done, even on error. The first call also repairs the indexes of the table. Each
-// call matches the owners with the remaining sessions.
+// has done, even on error. The first call also repairs the indexes of the table, and
+// looks for space that earlier programs have left to be freed. Each call matches the
+// owners with the remaining sessions.
 //
 // It searches without blocking writes, and deletes a few sessions in each turn. A
 // session that is committed meanwhile with an expiry after now stays.
@@ -56,6 +57,10 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 			steps, step = append(steps, from), 0
 		}
 	}
+	t.findGarbageOnce.Do(func() { err = t.findGarbage(left) })
+	if err != nil {
+		return sweep, err
+	}
 	if err := t.repairIndexes(ctx); err != nil {
 		return sweep, err
 	}
@@ -67,6 +72,20 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 		return sweep, t.compact(ctx, steps)
 	}
 	return sweep, nil
+}
+
+// findGarbage estimates what was deleted before t was made and still takes space: what
+// the files of sessions have more than the given number of bytes, which the sessions
+// have. Files are compressed, so this may be less than what is there.
+func (t *Table) findGarbage(left int64) error {
+	l, err := t.layout()
+	if err != nil {
+		return err
+	}
+	r := rangeOf(l.sessions.namespace)
+	size, err := t.db.SizeOfFiles(r[0], r[1])
+	t.garbage.Add(max(0, size-left-t.garbage.Load()))
+	return err
 }
 
 // A sweep compacts the tables when at least compactAfter bytes were deleted, and a

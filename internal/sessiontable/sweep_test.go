@@ -131,6 +131,13 @@ func newTableInFiles(t *testing.T, sessions int, expiry time.Time) (db *chai.DB,
 	db = testdb.Memory(t)
 	table = newTableWithOwners(t, db)
 	testdb.Exec(t, db, testdb.CreateIndex)
+	return db, table, addInFiles(t, db, table, sessions, expiry)
+}
+
+// addInFiles adds sessions of 4,000 bytes in files, and returns the number of bytes that
+// their rows have.
+func addInFiles(t *testing.T, db *chai.DB, table *Table, sessions int, expiry time.Time) (size int64) {
+	t.Helper()
 	rng := rand.NewChaCha8([32]byte{}) // can't be compressed
 	for i := range sessions {
 		row := Row{fmt.Sprintf("%03d", i), make([]byte, 4000), expiry}
@@ -148,7 +155,7 @@ func newTableInFiles(t *testing.T, sessions int, expiry time.Time) (db *chai.DB,
 			t.Fatalf("the %s take no space", name)
 		}
 	}
-	return db, table, size
+	return size
 }
 
 // A sweep frees the space of deleted sessions, of their owners and of the entries of
@@ -172,6 +179,42 @@ func TestSweepFreesSpace(t *testing.T) {
 		}
 		if n := table.garbage.Load(); enough && n != 0 || !enough && n != compactAfter-1 {
 			t.Errorf("%d bytes remain to be freed; enough for merging: %v", n, enough)
+		}
+	}
+}
+
+// The first sweep frees what an earlier process has deleted, such as in a sweep that it
+// did not finish. Later ones don't look for it.
+func TestFirstSweepFreesSpace(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db, former, size := newTableInFiles(t, 2*compactAfter/4000, time.Now())
+	table, sessions := newTableWithOwners(t, db), rangesOf(t, former)["sessions"]
+	for i, wantFreed := range []bool{true, false} {
+		if i > 0 {
+			addInFiles(t, db, table, 2*compactAfter/4000, time.Now())
+		}
+		for from, more := "", true; more; {
+			rows, next, err := former.Page(t.Context(), from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var tokens []string
+			for _, row := range rows {
+				tokens = append(tokens, row.Token)
+			}
+			if err := former.Delete(t.Context(), tokens...); err != nil {
+				t.Fatal(err)
+			}
+			from, more = next, next != ""
+		}
+		if n := diskUsage(t, db, sessions[0], sessions[1]); n < uint64(size) {
+			t.Fatalf("the deleted sessions take %d bytes, want %d", n, size)
+		}
+		if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if n := diskUsage(t, db, sessions[0], sessions[1]); n == 0 != wantFreed {
+			t.Errorf("after sweep %d, the deleted sessions take %d bytes in files", i+1, n)
 		}
 	}
 }

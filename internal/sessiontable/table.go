@@ -57,11 +57,12 @@ type Table struct {
 	known   atomic.Pointer[layout] // from the latest catalog seen
 	right   sync.Map               // namespaces of the indexes that are known to be right
 	ended   *ended                 // nil if nothing is remembered
-	garbage atomic.Int64           // bytes of sessions deleted by sweeps since the last Compact
+	garbage atomic.Int64           // about how many bytes of deleted sessions are in files
 	matched atomic.Pointer[match]  // the last one; nil before the first
 	counts  counts
 
-	matching chan struct{} // has an element while a goroutine matches the owners
+	findGarbageOnce sync.Once
+	matching        chan struct{} // has an element while a goroutine matches the owners
 }
 
 // New returns a table of db.

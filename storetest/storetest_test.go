@@ -95,6 +95,9 @@ func TestMain(m *testing.M) {
 		if testing.Short() {
 			skip = "^Test(Store|CorrectStores|Faults|Examples)$"
 		}
+		if more := flag.Lookup("test.skip").Value.String(); more != "" {
+			skip += "|" + more
+		}
 		if err := flag.Set("test.skip", skip); err != nil {
 			log.Fatal(err)
 		}

@@ -817,8 +817,8 @@ func TestCacheTakesItsSize(t *testing.T) {
 	testdb.Slow(t)
 	testdb.WithoutRace(t)
 	const size = 4 << 20
+	before := testdb.HeapInUse()
 	for _, row := range []int{20, 60, 300, 1000, 1025, 2049, 4000, 4097, 8193} {
-		before := testdb.HeapInUse()
 		c := &cache{seed: maphash.MakeSeed()}
 		c.limit.Store(size / int64(len(c.shards)))
 		rng := rand.New(rand.NewPCG(2, 0))

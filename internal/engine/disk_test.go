@@ -10,7 +10,9 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -575,6 +577,41 @@ func testNoFileDescriptorForLog(t *testing.T, errno error, rotations int) {
 	db.wantRows(t, n)
 	if err := db.engine.Close(); err != nil {
 		t.Errorf("Close = %v, want nil", err)
+	}
+}
+
+// A new log can't be created, and the last block of the former one has room for only one
+// more end. Close returns.
+func TestCloseAfterLogThatFillsItsBlock(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	const block, end = 32 << 10, 11
+	db := newFaultDB(t)
+	room := func() int {
+		log := *at[*byte](db.pebble(), known.logWriter)
+		return block - int(at[atomic.Int32](*at[*byte](log, known.block), known.written).Load())
+	}
+	put := func(size int) (rest int) {
+		t.Helper()
+		db.size = size
+		if err := db.put(1); err != nil {
+			t.Fatal(err)
+		}
+		return room()
+	}
+	const size = 5000
+	rest := put(size)
+	for rest < 2*size || rest > 3*size {
+		rest = put(size)
+	}
+	overhead := rest - put(size) - size
+	if rest = put(room() - overhead - end - end/2); rest < end || rest >= 2*end {
+		t.Fatalf("the last block has room for %d bytes, want one end, but not two", rest)
+	}
+	db.disk.Break(&testdb.Fault{Op: "create", File: ".log", Err: syscall.EIO, Times: 1})
+	db.size = 1 << 20 // more than the memory table has room for
+	wantError(t, db.put(2), syscall.EIO)
+	if err := returns(t, "Close", db.engine.Close); err == nil || strings.Contains(err.Error(), "panic") {
+		t.Errorf("Close = %v, want another error", err)
 	}
 }
 

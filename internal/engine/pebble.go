@@ -59,6 +59,8 @@ type fields struct {
 	done       uintptr // sync.Cond in pebble.DB
 	logWriter  uintptr // *record.LogWriter in pebble.DB
 	blocks     uintptr // a slice in record.LogWriter
+	block      uintptr // *record.block in record.LogWriter
+	written    uintptr // atomic.Int32 in record.block
 	headTail   uintptr // atomic.Uint64 in pebble.commitPipeline
 	slots      uintptr // [queueLen]atomic.Pointer[pebble.Batch] in pebble.commitPipeline
 	places     uintptr // chan struct{} in pebble.commitPipeline
@@ -136,7 +138,10 @@ func lookUp(handle, db, snapshot reflect.Type) (f fields) {
 	}
 	f.done, _ = place(db, "mu.compact.cond", "sync.Cond")
 	f.logWriter, t = place(db, "mu.log.LogWriter", "*record.LogWriter")
-	f.blocks, _ = place(elem(t), "free.blocks", "[]*record.block")
+	log := elem(t)
+	f.blocks, _ = place(log, "free.blocks", "[]*record.block")
+	f.block, t = place(log, "block", "*record.block")
+	f.written, _ = place(elem(t), "written", "atomic.Int32")
 	f.headTail, _ = place(pipeline, "pending.headTail", "atomic.Uint64")
 	f.slots, _ = place(pipeline, "pending.slots", fmt.Sprintf("[%d]atomic.Pointer[github.com/cockroachdb/pebble.Batch]", queueLen))
 	f.places, _ = place(pipeline, "commitQueueSem", "chan struct {}")
@@ -610,9 +615,11 @@ func (w *watcher) writeBatch(b *pebble.Batch, synced *sync.WaitGroup, syncErr *e
 			return
 		}
 		if known.closing {
-			// The log is closed. Close closes it again, and would free its blocks twice.
+			// The log is closed. Close closes it again: it would free its blocks twice, and
+			// panic if the last one had no room for a second end.
 			log := *at[*byte](w.db, known.logWriter)
 			*at[[]*byte](log, known.blocks) = nil
+			at[atomic.Int32](*at[*byte](log, known.block), known.written).Store(0)
 		}
 		at[sync.Mutex](w.db, known.mu).Unlock()
 	}()

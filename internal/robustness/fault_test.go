@@ -56,7 +56,7 @@ var faults = []struct {
 
 const (
 	faultLarge = 16_000
-	closeLimit = 2 * time.Second
+	closeLimit = 10 * time.Second
 	loadLimit  = 3 * time.Second
 	callLimit  = 15 * time.Second // a write of the store can hang for 10
 )
@@ -70,12 +70,12 @@ type faultResult struct {
 	Execs, LostExecs     int    // the same without Update
 	Unopenable           string // the error of opening or reading the database afterwards
 	Hung, HungExecs      int    // calls that did not return: of the store or Update, and of db.Exec
-	HungIn               string // their goroutines
-	Close                string // "nil", "error", "panicked" or "hung"
+	HungIn               string // their goroutines, and all if Close hangs
+	Close                string // "nil", "error", "hung", or a panic
 }
 
 func (r *faultResult) failed() bool {
-	return r.Lost+r.Undone+r.LostUpdates+r.Hung > 0 || r.Unopenable != ""
+	return r.Lost+r.Undone+r.LostUpdates+r.Hung > 0 || r.Unopenable != "" || strings.HasPrefix(r.Close, "panic")
 }
 
 func (r *faultResult) add(b faultResult) {
@@ -115,6 +115,7 @@ func faultChild(dir, task string) {
 			select {
 			case r.result.Close = <-r.closed:
 			case <-time.After(time.Until(r.closing.Add(closeLimit))):
+				r.result.HungIn += stacks("")
 			}
 			watchdog.Stop()
 			r.disk.Stop()
@@ -269,13 +270,19 @@ func (r *faultRun) load() {
 	}
 	r.result.Hung += count(hung)
 	if hung {
-		stacks := make([]byte, 4<<20)
-		for stack := range strings.SplitSeq(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
-			if strings.Contains(stack, fmt.Sprintf(".(*faultRun).repeat(%p", r)) {
-				r.result.HungIn += stack + "\n\n"
-			}
+		r.result.HungIn = stacks(fmt.Sprintf(".(*faultRun).repeat(%p", r))
+	}
+}
+
+// stacks returns the stacks of the goroutines that have a call.
+func stacks(call string) (found string) {
+	all := make([]byte, 4<<20)
+	for stack := range strings.SplitSeq(string(all[:runtime.Stack(all, true)]), "\n\n") {
+		if strings.Contains(stack, call) {
+			found += stack + "\n\n"
 		}
 	}
+	return found
 }
 
 func count(b bool) int {
@@ -382,8 +389,8 @@ func (r *faultRun) close() {
 	db := r.db
 	go func() {
 		defer func() {
-			if recover() != nil {
-				r.closed <- "panicked"
+			if v := recover(); v != nil {
+				r.closed <- fmt.Sprintf("panic: %v\n%s", v, debug.Stack())
 			}
 		}()
 		if db.Close() != nil {
@@ -497,7 +504,7 @@ func makeFaultRuns(t *testing.T, kind, first, runs int) (results []faultResult, 
 	t.Helper()
 	cmd, out := startChild(t, "fault", t.TempDir(), fmt.Sprint(kind, first, runs))
 	lines := bufio.NewScanner(out)
-	for lines.Buffer(nil, 1<<20); lines.Scan(); {
+	for lines.Buffer(nil, 16<<20); lines.Scan(); {
 		number, rest, _ := strings.Cut(lines.Text(), " ")
 		var r faultResult
 		if err := json.Unmarshal([]byte(rest), &r); err != nil {
@@ -506,6 +513,8 @@ func makeFaultRuns(t *testing.T, kind, first, runs int) (results []faultResult, 
 		results = append(results, r)
 		if r.Struck && r.failed() {
 			t.Errorf("run %s (-fault-first %[1]s): %+v", number, r)
+		} else if r.Close == "hung" {
+			t.Logf("run %s (-fault-first %[1]s): Close has not returned for %v:\n%s", number, closeLimit, r.HungIn)
 		}
 	}
 	if err := cmd.Wait(); err != nil {

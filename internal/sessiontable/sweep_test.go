@@ -219,6 +219,28 @@ func TestFirstSweepFreesSpace(t *testing.T) {
 	}
 }
 
+// What files have more than the sessions is garbage, unless it is counted already.
+func TestFindGarbage(t *testing.T) {
+	db, table, _ := newTableInFiles(t, 30, time.Now())
+	sessions := rangesOf(t, table)["sessions"]
+	size := int64(diskUsage(t, db, sessions[0], sessions[1]))
+	for _, test := range []struct{ left, counted, want int64 }{
+		{0, 0, size},
+		{size - 100, 0, 100},
+		{size + 100, 0, 0},
+		{0, 100, size},
+		{0, 2 * size, 2 * size},
+	} {
+		table.garbage.Store(test.counted)
+		if err := table.findGarbage(test.left); err != nil {
+			t.Fatal(err)
+		}
+		if got := table.garbage.Load(); got != test.want {
+			t.Errorf("findGarbage(%d) beside %d = %d, want %d", test.left, test.counted, got, test.want)
+		}
+	}
+}
+
 // The sessions that stay count for a quarter: if they counted for more, a table of middle
 // size would not get smaller.
 func TestSweepFreesSpaceBesideSessions(t *testing.T) {

@@ -100,6 +100,6 @@ func (c *cleanup) tick(ctx context.Context) {
 	}
 	_, err := sweep(ctx, table)
 	if err != nil && !errors.Is(err, context.Canceled) {
-		table.Logger().Error("chaistore: sweep for expired sessions failed; trying again at the next tick", "error", err)
+		table.Logger().Error("chaistore: sweep for expired sessions failed; trying again at the next tick", "error", err.Error()) // %+v has a stack
 	}
 }

@@ -1,6 +1,11 @@
 package engine
 
 import (
+	"bytes"
+	"context"
+	"errors"
+	"math"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -53,8 +58,8 @@ func wantCompact(t *testing.T, db *DB, freed bool) {
 	if before < 100*4000 {
 		t.Fatalf("deleted rows take %d bytes before Compact, want all", before)
 	}
-	if err := db.Compact(firstKey, lastKey); err != nil {
-		t.Errorf("Compact = %v, want nil", err)
+	if done, err := db.Compact(t.Context(), firstKey, lastKey); done != freed || err != nil {
+		t.Errorf("Compact = %v, %v; want %v, nil", done, err, freed)
 	}
 	if after := used(t, db); freed && after != 0 || !freed && after != before {
 		t.Errorf("deleted rows take %d bytes of %d after Compact, freed = %v", after, before, freed)
@@ -122,7 +127,10 @@ func TestCompactEndsAfterAFailure(t *testing.T) {
 		}
 		setMerging(1 << 30) // the most by far
 		done := make(chan error, 1)
-		go func() { done <- db.Compact(firstKey, lastKey) }()
+		go func() {
+			_, err := db.Compact(context.Background(), firstKey, lastKey)
+			done <- err
+		}()
 		time.Sleep(time.Minute)
 		if len(done) > 0 {
 			t.Errorf("Compact = %v before the failure, want it to wait", <-done)
@@ -147,18 +155,110 @@ func TestCompactFails(t *testing.T) {
 	db := newFaultDB(t)
 	deleted(t, db.engine)
 	db.disk.Break(&testdb.Fault{Op: "write", File: "MANIFEST", Err: syscall.ENOSPC, Times: 1})
-	wantError(t, db.Compact(firstKey, lastKey), syscall.ENOSPC)
+	_, err := db.Compact(t.Context(), firstKey, lastKey)
+	wantError(t, err, syscall.ENOSPC)
 	_ = db.engine.Close()
+}
+
+// Compact first flushes rows that are in no file yet. If no new log can be created for
+// that, writing ends, but finds go on, and Close returns.
+func TestCompactCreatesNoLog(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := newFaultDB(t)
+	deleted(t, db.engine)
+	if err := db.put(1); err != nil {
+		t.Fatal(err)
+	}
+	db.disk.Break(&testdb.Fault{Op: "create", File: ".log", Err: syscall.EIO, Times: 1})
+	_, err := db.Compact(t.Context(), firstKey, lastKey)
+	wantError(t, err, syscall.EIO)
+	wantError(t, returns(t, "Write", func() error { return db.put(2) }), syscall.EIO)
+	db.wantRows(t, 1)
+	if err := returns(t, "Close", db.engine.Close); err != nil && strings.Contains(err.Error(), "panic") {
+		t.Errorf("Close = %v", err)
+	}
+}
+
+// While rows can't be flushed, Compact waits neither longer than its context nor longer
+// than about a second. Another call does not begin what the first one still does.
+func TestCompactDoesNotWaitForRoom(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		db := newFaultDB(t)
+		deleted(t, db.engine)
+		wantCompact := func(limit time.Duration, wantDone bool, want error) {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(context.Background(), limit)
+			defer cancel()
+			start := time.Now()
+			done, err := db.Compact(ctx, firstKey, lastKey)
+			if done != wantDone || !errors.Is(err, want) || time.Since(start) > min(limit, time.Second) {
+				t.Errorf("Compact = %v, %v after %v; want %v, %v", done, err, time.Since(start), wantDone, want)
+			}
+		}
+		for i, test := range []struct {
+			limit time.Duration
+			want  error
+		}{{100 * time.Millisecond, context.DeadlineExceeded}, {time.Hour, nil}} {
+			if err := db.put(i + 1); err != nil {
+				t.Fatal(err)
+			}
+			db.disk.Break(&testdb.Fault{Op: "create", File: ".sst", Err: syscall.ENOSPC, Times: math.MaxInt})
+			wantCompact(test.limit, false, test.want)
+			db.disk.Mend()
+			former := db.background.failing()
+			db.background.ended(&db.background.flush, nil) // as it is just before the first failure
+			wantCompact(time.Hour, false, nil)
+			db.background.ended(&db.background.flush, former)
+			time.Sleep(maxBackoff) // until it is flushed, and merged
+			wantCompact(time.Hour, true, nil)
+		}
+		db.wantRows(t, 2)
+		if err := db.engine.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The files are merged in parts of about the same size.
+func TestParts(t *testing.T) {
+	db := For(testdb.Disk(t), discard)
+	for i := range 400 {
+		write(t, db, func(b *Batch) error { b.Put(largeKey(i), largeRow(40_000)); return nil })
+	}
+	if err := db.pebble().Compact(firstKey, lastKey, false); err != nil {
+		t.Fatal(err)
+	}
+	const limit, file = 4 << 20, 4 << 20 // the largest file has about 2 MB
+	for last := 100; last < 400; last += 10 {
+		from, to := largeKey(50), largeKey(last)
+		ends, err := db.parts(from, to, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(ends); n > 1+last*40_000/limit || !bytes.Equal(ends[n-1], to) {
+			t.Fatalf("got %d parts up to row %d, the last to %x, want it to %x", n, last, ends[n-1], to)
+		}
+		for i, end := range ends {
+			size, err := db.SizeOfFiles(from, end)
+			if err != nil || size > limit+file || size < limit/2 && i < len(ends)-1 {
+				t.Errorf("part %d up to row %d has %d bytes, %v; want about %d", i, last, size, err, limit)
+			}
+			from = end
+		}
+	}
 }
 
 // Neither a closed database nor a range whose end comes first is compacted.
 func TestCompactReturnsErrors(t *testing.T) {
 	engine, db := newBreakableDB(t)
-	if err := db.Compact(lastKey, firstKey); err == nil {
+	if _, err := db.Compact(t.Context(), lastKey, firstKey); err == nil {
 		t.Error("Compact of a range whose end comes first = nil, want an error")
 	}
 	if err := engine.Close(); err != nil {
 		t.Fatal(err)
 	}
-	wantPanic(t, db.Compact(firstKey, lastKey))
+	_, err := db.Compact(t.Context(), firstKey, lastKey)
+	wantPanic(t, err)
+	_, err = db.compactPart(t.Context(), firstKey, lastKey) // closed meanwhile
+	wantPanic(t, err)
 }

@@ -71,7 +71,8 @@ type shared struct {
 	background background
 	cache      cache
 	growing    sync.Mutex
-	memory     int64 // the greatest budget so far; growing protects it
+	memory     int64      // the greatest budget so far; growing protects it
+	merging    sync.Mutex // held while Compact merges files
 	fsyncs     atomic.Uint64
 	values     sync.Map // for other packages
 }

@@ -61,6 +61,8 @@ type fields struct {
 	blocks     uintptr // a slice in record.LogWriter
 	block      uintptr // *record.block in record.LogWriter
 	written    uintptr // atomic.Int32 in record.block
+	merging    uintptr // *pebble.versionSet in pebble.DB
+	bytes      uintptr // atomic.Int64 in pebble.versionSet
 	headTail   uintptr // atomic.Uint64 in pebble.commitPipeline
 	slots      uintptr // [queueLen]atomic.Pointer[pebble.Batch] in pebble.commitPipeline
 	places     uintptr // chan struct{} in pebble.commitPipeline
@@ -142,6 +144,8 @@ func lookUp(handle, db, snapshot reflect.Type) (f fields) {
 	f.blocks, _ = place(log, "free.blocks", "[]*record.block")
 	f.block, t = place(log, "block", "*record.block")
 	f.written, _ = place(elem(t), "written", "atomic.Int32")
+	f.merging, t = place(db, "mu.versions", "*pebble.versionSet")
+	f.bytes, _ = place(elem(t), "atomicInProgressBytes", "atomic.Int64")
 	f.headTail, _ = place(pipeline, "pending.headTail", "atomic.Uint64")
 	f.slots, _ = place(pipeline, "pending.slots", fmt.Sprintf("[%d]atomic.Pointer[github.com/cockroachdb/pebble.Batch]", queueLen))
 	f.places, _ = place(pipeline, "commitQueueSem", "chan struct {}")
@@ -218,7 +222,7 @@ type watcher struct {
 	seen      *map[string]struct{} // see forgetSeen
 	*shared
 	write   writeFunc             // Pebble's own
-	rotated error                 // why the log could not be rotated; commitMu protects it
+	rotated atomic.Pointer[error] // why the log could not be rotated
 	failure atomic.Pointer[error] // why nothing can be written any more
 	dead    int                   // jobs ended by endJob; Pebble's mutex protects it
 }
@@ -384,6 +388,7 @@ func (w *watcher) letClose() {
 		done.Wait()
 	}
 	*at[bool](w.db, known.flushing), *at[int](w.db, known.compacting) = false, 0
+	at[atomic.Int64](*at[*byte](w.db, known.merging), known.bytes).Store(0) // in a program built with -race, Close panics otherwise
 	done.Broadcast()
 }
 
@@ -450,7 +455,11 @@ func (w *watcher) backoff(job *job, err error) {
 	}
 }
 
-func (w *watcher) walCreated(info pebble.WALCreateInfo) { w.rotated = info.Err }
+func (w *watcher) walCreated(info pebble.WALCreateInfo) {
+	if info.Err != nil {
+		w.rotated.Store(&info.Err)
+	}
+}
 
 // A logFS makes Pebble wait for a free file descriptor when it begins a new log. It
 // would panic, with its locks locked, although nothing is lost yet.
@@ -607,26 +616,53 @@ func (w *watcher) writeBatch(b *pebble.Batch, synced *sync.WaitGroup, syncErr *e
 		if r == nil {
 			return
 		}
-		if err, _ = r.(error); err == nil {
-			err = fmt.Errorf("%v", r)
-		}
-		err = w.fail(fmt.Errorf("write to the log: %w", err))
-		if w.rotated == nil {
+		if err = w.logNotReplaced(r); err != nil {
 			return
 		}
-		if known.closing {
-			// The log is closed. Close closes it again: it would free its blocks twice, and
-			// panic if the last one had no room for a second end.
-			log := *at[*byte](w.db, known.logWriter)
-			*at[[]*byte](log, known.blocks) = nil
-			at[atomic.Int32](*at[*byte](log, known.block), known.written).Store(0)
+		cause, ok := r.(error)
+		if !ok {
+			cause = fmt.Errorf("%v", r)
 		}
-		at[sync.Mutex](w.db, known.mu).Unlock()
+		err = w.fail(fmt.Errorf("write to the log: %w", cause))
 	}()
 	if w.cache.observe(b) {
 		w.forgetSeen()
 	}
 	return w.write(b, synced, syncErr)
+}
+
+// logNotReplaced returns an error that ends writing if r is the panic of Pebble that could
+// not begin a new log. It has closed the former one, and its mutex is locked.
+func (w *watcher) logNotReplaced(r any) error {
+	cause := w.rotated.Load()
+	if cause == nil || r != any(*cause) {
+		return nil
+	}
+	err := w.fail(fmt.Errorf("write to the log: %w", *cause))
+	if known.closing {
+		// Close closes the log again: it would free its blocks twice, and panic if the last
+		// one had no room for a second end.
+		log := *at[*byte](w.db, known.logWriter)
+		*at[[]*byte](log, known.blocks) = nil
+		at[atomic.Int32](*at[*byte](log, known.block), known.written).Store(0)
+	}
+	at[sync.Mutex](w.db, known.mu).Unlock()
+	return err
+}
+
+// merge is Pebble's Compact, which may begin a new log.
+func (db *DB) merge(from, to []byte) (err error) {
+	db.panicIfClosed()
+	if w, ok := options(db.pebble()).Logger.(*watcher); ok {
+		defer func() {
+			if r := recover(); r != nil {
+				if err = w.logNotReplaced(r); err == nil {
+					panic(r)
+				}
+			}
+		}()
+	}
+	return db.pebble().Compact(from, to, false)
 }
 
 // queueLen is the length of the queue of batches that are not visible yet.

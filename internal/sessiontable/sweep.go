@@ -35,8 +35,7 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 		t.counts.swept.Add(uint64(sweep.Deleted))
 		t.counts.lastSweep.Store(&sweepEnd{time.Now(), err})
 	}()
-	var steps []string // where compact divides the table
-	left, step := int64(0), int64(0)
+	left := int64(0)
 	for from, more := "", true; more; {
 		var page expiredPage
 		if page, err = t.scanExpired(ctx, from, now); err != nil {
@@ -53,13 +52,11 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 			t.garbage.Add(page.expired * int64(deleted) / int64(len(page.tokens)))
 		}
 		left += page.left
-		if step += page.left + page.expired; step >= compactStep && more {
-			steps, step = append(steps, from), 0
-		}
 	}
-	t.findGarbageOnce.Do(func() { err = t.findGarbage(left) })
-	if err != nil {
-		return sweep, err
+	if !t.foundGarbage.Load() {
+		if err := t.findGarbage(left); err != nil {
+			return sweep, err
+		}
 	}
 	if err := t.repairIndexes(ctx); err != nil {
 		return sweep, err
@@ -67,11 +64,15 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 	if err := t.MatchOwners(ctx); err != nil {
 		return sweep, err
 	}
-	if garbage := t.garbage.Load(); garbage >= max(compactAfter, left/4) {
-		t.garbage.Add(-garbage)
-		return sweep, t.compact(ctx, steps)
+	if t.garbage.Load() < max(compactAfter, left/4) {
+		return sweep, nil
 	}
-	return sweep, nil
+	garbage := t.garbage.Swap(0)
+	done, err := t.compact(ctx)
+	if !done {
+		t.garbage.Add(garbage) // the next sweep tries again
+	}
+	return sweep, err
 }
 
 // findGarbage estimates what was deleted before t was made and still takes space: what
@@ -84,33 +85,25 @@ func (t *Table) findGarbage(left int64) error {
 	}
 	r := rangeOf(l.sessions.namespace)
 	size, err := t.db.SizeOfFiles(r[0], r[1])
-	t.garbage.Add(max(0, size-left-t.garbage.Load()))
+	if err == nil {
+		t.garbage.Add(max(0, size-left-t.garbage.Load()))
+		t.foundGarbage.Store(true)
+	}
 	return err
 }
 
 // A sweep compacts the tables when at least compactAfter bytes were deleted, and a
-// quarter of what is left. It does so in steps of compactStep bytes, between which ctx
-// may end.
-const (
-	compactAfter = 16 << 20
-	compactStep  = 32 << 20
-)
+// quarter of what is left.
+const compactAfter = 16 << 20
 
-// compact frees the space of deleted rows. It divides the table of sessions at the
-// given tokens.
-func (t *Table) compact(ctx context.Context, steps []string) error {
+// compact frees the space of deleted rows. It reports whether it is done: it stops where
+// the engine can't do it now.
+func (t *Table) compact(ctx context.Context) (done bool, err error) {
 	l, err := t.layout()
 	if err != nil {
-		return err
+		return false, err
 	}
-	var ranges [][2][]byte
-	sessions := rangeOf(l.sessions.namespace)
-	for _, token := range steps {
-		next := appendKey(nil, l.sessions.namespace, token)
-		ranges = append(ranges, [2][]byte{sessions[0], next})
-		sessions[0] = next
-	}
-	ranges = append(ranges, sessions)
+	ranges := [][2][]byte{rangeOf(l.sessions.namespace)}
 	relations := []*relation{&l.sessions}
 	if l.owners != nil {
 		relations = append(relations, l.owners)
@@ -122,14 +115,11 @@ func (t *Table) compact(ctx context.Context, steps []string) error {
 		}
 	}
 	for _, r := range ranges {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := t.db.Compact(r[0], r[1]); err != nil {
-			return err
+		if done, err := t.db.Compact(ctx, r[0], r[1]); !done || err != nil {
+			return false, err
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // rangeOf returns the first key of a namespace, and that of the next one.

@@ -239,6 +239,13 @@ func TestFindGarbage(t *testing.T) {
 			t.Errorf("findGarbage(%d) beside %d = %d, want %d", test.left, test.counted, got, test.want)
 		}
 	}
+	table.foundGarbage.Store(false)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := table.findGarbage(0); err == nil || table.foundGarbage.Load() {
+		t.Errorf("findGarbage of a closed database = %v, done: %v; want an error, false", err, table.foundGarbage.Load())
+	}
 }
 
 // The sessions that stay count for a quarter: if they counted for more, a table of middle
@@ -279,6 +286,64 @@ func TestSweepMatchesOwners(t *testing.T) {
 	testdb.CheckOwners(t, db, firstByte)
 }
 
+// Sessions that stay are no garbage.
+func TestSessionsThatStayAreNoGarbage(t *testing.T) {
+	_, table, size := newTableInFiles(t, 30, time.Now().Add(time.Hour))
+	if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if got := table.garbage.Load(); got > size/10 {
+		t.Errorf("got %d bytes of garbage beside %d of sessions that stay, want next to none", got, size)
+	}
+}
+
+// A session that is renewed when it was about to be deleted is no garbage.
+func TestRenewedSessionIsNoGarbage(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable)
+	table, now := newTable(t, db), time.Now()
+	upsert(t, table, "a", now)
+	upsert(t, table, "b", now)
+	renewed := false
+	const scanned = 1 + 2 // looks at the context, before and at each session
+	ctx := &hookContext{t.Context(), scanned, func() error {
+		if !renewed {
+			renewed = true
+			upsert(t, table, "a", now.Add(time.Hour))
+		}
+		return nil
+	}}
+	if sweep, err := table.DeleteExpired(ctx, now); sweep.Deleted != 1 || err != nil {
+		t.Fatalf("DeleteExpired = %+v, %v; want 1 deleted, nil", sweep, err)
+	}
+	page, err := table.scanExpired(t.Context(), "", now)
+	if got := table.garbage.Load(); got != page.left || err != nil {
+		t.Errorf("got %d bytes of garbage, %v; want as many as of the session that is left, %d", got, err, page.left)
+	}
+}
+
+// A sweep whose context ends while it frees space leaves that to the next one.
+func TestInterruptedCompactIsTriedAgain(t *testing.T) {
+	db, table, _ := newTableInFiles(t, 30, time.Now())
+	table.garbage.Store(compactAfter)
+	sessions := rangesOf(t, table)["sessions"]
+	for n := 0; ; n++ {
+		if n > 1000 {
+			t.Fatal("sweeps go on being interrupted")
+		}
+		_, err := table.DeleteExpired(&hookContext{t.Context(), n, canceled}, time.Now())
+		if err == nil {
+			break
+		}
+		if garbage := table.garbage.Load(); garbage < compactAfter {
+			t.Fatalf("after a sweep that ended at moment %d, %d bytes are left to be freed, want at least %d", n, garbage, compactAfter)
+		}
+	}
+	if n := diskUsage(t, db, sessions[0], sessions[1]); n > 0 || table.garbage.Load() != 0 {
+		t.Errorf("the deleted sessions take %d bytes, and %d are left to be freed; want none", n, table.garbage.Load())
+	}
+}
+
 // Freeing space ends at the next step when its context does. Without that, a store could
 // not be closed for a long time.
 func TestCompactEndsBetweenSteps(t *testing.T) {
@@ -294,15 +359,15 @@ func TestCompactEndsBetweenSteps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const steps = 3 + 3 // of the sessions, and the other tables
+	const steps = 4 // the sessions, their owners, and the index of each
 	for n := range steps {
 		ctx := &hookContext{t.Context(), n, canceled}
-		if err := table.compact(ctx, []string{"010", "020"}); !errors.Is(err, context.Canceled) {
-			t.Errorf("compact = %v with a context that ends after step %d of %d, want %v", err, n, steps, context.Canceled)
+		if done, err := table.compact(ctx); done || !errors.Is(err, context.Canceled) {
+			t.Errorf("compact = %v, %v with a context that ends after step %d of %d, want false, %v", done, err, n, steps, context.Canceled)
 		}
 	}
-	if err := table.compact(t.Context(), []string{"010", "020"}); err != nil {
-		t.Fatal(err)
+	if done, err := table.compact(t.Context()); !done || err != nil {
+		t.Fatalf("compact = %v, %v; want true, nil", done, err)
 	}
 	for name, r := range rangesOf(t, table) {
 		if n := diskUsage(t, db, r[0], r[1]); n > 0 {
@@ -310,7 +375,7 @@ func TestCompactEndsBetweenSteps(t *testing.T) {
 		}
 	}
 	testdb.Exec(t, db, "DROP TABLE sessions")
-	if err := table.compact(t.Context(), nil); err == nil {
+	if _, err := table.compact(t.Context()); err == nil {
 		t.Error("compact of a dropped table did not fail")
 	}
 }

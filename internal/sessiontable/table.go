@@ -61,8 +61,8 @@ type Table struct {
 	matched atomic.Pointer[match]  // the last one; nil before the first
 	counts  counts
 
-	findGarbageOnce sync.Once
-	matching        chan struct{} // has an element while a goroutine matches the owners
+	foundGarbage atomic.Bool   // whether findGarbage was successful
+	matching     chan struct{} // has an element while a goroutine matches the owners
 }
 
 // New returns a table of db.

@@ -325,6 +325,9 @@ func TestRenewedSessionIsNoGarbage(t *testing.T) {
 // A sweep whose context ends while it frees space leaves that to the next one.
 func TestInterruptedCompactIsTriedAgain(t *testing.T) {
 	db, table, _ := newTableInFiles(t, 30, time.Now())
+	if sweep, err := table.DeleteExpired(t.Context(), time.Now()); sweep.Deleted != 30 || err != nil {
+		t.Fatalf("DeleteExpired = %+v, %v; want 30 deleted, nil", sweep, err)
+	}
 	table.garbage.Store(compactAfter)
 	sessions := rangesOf(t, table)["sessions"]
 	for n := 0; ; n++ {

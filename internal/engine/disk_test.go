@@ -580,6 +580,29 @@ func testNoFileDescriptorForLog(t *testing.T, errno error, rotations int) {
 	}
 }
 
+// What a commit that failed has changed stays invisible, although it is in memory, and may
+// be on the disk.
+func TestFailedCommitStaysInvisible(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := newFaultDB(t)
+	db.size = 100
+	if err := db.put(1); err != nil {
+		t.Fatal(err)
+	}
+	db.disk.Break(&testdb.Fault{Op: "sync", File: ".log", Err: syscall.EIO, Times: 1})
+	db.size = 200
+	for i := range 3 {
+		wantError(t, db.put(i), syscall.EIO)
+		if row := cacheFind(t, db.DB, largeKey(1)); len(row) != 100 {
+			t.Errorf("Find of a row that could not be replaced = %d bytes, want its 100", len(row))
+		}
+		if row := cacheFind(t, db.DB, largeKey(0)); row != nil {
+			t.Errorf("Find of a row that could not be added = %d bytes, want none", len(row))
+		}
+	}
+	_ = db.engine.Close()
+}
+
 // A new log can't be created, and the last block of the former one has room for only one
 // more end. Close returns.
 func TestCloseAfterLogThatFillsItsBlock(t *testing.T) {

@@ -21,7 +21,8 @@ import (
 //
 // It doesn't block other writers: it scans without a lock and deletes a few sessions
 // at a time. It stops between two of these steps when ctx ends. A session that is
-// renewed meanwhile stays.
+// renewed meanwhile stays. When much was deleted, DeleteExpired also has the database
+// merge its files, so that they get smaller.
 func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
 	deleted, err := sweep(ctx, s.table)
 	if err != nil {

@@ -4,8 +4,8 @@
 //
 // The table is in this file, the rows in row.go, the indexes in index.go, the owners
 // in owner.go, ended sessions in ended.go, and the sweep in sweep.go. The package
-// knows nothing of SCS or of goroutines, and does not know when a session has
-// expired: it compares expiries with a time that the caller passes.
+// knows nothing of SCS, and does not know when a session has expired: it compares
+// expiries with a time that the caller passes.
 package sessiontable
 
 import (

@@ -186,12 +186,14 @@ func TestSweepFreesSpace(t *testing.T) {
 // The first sweep frees what an earlier process has deleted, such as in a sweep that it
 // did not finish. Later ones don't look for it.
 func TestFirstSweepFreesSpace(t *testing.T) {
+	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
-	db, former, size := newTableInFiles(t, 2*compactAfter/4000, time.Now())
-	table, sessions := newTableWithOwners(t, db), rangesOf(t, former)["sessions"]
+	const sessions = 5 * compactAfter / 4 / 4000
+	db, former, size := newTableInFiles(t, sessions, time.Now())
+	table, keys := newTableWithOwners(t, db), rangesOf(t, former)["sessions"]
 	for i, wantFreed := range []bool{true, false} {
 		if i > 0 {
-			addInFiles(t, db, table, 2*compactAfter/4000, time.Now())
+			addInFiles(t, db, table, sessions, time.Now())
 		}
 		for from, more := "", true; more; {
 			rows, next, err := former.Page(t.Context(), from)
@@ -207,13 +209,13 @@ func TestFirstSweepFreesSpace(t *testing.T) {
 			}
 			from, more = next, next != ""
 		}
-		if n := diskUsage(t, db, sessions[0], sessions[1]); n < uint64(size) {
+		if n := diskUsage(t, db, keys[0], keys[1]); n < uint64(size) {
 			t.Fatalf("the deleted sessions take %d bytes, want %d", n, size)
 		}
 		if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if n := diskUsage(t, db, sessions[0], sessions[1]); n == 0 != wantFreed {
+		if n := diskUsage(t, db, keys[0], keys[1]); n == 0 != wantFreed {
 			t.Errorf("after sweep %d, the deleted sessions take %d bytes in files", i+1, n)
 		}
 	}

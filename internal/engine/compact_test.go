@@ -222,8 +222,11 @@ func TestCompactDoesNotWaitForRoom(t *testing.T) {
 // The files are merged in parts of about the same size.
 func TestParts(t *testing.T) {
 	db := For(testdb.Disk(t), discard)
-	for i := range 400 {
+	put := func(i int) {
 		write(t, db, func(b *Batch) error { b.Put(largeKey(i), largeRow(40_000)); return nil })
+	}
+	for i := range 400 {
+		put(i)
 	}
 	if err := db.pebble().Compact(firstKey, lastKey, false); err != nil {
 		t.Fatal(err)
@@ -242,6 +245,31 @@ func TestParts(t *testing.T) {
 			size, err := db.SizeOfFiles(from, end)
 			if err != nil || size > limit+file || size < limit/2 && i < len(ends)-1 {
 				t.Errorf("part %d up to row %d has %d bytes, %v; want about %d", i, last, size, err, limit)
+			}
+			from = end
+		}
+	}
+
+	// Files may end at the same key, and where all parts do.
+	for i := 0; i < 400; i += 399 {
+		put(i)
+	}
+	if err := db.pebble().Flush(); err != nil {
+		t.Fatal(err)
+	}
+	all, err := db.parts(firstKey, lastKey, 1)
+	if err != nil || len(all) < 5 {
+		t.Fatalf("got %d parts, %v; want one for each of several files", len(all), err)
+	}
+	for _, to := range all {
+		from := firstKey
+		ends, err := db.parts(from, to, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, end := range ends {
+			if bytes.Compare(from, end) >= 0 || bytes.Compare(end, to) > 0 {
+				t.Errorf("part %d of %d, up to %x, is from %x to %x", i, len(ends), to, from, end)
 			}
 			from = end
 		}

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 	"weak"
 
 	"github.com/chaisql/chai"
@@ -577,6 +578,27 @@ func testNoFileDescriptorForLog(t *testing.T, errno error, rotations int) {
 	db.wantRows(t, n)
 	if err := db.engine.Close(); err != nil {
 		t.Errorf("Close = %v, want nil", err)
+	}
+}
+
+// Pebble panics while it writes a batch to the log. The panic ends writing, as an error.
+func TestPanicWhileLogIsWritten(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	for _, cause := range []any{"a string", syscall.EIO} {
+		db := newFaultDB(t)
+		if err := db.put(1); err != nil {
+			t.Fatal(err)
+		}
+		w := options(db.pebble()).Logger.(*watcher)
+		w.write = func(*pebble.Batch, *sync.WaitGroup, *error) (unsafe.Pointer, error) { panic(cause) }
+		for i := range 3 {
+			err := returns(t, "Write", func() error { return db.put(2 + i) })
+			if err == nil || !strings.Contains(err.Error(), fmt.Sprint(cause)) {
+				t.Errorf("Write = %v, want an error with %v", err, cause)
+			}
+		}
+		db.wantRows(t, 1)
+		_ = db.engine.Close()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -17,29 +18,41 @@ import (
 )
 
 // TestCommittedResults runs the command and checks that the stores still pass the cases
-// that they pass in the committed results. A case that failed there may pass here by
-// chance.
+// that they pass in the committed results, or do so the second time. A case that failed
+// there may pass here by chance.
 func TestCommittedResults(t *testing.T) {
 	dir := t.TempDir()
 	readme := filepath.Join(dir, "README.md")
 	if err := os.WriteFile(readme, []byte("<!-- include conformance-summary.md -->\n<!-- end -->\n"), 0o666); err != nil {
 		t.Fatal(err)
 	}
-	if err := run(t.Context(), []string{"-count", "1", "-output", dir, "-readme", readme}, t.Output()); err != nil {
-		t.Fatal(err)
-	}
-	results, committed := read(t, dir), read(t, "../../results")
-	if got, want := slices.Sorted(maps.Keys(results)), slices.Sorted(maps.Keys(committed)); !slices.Equal(got, want) {
-		t.Errorf("there are results of %q, and committed ones of %q", got, want)
-	}
-	for store, cases := range committed {
-		if results[store][""] == conformance.Skipped {
-			continue // not installed
+	committed := read(t, "../../results")
+	worse := func() (differences []string) {
+		if err := run(t.Context(), []string{"-count", "1", "-output", dir, "-readme", readme}, t.Output()); err != nil {
+			t.Fatal(err)
 		}
-		for _, name := range storetest.Cases() {
-			got, want := results[store][name], cases[name]
-			if got != want && want != conformance.Failed {
-				t.Errorf("%s in %s: %s, but %s in the committed results", store, name, got, want)
+		results := read(t, dir)
+		if got, want := slices.Sorted(maps.Keys(results)), slices.Sorted(maps.Keys(committed)); !slices.Equal(got, want) {
+			t.Errorf("there are results of %q, and committed ones of %q", got, want)
+		}
+		for store, cases := range committed {
+			if results[store][""] == conformance.Skipped {
+				continue // not installed
+			}
+			for _, name := range storetest.Cases() {
+				got, want := results[store][name], cases[name]
+				if got != want && want != conformance.Failed {
+					differences = append(differences, fmt.Sprintf("%s in %s: %s, but %s in the committed results", store, name, got, want))
+				}
+			}
+		}
+		return differences
+	}
+	if first := worse(); len(first) > 0 {
+		t.Logf("trying again, because some cases depend on time: %q", first)
+		for _, difference := range worse() {
+			if slices.Contains(first, difference) {
+				t.Error(difference)
 			}
 		}
 	}

@@ -22,8 +22,8 @@ func (db *DB) SizeOfFiles(from, to []byte) (size int64, err error) {
 	return int64(n), err
 }
 
-// compactPart is about how many bytes of files are merged at once.
-const compactPart = 32 << 20
+// partSize is about how many bytes of files are merged at once.
+const partSize = 32 << 20
 
 // Compact merges the files that have keys from one up to, but not including, another,
 // so that the rows deleted from there take no more space, and scans need not pass
@@ -38,7 +38,7 @@ func (db *DB) Compact(ctx context.Context, from, to []byte) (done bool, err erro
 	if err := db.Writable(); err != nil {
 		return false, err
 	}
-	ends, err := db.parts(from, to, compactPart)
+	ends, err := db.parts(from, to, partSize)
 	if err != nil {
 		return false, err
 	}

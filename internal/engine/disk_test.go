@@ -150,7 +150,6 @@ func (db *faultDB) found(t *testing.T, writer string) (numbers []int) {
 // closed and opened again.
 func TestDiskFails(t *testing.T) {
 	testdb.Slow(t)
-	testdb.WithoutRace(t)
 	for _, fault := range []struct {
 		name, op, file string
 		err            error
@@ -664,7 +663,6 @@ func TestCloseAfterLogThatFillsItsBlock(t *testing.T) {
 // for batches. Each write fails at once.
 func TestManyWritesAfterAFailure(t *testing.T) {
 	testdb.Slow(t)
-	testdb.WithoutRace(t)
 	for _, op := range []string{"sync", "create"} {
 		for _, writer := range []string{"Exec of Chai", "Update of Chai"} {
 			t.Run(op+"/"+writer, func(t *testing.T) {
@@ -740,7 +738,6 @@ func TestDiskFailsInLargeBatch(t *testing.T) {
 // flush, writing ends, and nothing hangs.
 func TestWritesGoOnWhileFlushesFail(t *testing.T) {
 	testdb.Slow(t)
-	testdb.WithoutRace(t)
 	former := maxUnflushed
 	defer func() { maxUnflushed = former }()
 	maxUnflushed = 24 << 20

@@ -175,7 +175,7 @@ func TestMemoryOfManyLives(t *testing.T) {
 	}
 	moreProcess, moreHeap := resident(t)-process, testdb.HeapInUse()-heap
 	t.Logf("after %d more databases, the process has %d bytes more, and the heap %d", databases/2, moreProcess, moreHeap)
-	if moreProcess > 3*budget || moreHeap > budget/8 {
+	if moreProcess > 2*budget || moreHeap > budget/8 {
 		t.Error("want no more than before")
 	}
 }

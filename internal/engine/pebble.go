@@ -61,8 +61,8 @@ type fields struct {
 	blocks     uintptr // a slice in record.LogWriter
 	block      uintptr // *record.block in record.LogWriter
 	written    uintptr // atomic.Int32 in record.block
-	merging    uintptr // *pebble.versionSet in pebble.DB
-	bytes      uintptr // atomic.Int64 in pebble.versionSet
+	versions   uintptr // *pebble.versionSet in pebble.DB
+	mergeBytes uintptr // atomic.Int64 in pebble.versionSet
 	headTail   uintptr // atomic.Uint64 in pebble.commitPipeline
 	slots      uintptr // [queueLen]atomic.Pointer[pebble.Batch] in pebble.commitPipeline
 	places     uintptr // chan struct{} in pebble.commitPipeline
@@ -144,8 +144,8 @@ func lookUp(handle, db, snapshot reflect.Type) (f fields) {
 	f.blocks, _ = place(log, "free.blocks", "[]*record.block")
 	f.block, t = place(log, "block", "*record.block")
 	f.written, _ = place(elem(t), "written", "atomic.Int32")
-	f.merging, t = place(db, "mu.versions", "*pebble.versionSet")
-	f.bytes, _ = place(elem(t), "atomicInProgressBytes", "atomic.Int64")
+	f.versions, t = place(db, "mu.versions", "*pebble.versionSet")
+	f.mergeBytes, _ = place(elem(t), "atomicInProgressBytes", "atomic.Int64")
 	f.headTail, _ = place(pipeline, "pending.headTail", "atomic.Uint64")
 	f.slots, _ = place(pipeline, "pending.slots", fmt.Sprintf("[%d]atomic.Pointer[github.com/cockroachdb/pebble.Batch]", queueLen))
 	f.places, _ = place(pipeline, "commitQueueSem", "chan struct {}")
@@ -388,7 +388,7 @@ func (w *watcher) letClose() {
 		done.Wait()
 	}
 	*at[bool](w.db, known.flushing), *at[int](w.db, known.compacting) = false, 0
-	at[atomic.Int64](*at[*byte](w.db, known.merging), known.bytes).Store(0) // in a program built with -race, Close panics otherwise
+	at[atomic.Int64](*at[*byte](w.db, known.versions), known.mergeBytes).Store(0) // in a program built with -race, Close panics otherwise
 	done.Broadcast()
 }
 

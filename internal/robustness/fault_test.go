@@ -459,7 +459,6 @@ func (r *faultRun) check() (err error) {
 // what was not synced. What was acknowledged is there afterwards, unless it was
 // changed again, and the database works.
 func TestFaults(t *testing.T) {
-	testdb.WithoutRace(t)
 	const runsPerChild = 25
 	for kind, f := range faults {
 		t.Run(f.name, func(t *testing.T) {

@@ -25,7 +25,7 @@ type Sweep struct {
 
 // DeleteExpired deletes the sessions whose expiry is not after now. It returns what it
 // has done, even on error. The first call also repairs the indexes of the table, and
-// looks for space that earlier programs have left to be freed. Each call matches the
+// looks for space that earlier processes have left to be freed. Each call matches the
 // owners with the remaining sessions.
 //
 // It searches without blocking writes, and deletes a few sessions in each turn. A

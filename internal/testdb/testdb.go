@@ -75,8 +75,8 @@ func Slow(t testing.TB) {
 	}
 }
 
-// WithoutRace skips a test with the race detector, which makes it slow and sees little
-// there: what it tests is on the disk, on the heap or in other processes.
+// WithoutRace skips a test with the race detector, which makes it slow and sees no more
+// there than in other tests: it is about the disk, the heap, or processes that are killed.
 func WithoutRace(t testing.TB) {
 	t.Helper()
 	info, ok := debug.ReadBuildInfo()

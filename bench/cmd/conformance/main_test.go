@@ -18,8 +18,8 @@ import (
 )
 
 // TestCommittedResults runs the command and checks that the stores still pass the cases
-// that they pass in the committed results, or do so the second time. A case that failed
-// there may pass here by chance.
+// that they pass in the committed results. A case that failed there may pass here by
+// chance. Other stores than chaistore may fail a case by chance, too, but not twice.
 func TestCommittedResults(t *testing.T) {
 	dir := t.TempDir()
 	readme := filepath.Join(dir, "README.md")
@@ -41,9 +41,14 @@ func TestCommittedResults(t *testing.T) {
 			}
 			for _, name := range storetest.Cases() {
 				got, want := results[store][name], cases[name]
-				if got != want && want != conformance.Failed {
-					differences = append(differences, fmt.Sprintf("%s in %s: %s, but %s in the committed results", store, name, got, want))
+				if got == want || want == conformance.Failed {
+					continue
 				}
+				difference := fmt.Sprintf("%s in %s: %s, but %s in the committed results", store, name, got, want)
+				if store == "chaistore" {
+					t.Error(difference)
+				}
+				differences = append(differences, difference)
 			}
 		}
 		return differences

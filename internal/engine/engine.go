@@ -64,6 +64,7 @@ type DB struct {
 // shared is the part that all DBs of one database share. It must not refer to the
 // database, which could otherwise never be collected.
 type shared struct {
+	watched    sync.Once // done when the database shows its batches and reports its failures
 	queue      queue
 	budget     budget
 	app        appLock
@@ -101,17 +102,18 @@ func (db *DB) pebble() *pebble.DB { return db.handle.DB.Store.DB() }
 
 func sharedBy(db *chai.DB) *shared {
 	key := any(weak.Make(db.DB))
-	if s, ok := registry.Load(key); ok {
-		return s.(*shared)
+	value, ok := registry.Load(key)
+	if !ok {
+		fresh := &shared{app: appLock{taken: make(chan struct{}, 1)}}
+		fresh.cache.seed = maphash.MakeSeed()
+		value, ok = registry.LoadOrStore(key, fresh)
+		if !ok {
+			runtime.AddCleanup(db.DB, func(key any) { registry.Delete(key) }, key)
+		}
 	}
-	fresh := &shared{app: appLock{taken: make(chan struct{}, 1)}}
-	fresh.cache.seed = maphash.MakeSeed()
-	s, loaded := registry.LoadOrStore(key, fresh)
-	if !loaded {
-		watch(db, fresh)
-		runtime.AddCleanup(db.DB, func(key any) { registry.Delete(key) }, key)
-	}
-	return s.(*shared)
+	s := value.(*shared)
+	s.watched.Do(func() { watch(db, s) }) // whoever comes second waits for it
+	return s
 }
 
 // Write runs op in a batch that it may share with other operations, and commits the

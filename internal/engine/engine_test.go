@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"weak"
 
 	"github.com/chaisql/chai"
 
@@ -29,6 +30,29 @@ func TestHandleWithContext(t *testing.T) {
 	}
 	if copied.shared != db.shared || Lock(handle) != Lock(engine) {
 		t.Error("a copy of the handle has its own queue or lock")
+	}
+}
+
+// Whoever comes second gets the database when it shows its batches, not before.
+func TestSecondWaitsForFirst(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	for range 20 {
+		engine := testdb.Memory(t)
+		pebbles := at[sync.Mutex](engine.DB.Store.DB(), known.mu)
+		pebbles.Lock() // the first one waits some time for it
+		var wg sync.WaitGroup
+		wg.Go(func() { For(engine, discard) })
+		for begun := false; !begun; {
+			runtime.Gosched()
+			_, begun = registry.Load(any(weak.Make(engine.DB)))
+		}
+		db := For(engine, discard)
+		observed := db.cache.observing.Load()
+		pebbles.Unlock()
+		wg.Wait()
+		if !observed {
+			t.Fatal("For returned before the database shows its batches")
+		}
 	}
 }
 

@@ -484,47 +484,6 @@ func TestCopiesAreEnteredBeforeTheWriteLockIsFree(t *testing.T) {
 	}
 }
 
-// With an unknown engine, whose batches are not observed, nothing is cached, and reads
-// are right.
-func TestWithoutObserving(t *testing.T) {
-	before := known
-	known.observing = false
-	defer func() { known = before }()
-	db := testdb.Memory(t)
-	e := newCacheDB(t, db, 1<<20)
-	want := func(want string) {
-		t.Helper()
-		wantCached(t, e, cacheKey, "")
-		if got := cacheFind(t, e, cacheKey); string(got) != want {
-			t.Errorf("Find = %q, want %q", got, want)
-		}
-		wantCached(t, e, cacheKey, "")
-	}
-	want("one")
-	transact(t, e, cacheKey, "two")
-	want("two")
-	err := e.Read(t.Context(), func(s *Snapshot) error {
-		if _, ok := s.Catalog(); ok {
-			t.Error("the catalog is known")
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	tx := begin(t, e)
-	tx.put(t, cacheKey, "three")
-	tx.writeOut(t, cacheKey)
-	want("two")
-	closeSession(t, tx)
-	want("two") // from a note
-	if err := db.DB.Store.Rollback(); err != nil {
-		t.Fatal(err)
-	}
-	tx.unlock()
-	want("two")
-}
-
 // The rows of a batch whose commit panics are not cached: they may or may not have
 // been committed.
 func TestRowsOfUnknownResultAreNotCached(t *testing.T) {

@@ -95,14 +95,16 @@ func active(sessions iter.Seq2[Session, error]) iter.Seq2[Session, error] {
 	}
 }
 
-// sessions returns a sequence of the sessions that page reads.
+// sessions returns a sequence of the sessions that page reads. With an error, page may
+// return sessions that come before it.
 func sessions(ctx context.Context, page func(from string) (rows []sessiontable.Row, next string, err error)) iter.Seq2[Session, error] {
 	return func(yield func(Session, error) bool) {
 		from := ""
 		for {
 			rows, next, err := page(from)
 			for _, row := range rows {
-				if err = ctx.Err(); err != nil {
+				if ended := ctx.Err(); ended != nil {
+					err = ended
 					break
 				}
 				if !yield(Session(row), nil) {

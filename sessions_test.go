@@ -749,6 +749,53 @@ func TestDeleteOfEndsSessionsThatSayNothing(t *testing.T) {
 	wantFound(t, s, "bob's", "bob|")
 }
 
+// While Owner can't read a session that has no owner yet, no call for an owner leaves it
+// out silently, however many other sessions there are.
+func TestSessionThatHasNoOwnerYet(t *testing.T) {
+	for _, others := range []int{0, 1, 2, 1001} { // 1001 are more than a page
+		t.Run(fmt.Sprint(others), func(t *testing.T) {
+			db := testdb.Memory(t)
+			plain := newStore(t, db)
+			for i := range others {
+				commit(t, plain, fmt.Sprint(i), "alice|", inAnHour())
+			}
+			commit(t, plain, "unread", "alice|unreadable", inAnHour())
+			var broken atomic.Bool
+			broken.Store(true)
+			s := newStoreWith(t, db, chaistore.Config{Owner: func(data []byte) string {
+				if broken.Load() && strings.HasSuffix(string(data), "unreadable") {
+					panic("unreadable")
+				}
+				return ownerInData(data)
+			}})
+			for range 2 {
+				n, errs := 0, []error(nil)
+				for _, err := range s.SessionsOf(t.Context(), "alice") {
+					if err != nil {
+						errs = append(errs, err)
+					} else {
+						n++
+					}
+				}
+				if n != others || len(errs) != 1 {
+					t.Errorf("SessionsOf returned %d sessions and the errors %v, want %d and one", n, errs, others)
+				}
+			}
+			if n, err := s.DeleteOf(t.Context(), "alice"); n != others || err == nil {
+				t.Errorf("DeleteOf = %d, %v; want %d and an error", n, err, others)
+			}
+			wantFound(t, s, "unread", "alice|unreadable")
+			broken.Store(false)
+			if _, err := s.DeleteExpired(t.Context()); err != nil { // finds its owner
+				t.Fatal(err)
+			}
+			if n, err := s.DeleteOf(t.Context(), "alice"); n != 1 || err != nil {
+				t.Errorf("DeleteOf = %d, %v; want 1, nil", n, err)
+			}
+		})
+	}
+}
+
 // An Owner that ends its goroutine leaves nothing open.
 func TestOwnerEndsItsGoroutine(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)

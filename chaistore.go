@@ -129,7 +129,7 @@ type Config struct {
 	// Owner is called once for each commit, in the goroutine that commits. It is also
 	// called for each session that SessionsOf or DeleteOf finds, and for each that is not
 	// in the second table yet, in several goroutines. It must not change the data, nor
-	// call SessionsOf or DeleteOf. A commit with an owner of more than 100 bytes fails
+	// call SessionsOf, DeleteOf or StopCleanup. A commit with an owner of more than 100 bytes fails
 	// with [ErrOwnerTooLong].
 	//
 	// If Owner can't read the data, for example because a new version of the program
@@ -142,8 +142,8 @@ type Config struct {
 
 	// Logger gets an error for each failed sweep, whenever writing hangs, and, at most
 	// once a minute, while the database can't write its files in the background, and a
-	// line for each sweep at debug level. It never gets tokens or data. Default:
-	// slog.Default(), looked up for each line.
+	// line for each sweep at debug level. It never gets tokens or data. It must not call
+	// StopCleanup, which waits for it. Default: slog.Default(), looked up for each line.
 	Logger *slog.Logger
 }
 

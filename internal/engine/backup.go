@@ -34,7 +34,7 @@ func (db *DB) Backup(dir string) (err error) {
 		}
 	}()
 	made := filepath.Join(incomplete, "pebble")
-	if err := db.pebble().Checkpoint(made); err != nil {
+	if err := db.whileOpen(func() error { return db.pebble().Checkpoint(made) }); err != nil {
 		return err
 	}
 	if _, err := os.Stat(made); errors.Is(err, fs.ErrNotExist) {

@@ -14,12 +14,12 @@ import (
 // SizeOfFiles returns about how many bytes the keys from one up to, but not including,
 // another take in files, with their rows.
 func (db *DB) SizeOfFiles(from, to []byte) (size int64, err error) {
-	defer db.failures.rescue(&err, db.failures.failAll)
-	if err := db.Usable(); err != nil {
-		return 0, err
-	}
-	n, err := db.pebble().EstimateDiskUsage(from, to)
-	return int64(n), err
+	err = db.whileOpen(func() error {
+		n, err := db.pebble().EstimateDiskUsage(from, to)
+		size = int64(n)
+		return err
+	})
+	return size, err
 }
 
 // partSize is about how many bytes of files are merged at once.
@@ -58,7 +58,11 @@ func (db *DB) Compact(ctx context.Context, from, to []byte) (done bool, err erro
 // parts divides the keys from one up to another where files end, so that those of each
 // part have about the given size. It returns the ends of the parts.
 func (db *DB) parts(from, to []byte, limit uint64) (ends [][]byte, err error) {
-	levels, err := db.pebble().SSTables(pebble.WithKeyRangeFilter(from, to))
+	var levels [][]pebble.SSTableInfo
+	err = db.whileOpen(func() (err error) {
+		levels, err = db.pebble().SSTables(pebble.WithKeyRangeFilter(from, to))
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -74,6 +74,7 @@ type shared struct {
 	growing    sync.Mutex
 	memory     int64      // the greatest budget so far; growing protects it
 	merging    sync.Mutex // held while Compact merges files
+	using      int        // calls of whileOpen; Pebble's mutex protects it
 	fsyncs     atomic.Uint64
 	values     sync.Map // for other packages
 }

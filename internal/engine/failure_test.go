@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/chaisql/chai"
+	"github.com/cockroachdb/pebble"
 
 	"go.elara.ws/chaistore/internal/testdb"
 )
@@ -110,14 +111,14 @@ func TestPanicInRead(t *testing.T) {
 		},
 		"get": func(db *DB, engine *chai.DB) error {
 			return db.Read(t.Context(), func(s *Snapshot) error {
-				closeEngine(engine)
+				s.rows.Close()
 				_, err := s.Get(key("a"))
 				return err
 			})
 		},
 		"scan": func(db *DB, engine *chai.DB) error {
 			return db.Read(t.Context(), func(s *Snapshot) error {
-				closeEngine(engine)
+				s.rows.Close()
 				return s.Scan(firstKey, lastKey, func(_, _ []byte) error { return nil })
 			})
 		},
@@ -139,6 +140,65 @@ func TestPanicInRead(t *testing.T) {
 				wantPanic(t, err)
 				wantPanic(t, db.Write(context.Background(), 100, set("a", 1)))
 				wantPanic(t, Update(context.Background(), engine, func(*chai.Tx) error { return nil }))
+			}
+		})
+	}
+}
+
+// Close waits for reads under way, whose memory it frees, and no read begins after it.
+func TestCloseWaitsForReads(t *testing.T) {
+	for name, read := range map[string]func(db *DB, during func()) error{
+		"Read": func(db *DB, during func()) error {
+			return db.Read(t.Context(), func(s *Snapshot) error {
+				return s.Scan(firstKey, lastKey, func(k, _ []byte) error {
+					during()
+					if _, err := s.Get(k); !errors.Is(err, pebble.ErrClosed) {
+						t.Errorf("Get = %v while Close waits, want %v", err, pebble.ErrClosed)
+					}
+					if err := s.Scan(firstKey, lastKey, func(_, _ []byte) error { return nil }); !errors.Is(err, pebble.ErrClosed) {
+						t.Errorf("Scan = %v while Close waits, want %v", err, pebble.ErrClosed)
+					}
+					return nil // what was begun before ends well
+				})
+			})
+		},
+		"panic": func(db *DB, during func()) error {
+			err := db.whileOpen(func() error { during(); panic("no") })
+			wantPanic(t, err)
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testdb.Watchdog(t, time.Minute)
+			engine, db := newBreakableDB(t)
+			write(t, db, set("a", 1))
+			var closed atomic.Bool
+			var wg sync.WaitGroup
+			for range 2 { // Close waits for the last one
+				begun := make(chan struct{})
+				wg.Go(func() {
+					err := read(db, func() {
+						close(begun)
+						until(func() bool { return db.Usable() != nil })
+						time.Sleep(time.Millisecond) // lets Close end, if it does not wait
+						if closed.Load() {
+							t.Error("Close returned during a read")
+						}
+					})
+					if err != nil {
+						t.Errorf("a read under way returned %v", err)
+					}
+				})
+				<-begun
+			}
+			err := engine.Close()
+			closed.Store(true)
+			wg.Wait()
+			if err != nil {
+				t.Errorf("Close: %v", err)
+			}
+			if err := db.Read(t.Context(), func(*Snapshot) error { return nil }); err == nil {
+				t.Error("Read = nil after Close, want an error")
 			}
 		})
 	}

@@ -27,7 +27,8 @@ import (
 // If a field of required is not as expected, no database can be used: its calls return
 // errUnknownEngine. If another field is not, its feature is off: without observing, there
 // is no cache, and each read looks for undo notes and at the catalog; without closing,
-// Close of a database and writes of the application can hang after a failure.
+// Close of a database and writes of the application can hang after a failure, and Close
+// does not wait for reads.
 var known = lookUp(reflect.TypeFor[chai.DB](), reflect.TypeFor[pebble.DB](), reflect.TypeFor[pebble.Snapshot]())
 
 var errUnknownEngine = errors.New("this program has another version of Chai or Pebble than chaistore knows: require github.com/chaisql/chai v0.16.1 and github.com/cockroachdb/pebble v1.1.5")
@@ -51,6 +52,8 @@ type fields struct {
 	seen      uintptr // map[string]struct{} in kv.RollbackSegment
 
 	closed     uintptr // chan struct{} in pebble.DB
+	validating uintptr // bool in pebble.DB
+	validated  uintptr // sync.Cond in pebble.DB
 	flushing   uintptr // bool in pebble.DB
 	compacting uintptr // int in pebble.DB
 	inProgress uintptr // a map in pebble.DB, of type jobs
@@ -132,6 +135,8 @@ func lookUp(handle, db, snapshot reflect.Type) (f fields) {
 	f.observing = ok
 
 	f.closed, _ = place(db, "closedCh", "chan struct {}")
+	f.validating, _ = place(db, "mu.tableValidation.validating", "bool")
+	f.validated, _ = place(db, "mu.tableValidation.cond", "sync.Cond")
 	f.flushing, _ = place(db, "mu.compact.flushing", "bool")
 	f.compacting, _ = place(db, "mu.compact.compactingCount", "int")
 	f.inProgress, f.jobs = place(db, "mu.compact.inProgress", "map[*pebble.compaction]struct {}")
@@ -392,6 +397,38 @@ func (w *watcher) letClose() {
 	done.Broadcast()
 }
 
+// enter panics if the database is closed. Otherwise Close waits until leave is called.
+// It frees the memory that reads use, and would end the process with a fault that can't
+// be recovered.
+//
+// What Close waits for is Pebble's validation of files that are added from outside, which
+// Chai has none of.
+func (db *DB) enter() {
+	if !known.closing {
+		db.panicIfClosed()
+		return
+	}
+	mu := at[sync.Mutex](db.pebble(), known.mu)
+	mu.Lock()
+	defer mu.Unlock()
+	db.panicIfClosed()
+	db.using++
+	*at[bool](db.pebble(), known.validating) = true
+}
+
+func (db *DB) leave() {
+	if !known.closing {
+		return
+	}
+	mu := at[sync.Mutex](db.pebble(), known.mu)
+	mu.Lock()
+	defer mu.Unlock()
+	if db.using--; db.using == 0 {
+		*at[bool](db.pebble(), known.validating) = false
+		at[sync.Cond](db.pebble(), known.validated).Broadcast()
+	}
+}
+
 // spend makes tx, which has ended, panic when it is used again. Its batch is in
 // Pebble's pool, so what is written to it would be committed with a batch of somebody
 // else, even to another database.
@@ -511,9 +548,13 @@ func (db *DB) UseMemory(bytes int64) {
 	db.GrowCache(bytes / 4)
 	db.growing.Lock()
 	defer db.growing.Unlock()
-	if bytes <= db.memory || !known.memory || db.Usable() != nil {
+	if bytes <= db.memory || !known.memory {
 		return
 	}
+	_ = db.whileOpen(func() error { db.useMemory(bytes); return nil })
+}
+
+func (db *DB) useMemory(bytes int64) {
 	if db.memory == 0 {
 		setFiles(db.pebble())
 	}

@@ -61,6 +61,8 @@ func TestLookUp(t *testing.T) {
 		{&snapshot, "seqNum", features{required: true}},
 		{&db, "commit", features{required: true}},
 		{&db, "closedCh", features{true, true, false}},
+		{&db, "mu.tableValidation.validating", features{true, true, false}},
+		{&db, "mu.tableValidation.cond", features{true, true, false}},
 		{&db, "mu.compact", features{true, true, false}},
 		{&db, "mu.compact.flushing", features{true, true, false}},
 		{&db, "mu.compact.compactingCount", features{true, true, false}},

@@ -41,21 +41,39 @@ func (s *Snapshot) close() error { return s.session.Close() }
 // for no transaction and no fsync. When ctx ends, scans of the snapshot return its
 // error. Once the engine has panicked in a read, each Read returns that failure at
 // once.
-func (db *DB) Read(ctx context.Context, f func(s *Snapshot) error) (err error) {
+func (db *DB) Read(ctx context.Context, f func(s *Snapshot) error) error {
+	return db.whileOpen(func() error {
+		db.observe()
+		s := db.open(ctx)
+		err := s.lookForNotes()
+		if err == nil {
+			err = f(s)
+		}
+		// After a panic the session stays open: closing it could wait for a lock that
+		// the panic has left locked.
+		return errors.Join(err, s.close())
+	})
+}
+
+// whileOpen calls f, and returns its error, or that of a panic. The database is not
+// closed meanwhile: Close waits for f.
+func (db *DB) whileOpen(f func() error) (err error) {
 	if failure := db.failures.reading(); failure != nil {
 		return failure
 	}
-	// After a panic the session stays open: Close could wait for a lock that the
-	// panic has left locked.
 	defer db.failures.rescue(&err, db.failures.failAll)
-
-	db.panicIfClosed()
-	db.observe()
-	s := db.open(ctx)
-	if err = s.lookForNotes(); err == nil {
-		err = f(s)
-	}
-	return errors.Join(err, s.close())
+	db.enter()
+	returned := false
+	defer func() {
+		if returned {
+			db.leave()
+		} else {
+			go db.leave() // a panic may have left Pebble's mutex locked
+		}
+	}()
+	err = f()
+	returned = true
+	return err
 }
 
 // A transaction of Chai that reads after it wrote writes out its changes before it
@@ -119,7 +137,8 @@ func (s *Snapshot) Get(key []byte) ([]byte, error) {
 }
 
 // get uses Pebble's Get, which looks at the filters of files, as iterators don't.
-func (s *Snapshot) get(key []byte) ([]byte, error) {
+func (s *Snapshot) get(key []byte) (row []byte, err error) {
+	defer closing(&err)
 	row, closer, err := s.rows.Get(key)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, nil
@@ -202,9 +221,25 @@ func (s *Snapshot) scanCommitted(from, to []byte, missing func(note []byte) bool
 	return eachBefore(nil)
 }
 
+// closing is deferred around calls of Pebble. Once Close has begun, and waits for the
+// read to end, they panic before they do anything. It makes an error of that, so that
+// the read closes what it has open.
+func closing(err *error) {
+	switch r := recover().(type) {
+	case nil:
+	case error:
+		if !errors.Is(r, pebble.ErrClosed) {
+			panic(r)
+		}
+		*err = r
+	default:
+		panic(r)
+	}
+}
+
 // scan is Scan with the changes that are to be undone.
 func (s *Snapshot) scan(from, to []byte, each func(key, row []byte) error) error {
-	rows, err := s.rows.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
+	rows, err := s.iterate(&pebble.IterOptions{LowerBound: from, UpperBound: to})
 	if err != nil {
 		return err
 	}
@@ -218,6 +253,11 @@ func (s *Snapshot) scan(from, to []byte, each func(key, row []byte) error) error
 		}
 	}
 	return errors.Join(err, rows.Error(), rows.Close())
+}
+
+func (s *Snapshot) iterate(o *pebble.IterOptions) (rows *pebble.Iterator, err error) {
+	defer closing(&err)
+	return s.rows.NewIter(o)
 }
 
 // Catalog returns the number of the last batch that changed the catalog, and whether

@@ -129,8 +129,8 @@ type Config struct {
 	// Owner is called once for each commit, in the goroutine that commits. It is also
 	// called for each session that SessionsOf or DeleteOf finds, and for each that is not
 	// in the second table yet, in several goroutines. It must not change the data, nor
-	// call SessionsOf, DeleteOf or StopCleanup. A commit with an owner of more than 100 bytes fails
-	// with [ErrOwnerTooLong].
+	// call SessionsOf, DeleteOf or StopCleanup. A commit with an owner of more than 100
+	// bytes fails with [ErrOwnerTooLong].
 	//
 	// If Owner can't read the data, for example because a new version of the program
 	// has renamed a type, it should panic, not return "": then the commit fails (with

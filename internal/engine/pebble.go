@@ -223,6 +223,7 @@ func setSeparator(c *pebble.Comparer, separator pebble.Separator) { c.Separator 
 type watcher struct {
 	pebble.Logger
 	db        *pebble.DB
+	opened    *pebble.Options      // with which the database was opened
 	writeLock *sync.Mutex          // Chai's
 	seen      *map[string]struct{} // see forgetSeen
 	*shared
@@ -274,14 +275,34 @@ func (w *watcher) forgetSeen() { *w.seen = make(map[string]struct{}) }
 // logger is two words, but they only copy it, and call it after a failure. So the race
 // detector does not look at it.
 //
+// The file system is two words, too, and they call it at any time. So the database gets
+// other options with another one. Some parts of it go on with those that it was opened
+// with.
+//
 //go:norace
 func (w *watcher) listen(o *pebble.Options) {
-	o.FS = logFS{o.FS}
 	o.EventListener.WALCreated = w.walCreated
 	o.EventListener.FlushEnd = w.flushEnd
 	o.EventListener.CompactionEnd = w.compactionEnd
 	o.Logger = w
+	w.opened = o
+	other := new(pebble.Options)
+	*other = *o
+	other.FS = logFS{o.FS}
+	barrier.Add(1) // nobody sees other before what is in it
+	*at[*pebble.Options](w.db, known.opts) = other
 }
+
+// allOptions returns the options that the database and its parts use.
+func allOptions(db *pebble.DB) []*pebble.Options {
+	o := options(db)
+	if w, ok := o.Logger.(*watcher); ok {
+		return []*pebble.Options{o, w.opened}
+	}
+	return []*pebble.Options{o}
+}
+
+var barrier atomic.Int32
 
 // Pebble passes errors after which it must not go on to its logger, which is to end
 // the process. Chai's logger does nothing, and so Pebble goes on: it acknowledges
@@ -368,13 +389,16 @@ func (w *watcher) endJob() {
 // flush or to merge. Pebble's mutex must be locked.
 func (w *watcher) waitForJobs(wait bool) {
 	const tables = 2 // Pebble's default
-	o := options(w.db)
-	if wait {
-		o.MemTableStopWritesThreshold, o.L0StopWritesThreshold = tables, max(chaiStopFiles, 2*o.L0CompactionThreshold)
-		return
+	for _, o := range allOptions(w.db) {
+		if wait {
+			o.MemTableStopWritesThreshold, o.L0StopWritesThreshold = tables, max(chaiStopFiles, 2*o.L0CompactionThreshold)
+		} else {
+			o.MemTableStopWritesThreshold, o.L0StopWritesThreshold = 1<<30, 1<<30
+		}
 	}
-	o.MemTableStopWritesThreshold, o.L0StopWritesThreshold = 1<<30, 1<<30
-	at[sync.Cond](w.db, known.done).Broadcast()
+	if !wait {
+		at[sync.Cond](w.db, known.done).Broadcast()
+	}
 }
 
 // jobs returns the flushes and merges that have not ended.
@@ -580,27 +604,28 @@ var filters = map[string]pebble.FilterPolicy{filter.Name(): filter}
 //
 //go:norace
 func setFiles(db *pebble.DB) {
-	o := options(db)
-	o.L0CompactionThreshold = mergeFiles
-	o.L0StopWritesThreshold = max(o.L0StopWritesThreshold, 2*mergeFiles)
 	*at[map[string]pebble.FilterPolicy](*at[*byte](db, known.readers), known.filters) = filters
-	levels := make([]pebble.LevelOptions, len(o.Levels))
-	for i := range levels {
-		levels[i] = o.Levels[i]
-		levels[i].FilterPolicy = filter
+	for _, o := range allOptions(db) {
+		o.L0CompactionThreshold = mergeFiles
+		o.L0StopWritesThreshold = max(o.L0StopWritesThreshold, 2*mergeFiles)
+		levels := make([]pebble.LevelOptions, len(o.Levels))
+		for i := range levels {
+			levels[i] = o.Levels[i]
+			levels[i].FilterPolicy = filter
+		}
+		barrier.Add(1) // nobody sees the new slice before what is in it
+		o.Levels = levels
 	}
-	barrier.Add(1) // nobody sees the new slice before what is in it
-	o.Levels = levels
 }
-
-var barrier atomic.Int32
 
 // setMemTables sets the size of the memory tables to come, which the race detector does
 // not look at either.
 //
 //go:norace
 func setMemTables(db *pebble.DB, size uint64) {
-	options(db).MemTableSize = size
+	for _, o := range allOptions(db) {
+		o.MemTableSize = size
+	}
 	*at[uint64](db, known.largeBatch) = size / 2
 }
 

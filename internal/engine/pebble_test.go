@@ -100,6 +100,27 @@ func setKnown(t testing.TB, f fields) {
 //go:norace
 func assignKnown(f fields) { known = f }
 
+// The file system in the options that a database was opened with stays as it was: it is
+// two words, and Pebble's goroutines use it at any time.
+func TestFileSystemStaysWhereItIsUsed(t *testing.T) {
+	engine := testdb.Disk(t)
+	opened := options(engine.DB.Store.DB())
+	files := opened.FS
+	db := For(engine, discard)
+	db.UseMemory(64 << 20)
+	if opened.FS != files {
+		t.Error("the file system in the first options was replaced")
+	}
+	used := options(db.pebble())
+	if used == opened || used.FS != (logFS{files}) {
+		t.Error("the database does not use another file system")
+	}
+	if used.MemTableSize == chaiMemTable || used.MemTableSize != opened.MemTableSize || used.L0CompactionThreshold != opened.L0CompactionThreshold {
+		t.Errorf("got memory tables of %d bytes and %d files, and %d and %d in the first options, want the same",
+			used.MemTableSize, used.L0CompactionThreshold, opened.MemTableSize, opened.L0CompactionThreshold)
+	}
+}
+
 // Without observing, there is no cache, and reads look for notes.
 func TestNotesWithoutObserving(t *testing.T) {
 	unobserved := known

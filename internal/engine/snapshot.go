@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"sync/atomic"
@@ -231,7 +232,7 @@ func closing(err *error) {
 		if !errors.Is(r, pebble.ErrClosed) {
 			panic(r)
 		}
-		*err = r
+		*err = fmt.Errorf("chai panicked: %w", r) // as rescue says it later
 	default:
 		panic(r)
 	}

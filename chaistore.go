@@ -136,8 +136,9 @@ type Config struct {
 	// has renamed a type, it should panic, not return "": then the commit fails (with
 	// OwnerByKey, it succeeds), and the session stays with the owner that the store
 	// knows. SessionsOf returns an error for it, and DeleteOf deletes it. A session whose
-	// owner was never known gets one when a sweep can read it. Until then, SessionsOf and
-	// DeleteOf end with an error, after what is known. Default: nil, no owners.
+	// owner was never known gets one when a sweep can read it. Until a sweep finds no such
+	// session, SessionsOf and DeleteOf end with an error, after what is known. Default: nil,
+	// no owners.
 	Owner func(data []byte) string
 
 	// Logger gets an error for each failed sweep, whenever writing hangs, and, at most
@@ -268,6 +269,10 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 // While f runs, nobody else can write. So f must not call Update, nor write through a
 // store: the call would wait for f, and return an error after 10 seconds. f must not
 // commit or roll back tx, and nobody may use tx after f: writing to it panics.
+//
+// When Chai rolls a transaction back, it does not restore the index entries of rows that
+// were updated or deleted: SQL that uses the index misses these rows, and changing them
+// fails, until REINDEX in a transaction. Stores are not affected.
 //
 // When the disk fails while f runs, Chai panics in f. Update rolls back what it can, and
 // panics on. Stores go on reading what was committed before.

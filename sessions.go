@@ -46,8 +46,8 @@ func (s *ChaiStore) Sessions(ctx context.Context) iter.Seq2[Session, error] {
 //
 // If SQL, or a store without an Owner, changes the owner of a session, the session
 // leaves the former owner's sequence at once, but enters the new owner's only when a
-// store with an Owner commits it again. Sessions added that way are found after the
-// next sweep of a store with an Owner.
+// store with an Owner commits it again. Sessions added that way, with new tokens, are
+// found after the next sweep of a store with an Owner.
 func (s *ChaiStore) SessionsOf(ctx context.Context, owner string) iter.Seq2[Session, error] {
 	return func(yield func(Session, error) bool) {
 		var unread error
@@ -123,9 +123,9 @@ func sessions(ctx context.Context, page func(from string) (rows []sessiontable.R
 	}
 }
 
-// DeleteFunc deletes every active session for which del returns true, and returns the
-// number deleted, even on error. It reads all sessions; [ChaiStore.DeleteOf] reads
-// only those of an owner. Both work with HashTokenInStore, where Destroy would hash
+// DeleteFunc deletes every active session for which del returns true, and returns their
+// number, even on error, with those that somebody else deletes meanwhile. It reads all
+// sessions; [ChaiStore.DeleteOf] reads only those of an owner. Both work with HashTokenInStore, where Destroy would hash
 // the stored token again and find nothing.
 //
 // DeleteFunc goes through [ChaiStore.Sessions], so del may do whatever a loop body
@@ -139,7 +139,7 @@ func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int
 }
 
 // DeleteOf deletes the active sessions of an owner, as in [ChaiStore.SessionsOf], and
-// returns the number deleted, even on error. It also deletes
+// returns their number, as [ChaiStore.DeleteFunc] does. It also deletes
 //
 //   - sessions that have expired but are not swept yet, without counting them, since a
 //     request that is being served could renew one;

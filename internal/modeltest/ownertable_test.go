@@ -122,6 +122,59 @@ func TestOwnerCantReadSomeSessions(t *testing.T) {
 	}
 }
 
+// Whichever store commits a session that Owner can't read, no call for an owner leaves
+// it out silently, though owners and sessions have been matched before.
+func TestCommitOfSessionThatCantBeRead(t *testing.T) {
+	var broken atomic.Bool
+	db := testdb.Memory(t)
+	cfg := chaistore.Config{Owner: chaistore.OwnerByKey(brokenCodec{broken: &broken}, "user")}
+	s, other := newStore(t, db, cfg), newStore(t, db, cfg)
+	sweep := func() {
+		t.Helper()
+		for _, store := range []*chaistore.ChaiStore{s, other} {
+			if _, err := store.DeleteExpired(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	wantError := func(want bool) {
+		t.Helper()
+		for _, store := range []*chaistore.ChaiStore{s, other} {
+			var last error
+			for _, err := range store.SessionsOf(t.Context(), "bob") {
+				last = err
+			}
+			if (last != nil) != want {
+				t.Errorf("SessionsOf ended with %v, want an error: %v", last, want)
+			}
+			if n, err := store.DeleteOf(t.Context(), "alice"); n != 0 || (err != nil) != want {
+				t.Errorf("DeleteOf = %d, %v; want 0 and an error: %v", n, err, want)
+			}
+		}
+	}
+	commit(t, s, "bob's", "newbob|", inAnHour())
+	sweep()
+	wantError(false)
+	broken.Store(true)
+	commit(t, s, "bob's", "bob|", inAnHour())
+	commit(t, s, "bob's", "newbob|", inAnHour()) // its owner is known
+	broken.Store(false)
+	wantError(false)
+	broken.Store(true)
+	commit(t, s, "alice's", "newalice|", inAnHour())
+	broken.Store(false)
+	wantError(true)
+	broken.Store(true)
+	sweep()
+	broken.Store(false)
+	wantError(true)
+	sweep()
+	if n, err := other.DeleteOf(t.Context(), "alice"); n != 1 || err != nil {
+		t.Errorf("DeleteOf = %d, %v; want 1, nil", n, err)
+	}
+	wantError(false)
+}
+
 // When sessions change without their owners, SessionsOf returns no session of
 // somebody else, and none that has ended. A sweep corrects the owners.
 func TestSessionsChangeWithoutTheirOwners(t *testing.T) {

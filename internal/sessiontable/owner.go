@@ -112,7 +112,8 @@ func (l *layout) putOwner(b *engine.Batch, token, owner string) error {
 // because it could use the table, or end its goroutine.
 //
 // The first call matches the owners with the sessions, unless a sweep has done that. If
-// the owner of a session was not known then, the last page comes with an error.
+// the owner of a session was not known then, or of one committed since, the last page
+// comes with an error.
 func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, next string, err error) {
 	for {
 		matched := new(match)
@@ -150,7 +151,7 @@ func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, nex
 			}
 		case err != nil:
 			return nil, "", err
-		case next == "" && matched.unknown:
+		case next == "" && (matched.unknown || matched.unread != t.unread.Load()):
 			return rows, "", errUnknownOwner
 		default:
 			return rows, next, nil
@@ -203,6 +204,7 @@ func (t *Table) MatchOwners(ctx context.Context) error {
 type match struct {
 	tables  [2]int64 // namespaces
 	unknown bool     // whether the owner function could not read some session
+	unread  uint64   // Table.unread when it began
 }
 
 // tables returns the namespaces of both tables.
@@ -238,7 +240,7 @@ func (t *Table) awaitOwners(ctx context.Context, last *match) error {
 // matchOwners is MatchOwners. t.matching must be taken. When a table is replaced
 // meanwhile, it begins again.
 func (t *Table) matchOwners(ctx context.Context) error {
-	var done match
+	done := match{unread: t.unread.Load()}
 	for from, more := "", true; more; {
 		var m ownerMismatch
 		err := t.read(ctx, func(s *engine.Snapshot, l *layout) (err error) {
@@ -249,7 +251,7 @@ func (t *Table) matchOwners(ctx context.Context) error {
 			return err
 		}
 		if m.tables != done.tables && from != "" {
-			from, done = "", match{}
+			from, done = "", match{unread: done.unread}
 			continue
 		}
 		unknown, changed, err := t.correctOwners(ctx, m)
@@ -259,7 +261,7 @@ func (t *Table) matchOwners(ctx context.Context) error {
 		if changed {
 			continue // compare this part again
 		}
-		done = match{m.tables, done.unknown || unknown}
+		done.tables, done.unknown = m.tables, done.unknown || unknown
 		from, more = m.next, m.next != ""
 	}
 	t.matched.Store(&done)

@@ -131,6 +131,7 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 	// The caller encodes the row: other callers need not wait for that, and the
 	// operation does not use the caller's data if it runs after an early return.
 	row := encodeRow(Row{token, data, expiry})
+	unread := t.HasOwners() && !known
 	err = t.write(ctx, len(row)+MaxKeyLen, func(b *engine.Batch, l *layout) error {
 		if t.ended.has(token) {
 			return ErrEnded
@@ -140,10 +141,22 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 				return err
 			}
 		}
+		if unread {
+			earlier, err := b.Get(appendKey(nil, l.owners.namespace, token))
+			if err != nil {
+				return err
+			}
+			if unread = earlier == nil; unread {
+				t.unread.Add(1) // although the caller may have gone
+			}
+		}
 		return l.sessions.put(b, appendKey(nil, l.sessions.namespace, token), row)
 	})
 	if err == nil {
 		t.counts.upserts.Add(1)
+		if unread {
+			t.unread.Add(1) // a match may have begun before the session could be seen
+		}
 	}
 	return err
 }

@@ -59,6 +59,7 @@ type Table struct {
 	ended   *ended                 // nil if nothing is remembered
 	garbage atomic.Int64           // about how many bytes of deleted sessions are in files
 	matched atomic.Pointer[match]  // the last one; nil before the first
+	unread  *atomic.Uint64         // grows with each commit of a session whose owner is not known
 	counts  counts
 
 	foundGarbage atomic.Bool   // whether findGarbage was successful
@@ -72,8 +73,12 @@ func New(db *chai.DB, options Options) *Table {
 	if options.RememberEnded > 0 {
 		t.ended = t.db.Shared(endedKey{t.Name}, newEnded()).(*ended)
 	}
+	t.unread = t.db.Shared(unreadKey{t.Name}, new(atomic.Uint64)).(*atomic.Uint64)
 	return t
 }
+
+// unreadKey is the key of what the tables of a name share.
+type unreadKey struct{ name string }
 
 // CheckName returns an error unless name can be the name of a table: letters, digits
 // and underscores, not starting with a digit, at most [MaxKeyLen] bytes, and neither

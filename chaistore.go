@@ -135,10 +135,10 @@ type Config struct {
 	// If Owner can't read the data, for example because a new version of the program
 	// has renamed a type, it should panic, not return "": then the commit fails (with
 	// OwnerByKey, it succeeds), and the session stays with the owner that the store
-	// knows. SessionsOf returns an error for it, and DeleteOf deletes it. A session whose
-	// owner was never known gets one when a sweep can read it. Until a sweep finds no such
-	// session, SessionsOf and DeleteOf end with an error, after what is known. Default: nil,
-	// no owners.
+	// knows. SessionsOf returns an error for it, and DeleteOf deletes it. While Owner
+	// can't read a session whose owner was never known, SessionsOf and DeleteOf end with an
+	// error, after what is known. They look at such sessions again, in up to a tenth of the
+	// time. Default: nil, no owners.
 	Owner func(data []byte) string
 
 	// Logger gets an error for each failed sweep, whenever writing hangs, and, at most

@@ -111,12 +111,18 @@ func (l *layout) putOwner(b *engine.Batch, token, owner string) error {
 // it. PageOf does not look: the owner function must not run while a snapshot is open,
 // because it could use the table, or end its goroutine.
 //
-// The first call matches the owners with the sessions, unless a sweep has done that. If
-// the owner of a session was not known then, or of one committed since, the last page
-// comes with an error.
+// The first call matches the owners with the sessions, unless a sweep has done that. So
+// does a first page while the owner of a session is not known, in up to a tenth of the
+// time: it may be known by now, or the session may be gone. If not, the last page comes
+// with an error.
 func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, next string, err error) {
+	if m := t.matched.Load(); from == "" && m != nil && t.doubts(m) && time.Since(m.ended) >= 9*m.took {
+		if err := t.MatchOwners(ctx); err != nil {
+			return nil, "", err
+		}
+	}
 	for {
-		matched := new(match)
+		var matched *match
 		err := t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 			rows, next = nil, ""
 			if owner == "" || len(owner) > MaxKeyLen {
@@ -151,7 +157,7 @@ func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, nex
 			}
 		case err != nil:
 			return nil, "", err
-		case next == "" && (matched.unknown || matched.unread != t.unread.Load()):
+		case next == "" && matched != nil && t.doubts(matched):
 			return rows, "", errUnknownOwner
 		default:
 			return rows, next, nil
@@ -205,7 +211,12 @@ type match struct {
 	tables  [2]int64 // namespaces
 	unknown bool     // whether the owner function could not read some session
 	unread  uint64   // Table.unread when it began
+	ended   time.Time
+	took    time.Duration
 }
+
+// doubts reports whether there may be a session whose owner is not known.
+func (t *Table) doubts(m *match) bool { return m.unknown || m.unread != t.unread.Load() }
 
 // tables returns the namespaces of both tables.
 func (l *layout) tables() [2]int64 { return [2]int64{l.sessions.namespace, l.owners.namespace} }
@@ -240,6 +251,7 @@ func (t *Table) awaitOwners(ctx context.Context, last *match) error {
 // matchOwners is MatchOwners. t.matching must be taken. When a table is replaced
 // meanwhile, it begins again.
 func (t *Table) matchOwners(ctx context.Context) error {
+	start := time.Now()
 	done := match{unread: t.unread.Load()}
 	for from, more := "", true; more; {
 		var m ownerMismatch
@@ -264,6 +276,7 @@ func (t *Table) matchOwners(ctx context.Context) error {
 		done.tables, done.unknown = m.tables, done.unknown || unknown
 		from, more = m.next, m.next != ""
 	}
+	done.ended, done.took = time.Now(), time.Since(start)
 	t.matched.Store(&done)
 	return nil
 }

@@ -125,8 +125,8 @@ func sessions(ctx context.Context, page func(from string) (rows []sessiontable.R
 
 // DeleteFunc deletes every active session for which del returns true, and returns their
 // number, even on error, with those that somebody else deletes meanwhile. It reads all
-// sessions; [ChaiStore.DeleteOf] reads only those of an owner. Both work with HashTokenInStore, where Destroy would hash
-// the stored token again and find nothing.
+// sessions; [ChaiStore.DeleteOf] reads only those of an owner. Both work with
+// HashTokenInStore, where Destroy would hash the stored token again and find nothing.
 //
 // DeleteFunc goes through [ChaiStore.Sessions], so del may do whatever a loop body
 // may do there. The sessions are deleted many at a time, some time after del has seen

@@ -106,6 +106,20 @@ func (l *layout) putOwner(b *engine.Batch, token, owner string) error {
 	return l.owners.put(b, key, row)
 }
 
+// keepOwner lets a session whose data can't be read keep its owner. It reports whether
+// it has none: if it was nobody's, it may be somebody's now, and a match looks again.
+func (l *layout) keepOwner(b *engine.Batch, token string) (none bool, err error) {
+	key := appendKey(nil, l.owners.namespace, token)
+	row, err := b.Get(key)
+	if row == nil || err != nil {
+		return err == nil, err
+	}
+	if !bytes.Equal(row, appendText(appendText(nil, token), "")) {
+		return false, nil
+	}
+	return true, l.owners.delete(b, key)
+}
+
 // PageOf is [Table.Page] for the sessions that the table of owners lists for one owner.
 // The data of a session may name another owner, if a writer without owners has changed
 // it. PageOf does not look: the owner function must not run while a snapshot is open,
@@ -117,9 +131,7 @@ func (l *layout) putOwner(b *engine.Batch, token, owner string) error {
 // with an error.
 func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, next string, err error) {
 	if m := t.matched.Load(); from == "" && m != nil && t.doubts(m) && time.Since(m.ended) >= 9*m.took {
-		if err := t.MatchOwners(ctx); err != nil {
-			return nil, "", err
-		}
+		_ = t.MatchOwners(ctx) // if that fails, the doubts remain
 	}
 	for {
 		var matched *match
@@ -374,8 +386,8 @@ func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) (unknown, ch
 		return false, false, err
 	}
 	unknown = slices.Contains(known, false)
-	if len(m.without)+len(m.gone) == 0 {
-		return unknown, false, nil
+	if len(m.gone) == 0 && !slices.Contains(known, true) {
+		return unknown, false, nil // nothing to write
 	}
 	err = t.write(ctx, (len(m.without)+len(m.gone))*4*MaxKeyLen, func(b *engine.Batch, l *layout) error {
 		if l.tables() != m.tables {

@@ -142,11 +142,11 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 			}
 		}
 		if unread {
-			earlier, err := b.Get(appendKey(nil, l.owners.namespace, token))
-			if err != nil {
+			var err error
+			if unread, err = l.keepOwner(b, token); err != nil {
 				return err
 			}
-			if unread = earlier == nil; unread {
+			if unread {
 				t.unread.Add(1) // although the caller may have gone
 			}
 		}

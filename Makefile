@@ -45,7 +45,7 @@ e2e:
 # running them.
 robustness:
 	go test ./internal/modeltest -run Fuzz -inputs 300 -count=1 -timeout 300s
-	go test ./internal/robustness -v -run 'Crash|Faults|Soak' -crash-rounds 20 -fault-runs 5 -soak 10s -count=1 -timeout 600s
+	go test ./internal/robustness -v -run 'Crash|History|Soak' -crash-rounds 20 -history-runs 20 -soak 10s -count=1 -timeout 600s
 
 bench:
 	cd bench && go run ./cmd/compare -quick

@@ -280,7 +280,7 @@ func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 	if isNil(db) {
 		return errNilDatabase
 	}
-	return engine.Update(ctx, db, f)
+	return engine.Open(db, nil).Update(ctx, f)
 }
 
 // WriteLock returns the lock that [Update] holds, for work that does not fit into a
@@ -298,7 +298,7 @@ func WriteLock(db *chai.DB) sync.Locker {
 	if isNil(db) {
 		panic(errNilDatabase.Error())
 	}
-	return engine.Lock(db)
+	return engine.Open(db, nil).Lock()
 }
 
 // Backup copies the whole database, with the tables of the application, to the
@@ -323,7 +323,7 @@ func Backup(db *chai.DB, dir string) error {
 	if isNil(db) {
 		return errNilDatabase
 	}
-	if err := engine.For(db, nil).Backup(dir); err != nil {
+	if err := engine.Open(db, nil).Backup(dir); err != nil {
 		return fmt.Errorf("chaistore: %w", err)
 	}
 	return nil

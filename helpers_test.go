@@ -257,7 +257,7 @@ func benchmarkCommit(b *testing.B, goroutines int, commit commitFunc) {
 // benchmarkGroups is benchmarkCommit that also reports the number of commits for each
 // fsync.
 func benchmarkGroups(b *testing.B, db *chai.DB, goroutines int, commit commitFunc) {
-	e := engine.For(db, slog.Default)
+	e := engine.Open(db, slog.Default)
 	before := e.Fsyncs()
 	benchmarkCommit(b, goroutines, commit)
 	b.ReportMetric(float64(b.N)/float64(e.Fsyncs()-before), "ops/group")

@@ -9,12 +9,14 @@ import (
 	"sync/atomic"
 
 	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/reach"
 )
 
-// Lock returns the lock to hold while writing to db with Chai's transactions. The
-// turns of the queue take it, too. Hold it from before a transaction begins until it
+// Lock returns the lock to hold while writing to the database with Chai's transactions.
+// The turns of the queue take it, too. Hold it from before a transaction begins until it
 // has ended.
-func Lock(db *chai.DB) sync.Locker { return &sharedBy(db).app }
+func (db *DB) Lock() sync.Locker { return &db.app }
 
 // An appLock is a lock that can be waited for together with a context.
 type appLock struct {
@@ -42,41 +44,50 @@ func (l *appLock) Unlock() {
 // commits the transaction if f returns nil, and rolls it back if f returns an error
 // or panics. If ctx ends before the transaction begins, Update returns the context's
 // error and does not call f. If it has to wait for too long, it returns [ErrHangs].
-func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
+func (db *DB) Update(ctx context.Context, f func(tx *chai.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	e := For(db, nil)
-	ctx, cancel := context.WithTimeoutCause(ctx, e.hangLimit, ErrHangs)
+	ctx, cancel := context.WithTimeoutCause(ctx, db.hangLimit, ErrHangs)
 	defer cancel()
 	select {
-	case e.app.taken <- struct{}{}:
-		defer func() { <-e.app.taken }()
+	case db.app.taken <- struct{}{}:
+		defer func() { <-db.app.taken }()
 	case <-ctx.Done():
 		return waited(ctx)
 	}
-	if err := e.Writable(); err != nil {
+	if err := db.Writable(); err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
-	if !e.waitForWriters(ctx) {
+	if err := db.awaitObserving(ctx, false); err != nil {
+		return err
+	}
+	if !db.waitForWriters(ctx) {
 		return waited(ctx)
 	}
-	tx, err := e.beginTx()
+	return db.update(f)
+}
+
+// update is Update in its turn.
+func (db *DB) update(f func(tx *chai.Tx) error) error {
+	tx, err := db.beginTx()
 	if err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
 	succeeded := false
 	defer func() {
 		if !succeeded {
-			e.rollbackTx(tx)
+			db.rollbackTx(tx)
 		}
-		e.spend(tx)
+		// The batch of tx is in Pebble's pool, so what is written to tx after its end would be
+		// committed with a batch of somebody else, even to another database. So it panics.
+		*reach.Batch(tx) = nil
 	}()
 	if err := f(tx); err != nil {
 		return err
 	}
 	succeeded = true
-	if err := e.commitTx(tx); err != nil {
+	if err := db.commitTx(tx); err != nil {
 		return fmt.Errorf("commit transaction: %w", err)
 	}
 	return nil
@@ -126,45 +137,61 @@ func (db *DB) waitForWriters(ctx context.Context) bool {
 	}
 }
 
+// beginTx begins a transaction. Close of the database can't have begun then: it waits for
+// the write lock first. But it may have ended.
 func (db *DB) beginTx() (tx *chai.Tx, err error) {
-	defer db.failures.rescue(&err, db.failures.failAll)
-	db.panicIfClosed()
+	if err := db.Usable(); err != nil {
+		return nil, err
+	}
+	defer db.state.rescue(&err, db.state.fault)
+	defer func() {
+		if r := recover(); r != nil {
+			if cause, ok := r.(error); ok && isClosed(cause) {
+				reach.SharedSnapshot(db.handle).Unlock() // Chai doesn't
+				db.writeLock.Unlock()
+			}
+			panic(r)
+		}
+	}()
 	if tx, err = db.handle.Begin(true); err != nil {
 		// BeginTx keeps the write lock if SQL has begun a read-only transaction.
 		db.writeLock.Unlock()
+		return nil, err
 	}
-	return tx, err
+	db.forgetSeen()
+	return tx, nil
 }
 
-// commitTx commits tx. If that fails, it rolls tx back: otherwise Chai would keep its
-// write lock (internal/database, transaction.go). If the commit panics, it does not:
-// Rollback might wait for a lock of the engine, and readers share the snapshot from
-// before tx as long as tx is open.
+// commitTx commits tx, or rolls it back if that fails: otherwise Chai would keep its
+// write lock (internal/database, transaction.go).
 func (db *DB) commitTx(tx *chai.Tx) (err error) {
-	defer db.failures.rescue(&err, db.failures.failWrites)
+	defer func() {
+		if err != nil {
+			db.rollbackTx(tx)
+		}
+	}()
+	defer db.state.rescue(&err, db.state.fail)
+	return commitOf(tx)
+}
+
+// commitOf is tx.Commit with an error instead of a commitFailure.
+func commitOf(tx *chai.Tx) (err error) {
 	defer func() {
 		r := recover()
-		if r == nil {
-			return
+		if failure, ok := r.(commitFailure); ok {
+			err = failure.error
+		} else if r != nil {
+			panic(r)
 		}
-		if _, ok := r.(commitFailure); ok {
-			db.writeLock.Unlock() // nobody else does
-		}
-		panic(r)
 	}()
-	if err = tx.Commit(); err != nil {
-		db.rollbackTx(tx)
-	}
-	return err
+	return tx.Commit()
 }
 
-// rollbackTx rolls tx back. If that fails, some of the writes of tx may remain, which
-// readers of this package undo, and nothing can be written any more. An error because
-// f has ended tx itself is not a failure.
+// rollbackTx rolls tx back. An error because f has ended tx itself is not a failure.
 func (db *DB) rollbackTx(tx *chai.Tx) {
 	var err error
-	defer db.failures.rescue(&err, db.failures.failWrites)
+	defer db.state.rescue(&err, db.state.fail)
 	if err = tx.Rollback(); err != nil && err.Error() != "already closed" {
-		_ = db.failures.failWrites(fmt.Errorf("roll back transaction: %w", err))
+		_ = db.state.fail(fmt.Errorf("roll back transaction: %w", err))
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/chaisql/chai"
 
+	"go.elara.ws/chaistore/internal/reach"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
@@ -25,7 +26,7 @@ func insert(k int) func(tx *chai.Tx) error {
 func TestUnlockOfUnlockedPanics(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	engine, db := newBreakableDB(t)
-	lock := Lock(engine)
+	lock := Open(engine, discard).Lock()
 	wantPanic := func() {
 		t.Helper()
 		defer func() {
@@ -40,7 +41,7 @@ func TestUnlockOfUnlockedPanics(t *testing.T) {
 	func() { lock.Unlock() }()
 	wantPanic()
 	// Nor can it be unlocked during another's write. In Write, the panic becomes an error.
-	if err := Update(t.Context(), engine, func(*chai.Tx) error { wantPanic(); return nil }); err != nil {
+	if err := Open(engine, discard).Update(t.Context(), func(*chai.Tx) error { wantPanic(); return nil }); err != nil {
 		t.Errorf("Update: %v", err)
 	}
 	err := db.Write(t.Context(), 100, func(*Batch) error { lock.Unlock(); return nil })
@@ -56,10 +57,10 @@ func TestWriteLockMatchesTransaction(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tx.Rollback()
-	if got := writeLock(engine); got != tx.WriteTxMu {
+	if got := reach.Writetxmu(engine); got != tx.WriteTxMu {
 		t.Errorf("the write lock is at %p, want %p", got, tx.WriteTxMu)
 	}
-	if got := writeLock(engine.WithContext(t.Context())); got != tx.WriteTxMu {
+	if got := reach.Writetxmu(engine.WithContext(t.Context())); got != tx.WriteTxMu {
 		t.Errorf("the write lock of a copy of the handle is at %p, want %p", got, tx.WriteTxMu)
 	}
 }
@@ -73,7 +74,7 @@ func TestForAndLockWhileATransactionIsOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	db := For(engine, discard)
+	db := Open(engine, discard)
 	lockIsFree(engine)
 	wantValue(t, db, "a", 0)
 	if db.quiet() {
@@ -139,7 +140,7 @@ func TestApplicationDeadlocks(t *testing.T) {
 	read := func(t *testing.T, db *DB) {
 		wantValue(t, db, "a", 1)
 		if err := db.Read(t.Context(), func(s *Snapshot) error {
-			return s.Scan(firstKey, lastKey, func(_, _ []byte) error { return nil })
+			return s.Scan(firstKey, lastKey, func(_, _ []byte) (bool, error) { return true, nil })
 		}); err != nil {
 			t.Errorf("Scan: %v", err)
 		}
@@ -167,7 +168,7 @@ func TestApplicationDeadlocks(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() { wantError(t, db.Write(ctx, 100, set("a", 2)), context.Canceled) })
-		wg.Go(func() { wantError(t, Update(ctx, engine, insert(2)), context.Canceled) })
+		wg.Go(func() { wantError(t, Open(engine, discard).Update(ctx, insert(2)), context.Canceled) })
 		until(func() bool { return waiting(db) == 1 && len(db.app.taken) == 1 })
 		read(t, db)
 		cancel()
@@ -205,7 +206,7 @@ func TestLongTransaction(t *testing.T) {
 				wg.Go(func() { write(t, db, set(fmt.Sprint("b", i), 1)) })
 			}
 			wg.Go(func() {
-				if err := Update(t.Context(), engine, insert(1)); err != nil {
+				if err := Open(engine, discard).Update(t.Context(), insert(1)); err != nil {
 					t.Errorf("Update: %v", err)
 				}
 			})
@@ -215,11 +216,11 @@ func TestLongTransaction(t *testing.T) {
 				wantValue(t, db, "b0", 0)
 			}
 			if err := db.Read(t.Context(), func(s *Snapshot) error {
-				return s.Scan(firstKey, lastKey, func(k, row []byte) error {
+				return s.Scan(firstKey, lastKey, func(k, row []byte) (bool, error) {
 					if string(k) != string(key("a")) || string(row) != "1" {
 						t.Errorf("Scan found %q, %q", k, row)
 					}
-					return nil
+					return true, nil
 				})
 			}); err != nil {
 				t.Errorf("Scan: %v", err)
@@ -279,7 +280,7 @@ func TestUpdate(t *testing.T) {
 						got = r
 					}
 				}()
-				got = Update(t.Context(), engine, test.f)
+				got = Open(engine, discard).Update(t.Context(), test.f)
 			}()
 			if fmt.Sprint(got) != test.want {
 				t.Errorf("Update returned or panicked with %v, want %s", got, test.want)
@@ -301,7 +302,7 @@ func TestUpdateIsATurn(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	engine, db := newDB(t)
 	var wg sync.WaitGroup
-	err := Update(t.Context(), engine, func(*chai.Tx) error {
+	err := Open(engine, discard).Update(t.Context(), func(*chai.Tx) error {
 		wg.Go(func() { write(t, db, set("a", 1)) })
 		until(func() bool { return waiting(db) == 1 })
 		wantValue(t, db, "a", 0)
@@ -325,21 +326,21 @@ func TestContextEndsBeforeUpdate(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				var wg sync.WaitGroup
 				for range 3 {
-					wg.Go(func() { wantError(t, Update(ctx, engine, insert(1)), context.Canceled) })
+					wg.Go(func() { wantError(t, Open(engine, discard).Update(ctx, insert(1)), context.Canceled) })
 				}
 				until(func() bool { return len(db.app.taken) == 1 })
 				cancel()
 				wg.Wait()
 				free()
 				write(t, db, set("a", 1))
-				if err := Update(t.Context(), engine, func(*chai.Tx) error { return nil }); err != nil {
+				if err := Open(engine, discard).Update(t.Context(), func(*chai.Tx) error { return nil }); err != nil {
 					t.Errorf("Update: %v", err)
 				}
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
 			for range 20 {
-				wantError(t, Update(ctx, engine, insert(1)), context.Canceled)
+				wantError(t, Open(engine, discard).Update(ctx, insert(1)), context.Canceled)
 			}
 			if got := rows(t, engine); got != 0 {
 				t.Errorf("the table has %d rows, want none", got)
@@ -352,7 +353,7 @@ func TestContextEndsBeforeUpdate(t *testing.T) {
 func TestContextEndsInUpdate(t *testing.T) {
 	engine, _ := newDB(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	if err := Update(ctx, engine, func(tx *chai.Tx) error { cancel(); return insert(1)(tx) }); err != nil {
+	if err := Open(engine, discard).Update(ctx, func(tx *chai.Tx) error { cancel(); return insert(1)(tx) }); err != nil {
 		t.Errorf("Update: %v", err)
 	}
 	if got := rows(t, engine); got != 1 {
@@ -371,7 +372,7 @@ func TestUpdateMeetsATransaction(t *testing.T) {
 		}
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if err := Update(t.Context(), engine, insert(2*i)); err != nil {
+			if err := Open(engine, discard).Update(t.Context(), insert(2*i)); err != nil {
 				t.Errorf("Update: %v", err)
 			}
 		})
@@ -390,7 +391,7 @@ func TestUpdateMeetsATransaction(t *testing.T) {
 func TestConcurrentUpdatesAndWrites(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	engine, db := newDB(t)
-	if err := Update(t.Context(), engine, insert(1)); err != nil {
+	if err := Open(engine, discard).Update(t.Context(), insert(1)); err != nil {
 		t.Fatal(err)
 	}
 	const goroutines, each = 4, 50
@@ -398,7 +399,7 @@ func TestConcurrentUpdatesAndWrites(t *testing.T) {
 	for g := range goroutines {
 		wg.Go(func() {
 			for range each {
-				err := Update(t.Context(), engine, func(tx *chai.Tx) error {
+				err := Open(engine, discard).Update(t.Context(), func(tx *chai.Tx) error {
 					return tx.Exec("UPDATE t SET v = v + 1 WHERE k = 1")
 				})
 				if err != nil {
@@ -435,7 +436,7 @@ func TestUpdateFails(t *testing.T) {
 		}
 		write(t, db, set("a", 1))
 		testdb.Exec(t, engine, "DELETE FROM t")
-		if err := Update(t.Context(), engine, insert(1)); err != nil {
+		if err := Open(engine, discard).Update(t.Context(), insert(1)); err != nil {
 			t.Errorf("Update: %v", err)
 		}
 		if got := rows(t, engine); got != 1 {
@@ -444,7 +445,7 @@ func TestUpdateFails(t *testing.T) {
 	}
 	for range 3 {
 		testdb.Exec(t, engine, "BEGIN READ ONLY")
-		err := Update(t.Context(), engine, insert(2))
+		err := Open(engine, discard).Update(t.Context(), insert(2))
 		if err == nil || !strings.Contains(err.Error(), "begin transaction") {
 			t.Errorf("Update beside BEGIN READ ONLY = %v, want an error", err)
 		}
@@ -453,11 +454,11 @@ func TestUpdateFails(t *testing.T) {
 		wantFree()
 
 		for _, end := range []func(tx *chai.Tx) error{(*chai.Tx).Rollback, (*chai.Tx).Commit} {
-			wantError(t, Update(t.Context(), engine, func(tx *chai.Tx) error { return errors.Join(end(tx), errNo) }), errNo)
+			wantError(t, Open(engine, discard).Update(t.Context(), func(tx *chai.Tx) error { return errors.Join(end(tx), errNo) }), errNo)
 			wantFree()
 		}
 
-		err = Update(t.Context(), engine, func(tx *chai.Tx) error {
+		err = Open(engine, discard).Update(t.Context(), func(tx *chai.Tx) error {
 			setReadOnly(engine, true)
 			return insert(3)(tx)
 		})
@@ -480,7 +481,7 @@ func TestUpdatesThatGiveUpLeaveOneGoroutine(t *testing.T) {
 	before := runtime.NumGoroutine()
 	for range 100 {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-		wantError(t, Update(ctx, engine, insert(1)), context.DeadlineExceeded)
+		wantError(t, Open(engine, discard).Update(ctx, insert(1)), context.DeadlineExceeded)
 		cancel()
 	}
 	if n := runtime.NumGoroutine() - before; n > 10 {
@@ -490,7 +491,7 @@ func TestUpdatesThatGiveUpLeaveOneGoroutine(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-		if err := Update(t.Context(), engine, func(*chai.Tx) error { return nil }); err != nil {
+		if err := Open(engine, discard).Update(t.Context(), func(*chai.Tx) error { return nil }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -502,8 +503,8 @@ func TestNestedUpdate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		engine, db := newDB(t)
 		var inner, written error
-		err := Update(context.Background(), engine, func(tx *chai.Tx) error {
-			inner = Update(context.Background(), engine, insert(2))
+		err := Open(engine, discard).Update(context.Background(), func(tx *chai.Tx) error {
+			inner = Open(engine, discard).Update(context.Background(), insert(2))
 			written = db.Write(context.Background(), 100, set("a", 1))
 			return insert(1)(tx)
 		})
@@ -523,7 +524,7 @@ func TestSpentTransaction(t *testing.T) {
 			engine, _ := newDB(t)
 			_, other := newDB(t)
 			var spent *chai.Tx
-			wantError(t, Update(t.Context(), engine, func(tx *chai.Tx) error {
+			wantError(t, Open(engine, discard).Update(t.Context(), func(tx *chai.Tx) error {
 				spent = tx
 				return errors.Join(insert(1)(tx), tx.Exec("DELETE FROM t"), end)
 			}), end)

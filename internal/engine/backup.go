@@ -5,7 +5,6 @@ package engine
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -23,6 +22,9 @@ func (db *DB) Backup(dir string) (err error) {
 	if err := db.Writable(); err != nil {
 		return err
 	}
+	if dirOf(db.pebble()) == "" {
+		return errors.New("the database is in memory")
+	}
 	incomplete, err := claimDir(dir)
 	if err != nil {
 		return err
@@ -36,9 +38,6 @@ func (db *DB) Backup(dir string) (err error) {
 	made := filepath.Join(incomplete, "pebble")
 	if err := db.whileOpen(func() error { return db.pebble().Checkpoint(made) }); err != nil {
 		return err
-	}
-	if _, err := os.Stat(made); errors.Is(err, fs.ErrNotExist) {
-		return errors.New("the database is in memory")
 	}
 	if err := os.Rename(made, filepath.Join(dir, "pebble")); err != nil {
 		return err

@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -75,6 +76,7 @@ func (db *DB) run(t *turn) []error {
 		db.app.taken <- struct{}{}
 		defer func() { <-db.app.taken }()
 		db.writeLock.Lock()
+		defer db.writeLock.Unlock()
 	}
 	db.queue.take(t)
 	results := make([]error, len(t.group))
@@ -90,16 +92,18 @@ func (db *DB) run(t *turn) []error {
 }
 
 // commit runs the operations of group, stores their results, and commits the changes
-// of the successful ones. Then it unlocks the write lock, unless the engine has
-// panicked other than by a commitFailure: the engine's own locks may then stay locked
-// for good, and so does the write lock, as in Chai.
+// of the successful ones. Chai's write lock must be locked, for which Close of the
+// database waits.
 func (db *DB) commit(group []*request, results []error) (err error) {
-	defer db.failures.rescue(&err, db.failures.failWrites)
-
-	db.panicIfClosed()
-	db.observe()
+	if err := db.Writable(); err != nil {
+		return err
+	}
+	defer db.state.rescue(&err, db.state.fail)
+	if err := db.awaitObserving(context.Background(), true); err != nil {
+		return err
+	}
 	var committed *Snapshot
-	b := Batch{latest: make(map[string]int, len(group)), read: func(key []byte) ([]byte, error) {
+	b := Batch{latest: make(map[string]int, len(group)), read: func(key []byte) (_ []byte, err error) {
 		if row := db.cache.get(key); row != nil {
 			return row, nil
 		}
@@ -107,7 +111,9 @@ func (db *DB) commit(group []*request, results []error) (err error) {
 		// (applyBatch in its internal/kv), and remember their keys until the database
 		// is closed.
 		if committed == nil {
-			committed = db.open(context.Background())
+			if committed, err = db.open(context.Background()); err != nil {
+				return nil, err
+			}
 		}
 		return committed.Get(key)
 	}}
@@ -117,18 +123,20 @@ func (db *DB) commit(group []*request, results []error) (err error) {
 	if committed != nil {
 		_ = committed.close() // frees it; nothing was written
 	}
-	if len(b.changes) > 0 {
-		if err = db.apply(b.changes); err == nil {
-			db.cache.committed(&b)
-		}
+	if len(b.changes) == 0 {
+		return nil
 	}
-	db.writeLock.Unlock()
-	return err
+	if err := db.apply(b.changes); err != nil {
+		return err
+	}
+	db.cache.committed(&b)
+	return nil
 }
 
 // apply writes changes in one batch of the engine. Readers see the state from before
-// the batch until it is on disk.
+// the batch until it is on disk, or for good, if that fails.
 func (db *DB) apply(changes []change) (err error) {
+	db.forgetSeen()
 	session := db.handle.DB.Store.NewBatchSession()
 	// The session's own Put and Delete do the same, but write out a batch of more
 	// than 10 MB in parts, which is not atomic.
@@ -143,38 +151,33 @@ func (db *DB) apply(changes []change) (err error) {
 		}
 	}
 	if err == nil {
-		err = syncBatch(session.DB, session.Batch)
-	}
-	// Only now may others see the batch. After an error it may or may not be on disk, so
-	// the session stays open, and readers go on with the snapshot from before it.
-	if err == nil {
-		err = session.Close()
+		err = db.syncBatch(session.Batch)
 	}
 	if err != nil {
-		return db.failures.failWrites(fmt.Errorf("commit batch: %w", err))
+		err = db.state.fail(fmt.Errorf("commit: %w", err))
+		if w := db.state.watch(); w != nil {
+			w.keepForGood()
+		}
 	}
-	db.fsyncs.Add(1)
-	return nil
+	if closeErr := session.Close(); err == nil && closeErr != nil {
+		return fmt.Errorf("commit: %w", closeErr)
+	}
+	if err == nil {
+		db.fsyncs.Add(1)
+	}
+	return err
 }
 
 // syncBatch commits b, and waits until it is on disk. The session's own Commit does
-// the same, but when the log can't be synced, Pebble passes the error to its logger
-// (applyInternal) and returns nil. SyncWait returns it.
+// the same, but an error becomes a panic (Fatalf in failure.go).
 //
 // The session's Commit also removes the notes on how to undo a transaction. There are
 // none, since no other transaction that writes is open.
-func syncBatch(db *pebble.DB, b *pebble.Batch) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			failure, ok := r.(commitFailure)
-			if !ok {
-				panic(r)
-			}
-			err = failure.error
-		}
-	}()
-	if err := db.ApplyNoSyncWait(b, pebble.Sync); err != nil {
+func (db *DB) syncBatch(b *pebble.Batch) error {
+	db.applying.Store(true)
+	defer db.applying.Store(false)
+	if err := db.pebble().ApplyNoSyncWait(b, pebble.Sync); err != nil {
 		return err
 	}
-	return b.SyncWait()
+	return cmp.Or(b.SyncWait(), db.state.failed())
 }

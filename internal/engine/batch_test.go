@@ -217,7 +217,7 @@ func TestTurnsAreTakenInOrder(t *testing.T) {
 				synctest.Wait()
 			}
 			go func() {
-				lock := Lock(db.handle)
+				lock := Open(db.handle, discard).Lock()
 				lock.Lock()
 				defer lock.Unlock()
 				got = append(got, -1)
@@ -241,7 +241,7 @@ func TestLargeWriteIsAtomic(t *testing.T) {
 	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
 	engine := testdb.Disk(t)
-	db := For(engine, discard)
+	db := Open(engine, discard)
 	reader := engine.DB.Store.DB() // sees what a batch has written out
 	found := func(k string) bool {
 		_, closer, err := reader.Get(key(k))

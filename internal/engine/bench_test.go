@@ -13,7 +13,7 @@ import (
 func BenchmarkGet(b *testing.B) {
 	const rows = 500_000
 	for _, budget := range []int64{-1, 64 << 20} {
-		db := For(testdb.Disk(b), discard)
+		db := Open(testdb.Disk(b), discard)
 		db.UseMemory(budget)
 		keys := make([][]byte, rows)
 		order := rand.Perm(rows)

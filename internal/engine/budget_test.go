@@ -14,7 +14,7 @@ import (
 
 func TestReserve(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		db := For(testdb.Memory(t), nil)
+		db := Open(testdb.Memory(t), nil)
 		reserve := func(ctx context.Context, size int) (done *atomic.Bool) {
 			done = new(atomic.Bool)
 			go func() {
@@ -63,7 +63,7 @@ func TestReserve(t *testing.T) {
 // Whatever happens, no more than the limit is taken, and everything is given back.
 func TestReserveConcurrently(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
-	db := For(testdb.Memory(t), nil)
+	db := Open(testdb.Memory(t), nil)
 	var taken atomic.Int64
 	var wg sync.WaitGroup
 	for g := range 16 {

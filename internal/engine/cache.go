@@ -6,13 +6,11 @@ import (
 	"hash/maphash"
 	"sync"
 	"sync/atomic"
-
-	"github.com/cockroachdb/pebble"
 )
 
 // A cache holds copies of rows. Others can change rows behind its back: applications,
 // with SQL, and Chai, when it undoes a transaction. So the cache observes every batch
-// that anyone commits, on its way (writeBatch in pebble.go):
+// that anyone commits, on its way (look in watch.go):
 //
 //	batch ─ gets its numbers, n up to end ─ is observed ─ visible to snapshots of number end and later
 //
@@ -26,8 +24,8 @@ import (
 //     batch that changes the row has been observed, and none is visible.
 //   - A transaction of Chai that is open may have written out changes. They have been
 //     observed, and Chai's readers share the snapshot from before: it enters none of the
-//     rows that they change. If the transaction is rolled back, they become visible
-//     before they are undone: such a snapshot has notes, and enters nothing.
+//     rows that they change. If the transaction is rolled back, readers still read a
+//     snapshot from before it until it is undone (undo.go).
 //   - A batch of this package enters its rows when it is on disk, before its callers are
 //     answered, and before the write lock is unlocked, so nobody has changed them
 //     meanwhile. If its commit fails, it enters nothing.
@@ -37,24 +35,13 @@ import (
 // A key's mark is shared by all keys with the same hash, so it may be greater than
 // necessary. Missing rows are not cached.
 //
-// The cache also observes which batches change the catalog, and which write or remove
-// notes on how to undo a transaction.
+// The cache also knows which batch changed the catalog last.
 type cache struct {
-	observing atomic.Bool
-	catalog   atomic.Uint64 // the mark of Chai's table of tables
-	notes     notes
-	limit     atomic.Int64 // in bytes, for each shard
-	seed      maphash.Seed
-	shards    [32]shard
+	catalog atomic.Uint64 // the mark of Chai's table of tables
+	limit   atomic.Int64  // in bytes, for each shard
+	seed    maphash.Seed
+	shards  [32]shard
 }
-
-// Chai's encoded numbers of the table of tables, and of the notes on how to undo a
-// transaction, with which their keys begin, and of the type of a blob.
-const (
-	catalogTable = 48 + 1
-	notesTable   = 48 + 3
-	blobType     = 103
-)
 
 // GrowCache raises the limit of the cache to the given number of bytes, if it is lower.
 // At first, the limit is 0.
@@ -65,46 +52,9 @@ func (db *DB) GrowCache(bytes int64) {
 	c.limit.Store(max(c.limit.Load(), bytes/int64(len(c.shards))))
 }
 
-// observe marks what b changes. It reports whether b ends a transaction with notes.
-func (c *cache) observe(b *pebble.Batch) (ends bool) {
-	end := b.SeqNum() + uint64(b.Count())
-	for r := b.Reader(); ; {
-		kind, key, _, ok, err := r.Next()
-		if !ok || err != nil {
-			return ends
-		}
-		table := byte(0)
-		if len(key) > 0 {
-			table = key[0]
-		}
-		switch kind {
-		case pebble.InternalKeyKindSet, pebble.InternalKeyKindDelete:
-			switch table {
-			case notesTable:
-				c.notes.written(b.SeqNum())
-			case catalogTable:
-				c.catalog.Store(end)
-			default:
-				c.mark(key, end)
-			}
-		case pebble.InternalKeyKindLogData:
-		case pebble.InternalKeyKindRangeDelete:
-			if table == notesTable {
-				c.notes.removed(end)
-				ends = true
-				continue
-			}
-			c.start(end)
-		default: // Chai writes none
-			c.start(end)
-		}
-	}
-}
-
 // start marks all keys with end.
 func (c *cache) start(end uint64) {
 	c.catalog.Store(end)
-	c.notes.unknown(end)
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
@@ -155,9 +105,6 @@ func (c *cache) fill(number uint64, key, row []byte) {
 
 // committed enters the rows of a batch of this package.
 func (c *cache) committed(b *Batch) {
-	if !c.observing.Load() {
-		return
-	}
 	for key, i := range b.latest {
 		change := &b.changes[i]
 		if change.entry {
@@ -179,47 +126,6 @@ func (c *cache) shard(key []byte) (s *shard, mark *uint64) {
 	h := maphash.Bytes(c.seed, key)
 	s = &c.shards[h%uint64(len(c.shards))]
 	return s, &s.marks[h>>32%uint64(len(s.marks))]
-}
-
-// notes knows which snapshots have no notes on how to undo a transaction. Only one
-// batch at a time writes to it.
-type notes struct {
-	since atomic.Uint64 // the number of the first batch with notes that are still there, 0 if there are none, or a constant
-	until atomic.Uint64 // the end of the last batch that removed notes
-}
-
-const (
-	maybeNotes     = 1 // there may be notes from before the first observed batch
-	maybeMoreNotes = 2 // the same, and some have been written since
-)
-
-func (n *notes) unknown(end uint64) {
-	n.until.Store(end)
-	n.since.Store(maybeNotes)
-}
-
-func (n *notes) written(number uint64) {
-	if !n.since.CompareAndSwap(0, number) {
-		n.since.CompareAndSwap(maybeNotes, maybeMoreNotes)
-	}
-}
-
-func (n *notes) removed(end uint64) {
-	n.until.Store(end)
-	n.since.Store(0)
-}
-
-// seenNone is called when the snapshot with the given number has none.
-func (n *notes) seenNone(number uint64) {
-	if number >= n.until.Load() {
-		n.since.CompareAndSwap(maybeNotes, 0)
-	}
-}
-
-// absent reports whether the snapshot with the given number is known to have no notes.
-func (n *notes) absent(number uint64) bool {
-	since := n.since.Load() // before until: see removed
-	return number >= n.until.Load() && (since == 0 || number <= since)
 }
 
 // A shard is a part of the cache, with a limit of its own. It first removes entries

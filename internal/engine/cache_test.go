@@ -11,12 +11,12 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/chaisql/chai"
 
+	"go.elara.ws/chaistore/internal/reach"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
@@ -25,7 +25,7 @@ import (
 func newCacheDB(t *testing.T, db *chai.DB, size int64) *DB {
 	t.Helper()
 	testdb.Watchdog(t, 30*time.Second)
-	e := For(db, func() *slog.Logger { return slog.New(slog.DiscardHandler) })
+	e := Open(db, func() *slog.Logger { return slog.New(slog.DiscardHandler) })
 	e.GrowCache(size)
 	cachePut(t, e, cacheKey, "one")
 	return e
@@ -202,7 +202,7 @@ func TestTransactionsInvalidateCopies(t *testing.T) {
 			}
 			wantCached(t, e, cacheKey, end.next)
 			err := e.Read(t.Context(), func(s *Snapshot) error {
-				if !e.cache.notes.absent(s.number) {
+				if !e.undo.absent(s.number) {
 					t.Error("notes are looked for after they were removed")
 				}
 				return nil
@@ -234,20 +234,17 @@ func TestTransactionsInvalidateCopies(t *testing.T) {
 	})
 	t.Run("written out before the cache observed", func(t *testing.T) {
 		db := testdb.Memory(t)
-		e := &DB{handle: db, writeLock: writeLock(db), shared: &shared{}} // not a database that tests use
+		e := &DB{handle: db, writeLock: reach.Writetxmu(db), shared: &shared{}} // not a database that tests use
 		tx := begin(t, e)
 		tx.put(t, cacheKey, "two")
 		tx.writeOut(t, cacheKey)
-		e = For(db, discard)
+		e = Open(db, discard)
 		e.GrowCache(1 << 20)
 		if got := cacheFind(t, e, cacheKey); got != nil {
 			t.Errorf("Find beside the transaction = %q, want nothing", got)
 		}
-		closeSession(t, tx)
-		if got := cacheFind(t, e, cacheKey); got != nil {
-			t.Errorf("Find before the changes are undone = %q, want nothing", got)
-		}
 		wantCached(t, e, cacheKey, "")
+		closeSession(t, tx) // finds would wait until the changes are undone
 		if err := db.DB.Store.Rollback(); err != nil {
 			t.Fatal(err)
 		}
@@ -369,84 +366,6 @@ func TestReaderLooksAtTheMarkUnderTheLock(t *testing.T) {
 	}
 }
 
-// Which snapshots may have notes, by their numbers.
-func TestNotes(t *testing.T) {
-	var n notes
-	want := func(number uint64, want bool) {
-		t.Helper()
-		if got := n.absent(number); got != want {
-			t.Errorf("absent(%d) = %v, want %v", number, got, want)
-		}
-	}
-	n.unknown(10)
-	want(9, false)
-	want(10, false)
-	n.seenNone(9) // too old to tell
-	want(10, false)
-	n.written(11)
-	n.seenNone(11) // from before the notes
-	want(12, false)
-	n.removed(13)
-	want(12, false)
-	want(13, true)
-	n.written(14)
-	n.written(15)
-	want(13, true)
-	want(14, true) // it has what is before 14
-	want(15, false)
-	n.removed(17)
-	want(16, false)
-	want(17, true)
-
-	n.unknown(20)
-	n.seenNone(20)
-	want(20, true)
-	want(19, false)
-}
-
-// Once a read has found no notes, others don't look for them, which would take longer
-// than to get a row.
-func TestNotesAreLookedForOnce(t *testing.T) {
-	e := newCacheDB(t, testdb.Memory(t), 0)
-	cacheFind(t, e, cacheKey)
-	err := e.Read(t.Context(), func(s *Snapshot) error {
-		if !e.cache.notes.absent(s.number) {
-			t.Error("the second read looks for notes, too")
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// A snapshot is not taken for one without notes while the notes are being removed.
-func TestNotesInParallel(t *testing.T) {
-	testdb.Slow(t)
-	var n notes
-	var newest atomic.Uint64 // the number of the newest snapshot
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for end := uint64(10); end < 30_000_000; end += 10 {
-			n.written(end - 8)
-			newest.Store(end - 5) // it has notes
-			n.removed(end)
-			newest.Store(end)
-		}
-	}()
-	for {
-		if number := newest.Load(); n.absent(number) && number%10 == 5 {
-			t.Fatalf("absent(%d) = true, want false", number)
-		}
-		select {
-		case <-done:
-			return
-		default:
-		}
-	}
-}
-
 // The copies of a batch are entered before anybody else may change their rows.
 func TestCopiesAreEnteredBeforeTheWriteLockIsFree(t *testing.T) {
 	e := newCacheDB(t, testdb.Memory(t), 1<<20)
@@ -522,7 +441,7 @@ func TestFailedOperationIsNotCached(t *testing.T) {
 	db := testdb.Memory(t)
 	e := newCacheDB(t, db, 1<<20)
 	errFailed := errors.New("failed")
-	lock := Lock(db)
+	lock := e.Lock()
 	lock.Lock()
 	results := make(chan error, 2)
 	for i, op := range []Op{
@@ -573,7 +492,7 @@ func TestGrowCache(t *testing.T) {
 	if n := e.cache.check(t); n != 0 {
 		t.Errorf("got %d rows in a cache without a size, want none", n)
 	}
-	other := For(db, nil)
+	other := Open(db, nil)
 	other.GrowCache(1 << 20)
 	other.GrowCache(1 << 10)
 	cacheFind(t, e, cacheKey)

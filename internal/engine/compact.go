@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble"
+
+	"go.elara.ws/chaistore/internal/reach"
 )
 
 // SizeOfFiles returns about how many bytes the keys from one up to, but not including,
@@ -22,19 +24,18 @@ func (db *DB) SizeOfFiles(from, to []byte) (size int64, err error) {
 	return size, err
 }
 
-// partSize is about how many bytes of files are merged at once.
+// partSize is about how many bytes of files are compacted at once.
 const partSize = 32 << 20
 
-// Compact merges the files that have keys from one up to, but not including, another,
+// Compact compacts the files that have keys from one up to, but not including, another,
 // so that the rows deleted from there take no more space, and scans need not pass
 // them. Nobody waits for it. It reports whether it is done: it stops if the files can't
-// be merged anyway just now, if that might fill the disk, or if what an earlier call has
-// begun still goes on.
+// be compacted anyway just now, if that might fill the disk, or if what an earlier call
+// has begun still goes on.
 //
 // When ctx ends, Compact returns its error at once. The part of the files that is being
-// merged then is finished meanwhile.
+// compacted then is finished meanwhile. Close of the database waits for that.
 func (db *DB) Compact(ctx context.Context, from, to []byte) (done bool, err error) {
-	defer db.failures.rescue(&err, db.failures.failAll)
 	if err := db.Writable(); err != nil {
 		return false, err
 	}
@@ -66,7 +67,7 @@ func (db *DB) parts(from, to []byte, limit uint64) (ends [][]byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	compare := options(db.pebble()).Comparer.Compare
+	compare := reach.Opts(db.pebble()).Comparer.Compare
 	files := slices.Concat(levels...)
 	slices.SortFunc(files, func(a, b pebble.SSTableInfo) int { return compare(a.Largest.UserKey, b.Largest.UserKey) })
 	size := uint64(0)
@@ -79,7 +80,7 @@ func (db *DB) parts(from, to []byte, limit uint64) (ends [][]byte, err error) {
 	return append(ends, to), nil
 }
 
-// compactPart is Compact for keys whose files are merged at once. Pebble first flushes
+// compactPart is Compact for keys whose files are compacted at once. Pebble first flushes
 // rows that are in no file yet, and waits for that without end if the disk is full.
 func (db *DB) compactPart(ctx context.Context, from, to []byte) (done bool, err error) {
 	if err := ctx.Err(); err != nil {
@@ -88,28 +89,74 @@ func (db *DB) compactPart(ctx context.Context, from, to []byte) (done bool, err 
 	if !db.merging.TryLock() {
 		return false, nil
 	}
-	merged := make(chan error, 1)
+	compacted := make(chan error, 1)
 	go func() {
-		var err error
-		defer func() { merged <- err }()
 		defer db.merging.Unlock()
-		defer db.failures.rescue(&err, db.failures.failAll)
-		err = db.merge(from, to)
+		compacted <- db.whileOpen(func() error { return db.compactOpen(from, to) })
 	}()
 	failing := time.NewTicker(time.Second)
 	defer failing.Stop()
 	for {
 		select {
-		case err := <-merged:
-			err = cmp.Or(err, db.failures.writing())
+		case err := <-compacted:
+			err = cmp.Or(err, db.Writable())
 			return err == nil, err
 		case <-ctx.Done():
 			return false, ctx.Err()
 		case <-failing.C:
-			// Nothing is merged any more, or not until there is room.
-			if err := db.failures.writing(); err != nil || db.BackgroundError() != nil {
+			// Nothing is compacted any more, or not until there is room.
+			if err := db.Writable(); err != nil || db.BackgroundError() != nil {
 				return false, err
 			}
+		}
+	}
+}
+
+// compactOpen is Pebble's Compact, but returns when Close of the database has begun. Then
+// Pebble finishes what it has begun, and never answers who waits for what comes next: the
+// flush of a memtable, or the compaction of another level.
+func (db *DB) compactOpen(from, to []byte) error {
+	returned := make(chan struct{})
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		select {
+		case <-returned:
+			return
+		case <-reach.ClosedCh(db.pebble()):
+		}
+		for tick := time.NewTicker(time.Millisecond); ; {
+			db.answerCompact()
+			select {
+			case <-returned:
+				tick.Stop()
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	defer func() {
+		close(returned)
+		<-answered
+	}()
+	return db.pebble().Compact(from, to, false)
+}
+
+// answerCompact answers who waits for a flush, or for a compaction that has not begun.
+func (db *DB) answerCompact() {
+	mu := reach.Mu(db.pebble())
+	mu.Lock()
+	defer mu.Unlock()
+	for _, flushed := range reach.Flushed(db.pebble()) {
+		select {
+		case flushed <- struct{}{}:
+		default: // nobody waits
+		}
+	}
+	for _, done := range reach.ManualDone(db.pebble()) {
+		select {
+		case done <- ErrClosed:
+		default: // it was answered
 		}
 	}
 }

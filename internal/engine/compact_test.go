@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"math"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,7 +23,7 @@ import (
 // not merge by itself.
 func deleted(t *testing.T, engine *chai.DB) *DB {
 	t.Helper()
-	db := For(engine, discard)
+	db := Open(engine, discard)
 	db.UseMemory(16 << 20)
 	row := largeRow(4000)
 	for _, change := range []func(b *Batch, key []byte){
@@ -106,47 +108,63 @@ func TestCompactOnAFullDisk(t *testing.T) {
 func TestCompactWhileMergesFail(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	db := deleted(t, testdb.Memory(t))
-	db.background.ended(&db.background.merge, syscall.EIO)
+	db.state.jobEnded(&db.state.jobs.compaction, syscall.EIO)
 	wantCompact(t, db, false)
-	db.background.ended(&db.background.merge, nil)
+	db.state.jobEnded(&db.state.jobs.compaction, nil)
 	wantCompact(t, db, true)
 }
 
-// A merge can't begin any more, because the engine has failed meanwhile. Compact does not
-// wait for it for ever.
-func TestCompactEndsAfterAFailure(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+// Close begins while Compact waits for a flush, for a compaction, or for the next one. Compact
+// returns, Close waits for it, and no goroutine is left. Pebble's own waits for ever.
+func TestCloseWhileCompacting(t *testing.T) {
+	testdb.Slow(t)
+	before := runtime.NumGoroutine()
+	for round := range 40 {
+		watchdog := time.AfterFunc(20*time.Second, func() { panic("hangs") })
 		db := newFaultDB(t)
-		deleted(t, db.engine)
-		w := options(db.pebble()).Logger.(*watcher)
-		setMerging := func(jobs int) {
-			mu := at[sync.Mutex](w.db, known.mu)
-			mu.Lock()
-			defer mu.Unlock()
-			*at[int](w.db, known.compacting) = jobs
+		for i := range 60 {
+			db.size = 20_000
+			if err := db.put(i % 30); err != nil {
+				t.Fatal(err)
+			}
+			if i%20 == 0 {
+				if err := db.pebble().Flush(); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}
-		setMerging(1 << 30) // the most by far
-		done := make(chan error, 1)
-		go func() {
-			_, err := db.Compact(context.Background(), firstKey, lastKey)
-			done <- err
-		}()
-		time.Sleep(time.Minute)
-		if len(done) > 0 {
-			t.Errorf("Compact = %v before the failure, want it to wait", <-done)
+		db.disk.Break(&testdb.Fault{Op: "sync", File: ".sst", Err: nil, Times: math.MaxInt}) // each takes a millisecond
+		var wg sync.WaitGroup
+		began := make(chan struct{})
+		wg.Go(func() {
+			close(began)
+			for {
+				if _, err := db.Compact(context.Background(), firstKey, lastKey); err != nil {
+					wantError(t, err, ErrClosed)
+					return
+				}
+				_ = db.put(1)
+			}
+		})
+		<-began
+		time.Sleep(time.Duration(round) * 200 * time.Microsecond)
+		if err := db.engine.Close(); err != nil {
+			t.Errorf("Close = %v", err)
 		}
-		_ = w.fail(syscall.EIO)
-		failed := time.Now()
-		wantError(t, <-done, syscall.EIO)
-		if d := time.Since(failed); d > time.Second {
-			t.Errorf("Compact returned %v after the failure", d)
+		files, err := db.disk.List(db.dir + "/pebble")
+		if err != nil {
+			t.Fatal(err)
 		}
-		setMerging(0)
-		if err := db.pebble().Compact(firstKey, lastKey, false); err != nil { // the first one ends, too
-			t.Error(err)
+		wg.Wait()
+		later, err := db.disk.List(db.dir + "/pebble")
+		slices.Sort(files)
+		slices.Sort(later)
+		if !slices.Equal(files, later) || err != nil {
+			t.Errorf("got files %q after Close, and %q, %v later", files, later, err)
 		}
-		_ = db.engine.Close()
-	})
+		watchdog.Stop()
+	}
+	until(func() bool { return runtime.NumGoroutine() <= before })
 }
 
 // Compact reports a failure while it merges, after which nothing can be written.
@@ -205,10 +223,6 @@ func TestCompactDoesNotWaitForRoom(t *testing.T) {
 			db.disk.Break(&testdb.Fault{Op: "create", File: ".sst", Err: syscall.ENOSPC, Times: math.MaxInt})
 			wantCompact(test.limit, false, test.want)
 			db.disk.Mend()
-			former := db.background.failing()
-			db.background.ended(&db.background.flush, nil) // as it is just before the first failure
-			wantCompact(time.Hour, false, nil)
-			db.background.ended(&db.background.flush, former)
 			time.Sleep(maxBackoff) // until it is flushed, and merged
 			wantCompact(time.Hour, true, nil)
 		}
@@ -221,7 +235,7 @@ func TestCompactDoesNotWaitForRoom(t *testing.T) {
 
 // The files are merged in parts of about the same size.
 func TestParts(t *testing.T) {
-	db := For(testdb.Disk(t), discard)
+	db := Open(testdb.Disk(t), discard)
 	put := func(i int) {
 		write(t, db, func(b *Batch) error { b.Put(largeKey(i), largeRow(40_000)); return nil })
 	}
@@ -286,7 +300,7 @@ func TestCompactReturnsErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := db.Compact(t.Context(), firstKey, lastKey)
-	wantPanic(t, err)
+	wantError(t, err, ErrClosed)
 	_, err = db.compactPart(t.Context(), firstKey, lastKey) // closed meanwhile
-	wantPanic(t, err)
+	wantError(t, err, ErrClosed)
 }

@@ -12,18 +12,17 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
-	"unsafe"
-	"weak"
 
 	"github.com/chaisql/chai"
 	"github.com/cockroachdb/pebble"
+	"github.com/cockroachdb/pebble/record"
 	"github.com/cockroachdb/pebble/vfs"
 
+	"go.elara.ws/chaistore/internal/reach"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
@@ -46,17 +45,21 @@ func newFaultDB(t *testing.T) *faultDB {
 	return db
 }
 
+var opening sync.Mutex // for vfs.Default, and because of a race in Chai
+
 // reopen opens the database on a file system.
 func (db *faultDB) reopen(t *testing.T, fs vfs.FS) {
 	t.Helper()
+	opening.Lock()
+	defer opening.Unlock()
 	former := vfs.Default
-	vfs.Default = fs
+	vfs.Default = OnDisk(fs)
 	defer func() { vfs.Default = former }()
 	engine, err := chai.Open(db.dir)
 	if err != nil {
 		t.Fatalf("open database: %v", err)
 	}
-	db.engine, db.DB = engine, For(engine, discard)
+	db.engine, db.DB = engine, Open(engine, discard)
 }
 
 // returns calls f, and fails the test if it takes too long. A panic becomes an error.
@@ -108,7 +111,7 @@ const insertLarge = "INSERT INTO large (k, v) VALUES (?, ?)"
 var writers = map[string]func(db *faultDB, i int) error{
 	"Write": func(db *faultDB, i int) error { return db.put(i) },
 	"Update": func(db *faultDB, i int) error {
-		return Update(context.Background(), db.engine, func(tx *chai.Tx) error { return tx.Exec(insertLarge, i, largeRow(db.size)) })
+		return Open(db.engine, discard).Update(context.Background(), func(tx *chai.Tx) error { return tx.Exec(insertLarge, i, largeRow(db.size)) })
 	},
 	"Exec of Chai": func(db *faultDB, i int) error { return db.engine.Exec(insertLarge, i, largeRow(db.size)) },
 	"Update of Chai": func(db *faultDB, i int) error {
@@ -129,10 +132,10 @@ func (db *faultDB) found(t *testing.T, writer string) (numbers []int) {
 		return numbers
 	}
 	if err := db.Read(t.Context(), func(s *Snapshot) error {
-		return s.Scan(firstKey, lastKey, func(key, _ []byte) error {
+		return s.Scan(firstKey, lastKey, func(key, _ []byte) (bool, error) {
 			k, err := strconv.Atoi(string(key[4:]))
 			numbers = append(numbers, k)
-			return err
+			return true, err
 		})
 	}); err != nil {
 		t.Fatal(err)
@@ -206,8 +209,8 @@ func TestDiskFails(t *testing.T) {
 				began, fsyncs := time.Now(), db.Fsyncs()
 				for range 3 {
 					wantError(t, db.put(-1), failure)
-					wantError(t, For(db.engine, discard).Write(t.Context(), 10, set("x", 1)), failure)
-					wantError(t, Update(t.Context(), db.engine, func(*chai.Tx) error { t.Error("called"); return nil }), failure)
+					wantError(t, Open(db.engine, discard).Write(t.Context(), 10, set("x", 1)), failure)
+					wantError(t, Open(db.engine, discard).Update(t.Context(), func(*chai.Tx) error { t.Error("called"); return nil }), failure)
 					wantAcknowledged("after the failure")
 				}
 				if d := time.Since(began); d > 2*time.Second {
@@ -225,8 +228,8 @@ func TestDiskFails(t *testing.T) {
 					}
 				}
 				wantAcknowledged("after other writes")
-				if err := returns(t, "Close", db.engine.Close); err == nil {
-					t.Error("Close = nil, want an error")
+				if err := returns(t, "Close", db.engine.Close); err != nil && strings.Contains(err.Error(), "panic") {
+					t.Errorf("Close = %v", err)
 				}
 
 				db.disk.Mend()
@@ -364,27 +367,36 @@ func TestCloseEndsBackoff(t *testing.T) {
 	})
 }
 
-// The end of a job, as Pebble tells it.
-func TestBackgroundEnded(t *testing.T) {
+// A job fails and is tried again.
+func TestJobEnded(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		log := new(recorder)
 		db := &DB{logger: log.logger}
 		defer runtime.KeepAlive(db)
-		b := background{db: weak.Make(db)}
-		for i, want := range []time.Duration{100, 200, 400, 800, 1600, 3200, 5000, 5000} {
-			if got := b.ended(&b.merge, syscall.EIO); got != want*time.Millisecond {
-				t.Errorf("wait %d = %v, want %v", i, got, want*time.Millisecond)
+		s := new(state)
+		s.jobs.logTo(db)
+		wait := func(j *job, want time.Duration) {
+			t.Helper()
+			start := time.Now()
+			s.awaitTurn(j)
+			if got := time.Since(start); got != want {
+				t.Errorf("waited %v, want %v", got, want)
 			}
 		}
-		if got := b.ended(&b.flush, syscall.ENOSPC); got != minBackoff {
-			t.Errorf("the first wait of another job = %v, want %v", got, minBackoff)
+		for _, want := range []time.Duration{100, 200, 400, 800, 1600, 3200, 5000, 5000} {
+			s.jobEnded(&s.jobs.compaction, syscall.EIO)
+			wait(&s.jobs.compaction, want*time.Millisecond)
 		}
-		wantError(t, b.failing(), syscall.ENOSPC)
-		b.ended(&b.flush, nil)
-		wantError(t, b.failing(), syscall.EIO)
-		b.ended(&b.merge, nil)
-		if err := b.failing(); err != nil {
-			t.Errorf("failing = %v after a success, want nil", err)
+		wait(&s.jobs.flush, 0)
+		s.jobEnded(&s.jobs.flush, syscall.ENOSPC)
+		wait(&s.jobs.flush, minBackoff)
+		wantError(t, s.jobs.error(), syscall.ENOSPC)
+		s.jobEnded(&s.jobs.flush, nil)
+		wantError(t, s.jobs.error(), syscall.EIO)
+		s.jobEnded(&s.jobs.compaction, nil)
+		wait(&s.jobs.compaction, 0)
+		if err := s.jobs.error(); err != nil {
+			t.Errorf("jobs fail with %v after a success, want nil", err)
 		}
 		lines := func(want int) {
 			t.Helper()
@@ -396,13 +408,11 @@ func TestBackgroundEnded(t *testing.T) {
 			}
 		}
 		lines(1)
-		time.Sleep(logEvery - 1)
-		if got := b.ended(&b.merge, syscall.EIO); got != minBackoff {
-			t.Errorf("wait after a success = %v, want %v", got, minBackoff)
-		}
+		time.Sleep(logEvery - time.Since(s.jobs.logged) - 1)
+		s.jobEnded(&s.jobs.compaction, syscall.EIO)
 		lines(1)
 		time.Sleep(time.Nanosecond)
-		b.ended(&b.merge, syscall.EIO)
+		s.jobEnded(&s.jobs.compaction, syscall.EIO)
 		lines(2)
 	})
 }
@@ -413,93 +423,20 @@ func TestFailuresInTheBackgroundAreLogged(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		engine := testdb.Memory(t)
 		first, second := new(recorder), new(recorder)
-		dbs := []*DB{For(engine, nil), For(engine, first.logger), For(engine, second.logger)}
+		dbs := []*DB{Open(engine, nil), Open(engine, first.logger), Open(engine, second.logger)}
 		defer runtime.KeepAlive(dbs)
-		mu := at[sync.Mutex](dbs[0].pebble(), known.mu)
-		mu.Lock()
-		options(dbs[0].pebble()).EventListener.CompactionEnd(pebble.CompactionInfo{Err: syscall.EIO})
-		mu.Unlock()
+		dbs[0].state.jobEnded(&dbs[0].state.jobs.compaction, syscall.EIO)
 		synctest.Wait()
 		if len(first.lines) != 1 || len(second.lines) != 0 {
 			t.Errorf("got %q by the first logger and %q by the second, want one line and none", first.lines, second.lines)
 		}
-	})
-}
-
-// A flush that fails ends writing only once there is too much to flush. Then each write
-// fails at once, more often than Pebble has places for batches.
-func TestFlushEnd(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		db := newFaultDB(t)
-		mu := at[sync.Mutex](db.pebble(), known.mu)
-		end := func(bytes uint64, err error) {
-			mu.Lock()
-			defer mu.Unlock()
-			options(db.pebble()).EventListener.FlushEnd(pebble.FlushInfo{InputBytes: bytes, Err: err})
-		}
-		end(maxUnflushed+1, nil)
-		end(maxUnflushed, syscall.ENOSPC)
-		if err := db.put(1); err != nil {
-			t.Errorf("Write = %v, want nil as long as there is room", err)
-		}
-		end(maxUnflushed+1, syscall.ENOSPC)
-		wantError(t, db.put(2), syscall.ENOSPC)
-		for range queueLen + 100 { // by the application
-			wantError(t, returns(t, "Set", func() error { return db.pebble().Set(largeKey(2), []byte("2"), pebble.Sync) }), syscall.ENOSPC)
-		}
-		db.wantRows(t, 1)
-		_ = db.engine.Close()
-	})
-}
-
-// Some errors are no failures, and a merge that fails waits without Pebble's mutex.
-// Meanwhile, writes don't wait for it.
-func TestCompactionEnd(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		db := newFaultDB(t)
-		w := options(db.pebble()).Logger.(*watcher)
-		mu := at[sync.Mutex](w.db, known.mu)
-		end := func(err error) (d time.Duration) {
-			mu.Lock()
-			defer mu.Unlock()
-			began := time.Now()
-			options(db.pebble()).EventListener.CompactionEnd(pebble.CompactionInfo{Err: err})
-			return time.Since(began)
-		}
-		wantLimits := func(tables, files int) {
-			t.Helper()
-			o := options(db.pebble())
-			if o.MemTableStopWritesThreshold != tables || o.L0StopWritesThreshold != files {
-				t.Errorf("writes wait at %d tables and %d files, want %d and %d",
-					o.MemTableStopWritesThreshold, o.L0StopWritesThreshold, tables, files)
-			}
-		}
-		db.UseMemory(16 << 20)
-		for _, err := range []error{nil, pebble.ErrCancelledCompaction, errors.New("pebble: empty table")} {
-			if d := end(err); d != 0 || db.BackgroundError() != nil {
-				t.Errorf("after %v: waited %v, BackgroundError = %v, want 0, nil", err, d, db.BackgroundError())
-			}
-		}
-		done := make(chan time.Duration)
-		go func() { done <- end(syscall.EIO) }()
+		dbs[1] = nil
+		runtime.GC()
+		time.Sleep(logEvery)
+		dbs[0].state.jobEnded(&dbs[0].state.jobs.compaction, syscall.EIO)
 		synctest.Wait()
-		if !mu.TryLock() {
-			t.Error("Pebble's mutex is locked during the back-off")
-		} else {
-			wantLimits(1<<30, 1<<30)
-			mu.Unlock()
-		}
-		wantError(t, db.BackgroundError(), syscall.EIO)
-		if d := <-done; d != minBackoff {
-			t.Errorf("waited %v, want %v", d, minBackoff)
-		}
-		end(nil)
-		if err := db.BackgroundError(); err != nil {
-			t.Errorf("BackgroundError = %v, want nil", err)
-		}
-		wantLimits(2, 2*mergeFiles)
-		if err := db.engine.Close(); err != nil {
-			t.Error(err)
+		if len(second.lines) != 1 {
+			t.Errorf("got %q by the second logger when the first is gone, want one line", second.lines)
 		}
 	})
 }
@@ -580,7 +517,8 @@ func testNoFileDescriptorForLog(t *testing.T, errno error, rotations int) {
 	}
 }
 
-// Pebble panics while it writes a batch to the log. The panic ends writing, as an error.
+// Pebble panics while it writes a batch to the log. Nobody knows what it has left
+// locked, so each call returns the panic as an error, at once.
 func TestPanicWhileLogIsWritten(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	for _, cause := range []any{"a string", syscall.EIO} {
@@ -588,15 +526,18 @@ func TestPanicWhileLogIsWritten(t *testing.T) {
 		if err := db.put(1); err != nil {
 			t.Fatal(err)
 		}
-		w := options(db.pebble()).Logger.(*watcher)
-		w.write = func(*pebble.Batch, *sync.WaitGroup, *error) (unsafe.Pointer, error) { panic(cause) }
+		w := reach.Opts(db.pebble()).Logger.(*watcher)
+		w.write = func(*pebble.Batch, *sync.WaitGroup, *error) (reach.MemTable, error) { panic(cause) }
 		for i := range 3 {
 			err := returns(t, "Write", func() error { return db.put(2 + i) })
 			if err == nil || !strings.Contains(err.Error(), fmt.Sprint(cause)) {
 				t.Errorf("Write = %v, want an error with %v", err, cause)
 			}
 		}
-		db.wantRows(t, 1)
+		_, err := value(db.DB, "a")
+		if err == nil || !strings.Contains(err.Error(), fmt.Sprint(cause)) {
+			t.Errorf("Read = %v, want an error with %v", err, cause)
+		}
 		_ = db.engine.Close()
 	}
 }
@@ -624,41 +565,6 @@ func TestFailedCommitStaysInvisible(t *testing.T) {
 	_ = db.engine.Close()
 }
 
-// A new log can't be created, and the last block of the former one has room for only one
-// more end. Close returns.
-func TestCloseAfterLogThatFillsItsBlock(t *testing.T) {
-	testdb.Watchdog(t, time.Minute)
-	const block, end = 32 << 10, 11
-	db := newFaultDB(t)
-	room := func() int {
-		log := *at[*byte](db.pebble(), known.logWriter)
-		return block - int(at[atomic.Int32](*at[*byte](log, known.block), known.written).Load())
-	}
-	put := func(size int) (rest int) {
-		t.Helper()
-		db.size = size
-		if err := db.put(1); err != nil {
-			t.Fatal(err)
-		}
-		return room()
-	}
-	const size = 5000
-	rest := put(size)
-	for rest < 2*size || rest > 3*size {
-		rest = put(size)
-	}
-	overhead := rest - put(size) - size
-	if rest = put(room() - overhead - end - end/2); rest < end || rest >= 2*end {
-		t.Fatalf("the last block has room for %d bytes, want one end, but not two", rest)
-	}
-	db.disk.Break(&testdb.Fault{Op: "create", File: ".log", Err: syscall.EIO, Times: 1})
-	db.size = 1 << 20 // more than the memory table has room for
-	wantError(t, db.put(2), syscall.EIO)
-	if err := returns(t, "Close", db.engine.Close); err == nil || strings.Contains(err.Error(), "panic") {
-		t.Errorf("Close = %v, want another error", err)
-	}
-}
-
 // The application goes on writing after a failure, more often than Pebble has places
 // for batches. Each write fails at once.
 func TestManyWritesAfterAFailure(t *testing.T) {
@@ -676,7 +582,7 @@ func TestManyWritesAfterAFailure(t *testing.T) {
 				for i := 1; db.WriteError() == nil; i++ {
 					_ = db.put(i)
 				}
-				for i := range queueLen + 100 {
+				for i := range 2 * record.SyncConcurrency {
 					if err := returns(t, writer, func() error { return writers[writer](db, i) }); err == nil {
 						t.Fatalf("%s succeeded after the failure", writer)
 					}
@@ -762,7 +668,7 @@ func TestWritesGoOnWhileFlushesFail(t *testing.T) {
 					if err != nil || db.BackgroundError() != nil {
 						t.Errorf("put = %v, BackgroundError = %v after the disk was mended; want nil", err, db.BackgroundError())
 					}
-					if o := options(db.pebble()); o.MemTableStopWritesThreshold != 2 || o.L0StopWritesThreshold != 12 {
+					if o := reach.Opts(db.pebble()); o.MemTableStopWritesThreshold != 2 || o.L0StopWritesThreshold != 12 {
 						t.Errorf("got limits of %d tables and %d files, want Pebble's", o.MemTableStopWritesThreshold, o.L0StopWritesThreshold)
 					}
 				} else {
@@ -781,6 +687,79 @@ func TestWritesGoOnWhileFlushesFail(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A signal interrupts syncs. Nobody notices.
+func TestInterruptedSync(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := newFaultDB(t)
+	n := 0
+	for _, file := range []string{".log", ".sst", "MANIFEST", "directory"} {
+		fault := &testdb.Fault{Op: "sync", File: file, Err: syscall.EINTR, Times: 3}
+		db.disk.Break(fault)
+		for range 20 {
+			n++
+			if err := db.put(n); err != nil {
+				t.Fatalf("%s: Write = %v", file, err)
+			}
+		}
+		if err := db.pebble().Flush(); err != nil {
+			t.Fatalf("%s: Flush = %v", file, err)
+		}
+		if got := fault.Failed(); got != 3 {
+			t.Errorf("%s: %d syncs were interrupted, want 3", file, got)
+		}
+		if err := errors.Join(db.WriteError(), db.BackgroundError()); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+	left := db.disk.Cut(testdb.KeepNothing)
+	if err := db.engine.Close(); err != nil {
+		t.Error(err)
+	}
+	db.reopen(t, left)
+	db.wantRows(t, n)
+	if err := db.engine.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Other directories of Pebble pass through the file system unchanged.
+func TestOtherDirectories(t *testing.T) {
+	dir := t.TempDir()
+	disk := testdb.NewFaultDisk(dir)
+	db, err := pebble.Open(dir, &pebble.Options{FS: OnDisk(disk)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Set([]byte("a"), []byte("1"), pebble.Sync); err != nil {
+		t.Fatal(err)
+	}
+	if got := opened.in(dir); got != nil {
+		t.Errorf("there is a state of a directory that is none of Chai's")
+	}
+	if err := db.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A database whose files pass through another file system is refused.
+func TestOtherFiles(t *testing.T) {
+	dir := t.TempDir()
+	opening.Lock()
+	former := vfs.Default
+	vfs.Default = testdb.NewFaultDisk(dir + "/pebble")
+	engine, err := chai.Open(dir)
+	vfs.Default = former
+	opening.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer engine.Close()
+	db := Open(engine, discard)
+	wantError(t, db.Write(t.Context(), 10, set("a", 1)), errOtherFiles)
+	_, err = value(db, "a")
+	wantError(t, err, errOtherFiles)
 }
 
 // Chai undoes what a transaction has written out, although earlier ones have changed

@@ -5,8 +5,7 @@
 // internal/database waits for the write lock while it holds the lock that Commit
 // needs. Commit locks readers out during its fsync. A panic, such as on a closed
 // database, leaves locks held. Beneath transactions, a database has a write lock,
-// sessions that write a batch, and sessions that read a snapshot. None of them needs
-// Chai's other locks.
+// sessions that write a batch, and sessions that read a snapshot.
 //
 // # How a write works
 //
@@ -27,14 +26,19 @@
 // turn ends. Both the timer and the end of the turn hold the queue's lock, so no
 // request is answered twice, and no refusal outlasts the hang.
 //
-// If the engine panics, the goroutine keeps the write lock, as Chai would, and from
-// then on every write returns the panic as an error.
+// If a commit fails, or the engine panics, every later write returns that error.
 //
-// The package knows nothing of sessions. The queue is in queue.go, the batch in
-// batch.go, reading in snapshot.go, the cache in cache.go, the application's own
-// turns in application.go, failures in failure.go, the memory of waiting writes in
-// budget.go, copies of the files in backup.go, freeing space in compact.go, and
-// all that reaches past the exported API of Chai and Pebble in pebble.go.
+// # What the files are
+//
+// The queue is in queue.go, the batch in batch.go, reading in snapshot.go, the cache in
+// cache.go. What is committed, by whomever, passes through watch.go, and undo.go knows
+// which changes may still be undone. When the disk fails, disk.go sees it, and failure.go
+// says what follows; closing.go makes Close wait. The application's own turns are in
+// application.go, memory and files for speed in memory.go, the memory of waiting writes in
+// budget.go, freeing space in compact.go, copies of the files in backup.go, and the order
+// of keys in comparer.go. What Chai and Pebble don't export is in package reach.
+//
+// The package knows nothing of sessions.
 package engine
 
 import (
@@ -49,6 +53,8 @@ import (
 
 	"github.com/chaisql/chai"
 	"github.com/cockroachdb/pebble"
+
+	"go.elara.ws/chaistore/internal/reach"
 )
 
 // A DB is a Chai database that many goroutines can read and write. All DBs of the
@@ -64,19 +70,21 @@ type DB struct {
 // shared is the part that all DBs of one database share. It must not refer to the
 // database, which could otherwise never be collected.
 type shared struct {
-	watched    sync.Once // done when the database shows its batches and reports its failures
-	queue      queue
-	budget     budget
-	app        appLock
-	failures   failures
-	background background
-	cache      cache
-	growing    sync.Mutex
-	memory     int64      // the greatest budget so far; growing protects it
-	merging    sync.Mutex // held while Compact merges files
-	using      int        // calls of whileOpen; Pebble's mutex protects it
-	fsyncs     atomic.Uint64
-	values     sync.Map // for other packages
+	watched   sync.Once // done when there is a watcher, or the database is refused
+	state     *state
+	observing atomic.Bool // whether the watcher sees each batch
+	queue     queue
+	budget    budget
+	app       appLock
+	applying  atomic.Bool // while this package commits a batch; Chai's write lock protects it
+	cache     cache
+	undo      undoLog
+	growing   sync.Mutex
+	memory    int64      // the greatest budget so far; growing protects it
+	merging   sync.Mutex // held while Compact compacts
+	using     int        // calls of enter that have not left; Pebble's mutex protects it
+	fsyncs    atomic.Uint64
+	values    sync.Map // for other packages
 }
 
 // registry holds the shared part of each open database. The key is a weak pointer to
@@ -84,18 +92,20 @@ type shared struct {
 // the copies write to the same engine.
 var registry sync.Map
 
-// For returns the DB of a handle. It calls logger for each line that it logs. A
-// context attached by [chai.DB.WithContext] does not apply to the result.
-func For(db *chai.DB, logger func() *slog.Logger) *DB {
+// Open returns the DB of a handle. It calls logger for each line that it logs; a nil logger
+// logs nothing. A context attached by [chai.DB.WithContext] does not apply to the result.
+func Open(db *chai.DB, logger func() *slog.Logger) *DB {
 	e := &DB{
 		handle:    &chai.DB{DB: db.DB},
-		writeLock: writeLock(db),
+		writeLock: new(sync.Mutex),
 		logger:    logger,
 		hangLimit: HangLimit,
 		shared:    sharedBy(db),
 	}
-	e.background.logTo(e)
-	e.observe()
+	if reach.Err() == nil {
+		e.writeLock = reach.Writetxmu(db)
+	}
+	e.state.jobs.logTo(e)
 	return e
 }
 
@@ -113,7 +123,7 @@ func sharedBy(db *chai.DB) *shared {
 		}
 	}
 	s := value.(*shared)
-	s.watched.Do(func() { watch(db, s) }) // whoever comes second waits for it
+	s.watched.Do(func() { watch(db, s) }) // who comes second waits for it
 	return s
 }
 
@@ -123,14 +133,14 @@ func sharedBy(db *chai.DB) *shared {
 //
 // If ctx ends before op runs, Write returns the context's error, and op does not run.
 // After that, ctx has no effect. Write returns [ErrHangs] when a turn hangs; op may
-// or may not be committed then. Once the engine has panicked in a write, each Write
-// returns that failure at once.
+// or may not be committed then. Once the database is read-only or closed, it returns why, at
+// once.
 func (db *DB) Write(ctx context.Context, size int, op Op) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if failure := db.failures.writing(); failure != nil {
-		return failure
+	if err := db.Writable(); err != nil {
+		return err
 	}
 	r := &request{op: op, size: size, answer: make(chan error, 1)}
 	serve, err := db.queue.enter(r)
@@ -151,26 +161,34 @@ func (db *DB) Write(ctx context.Context, size int, op Op) error {
 	}
 }
 
-// Shared returns the value that all DBs of the same database share under key. If
-// there is none yet, it becomes the given value, which must not refer to the
-// database.
-func (db *DB) Shared(key, value any) any {
-	value, _ = db.values.LoadOrStore(key, value)
-	return value
+// Shared returns the value of type T that all DBs of the same database share under a name.
+// If there is none yet, it is made. It must not refer to the database.
+func Shared[T any](db *DB, name string, make func() *T) *T {
+	key := sharedKey[T](name)
+	value, ok := db.values.Load(key)
+	if !ok {
+		value, _ = db.values.LoadOrStore(key, make())
+	}
+	return value.(*T)
 }
+
+type sharedKey[T any] string
 
 // Fsyncs returns the number of batches committed, each with one fsync.
 func (db *DB) Fsyncs() uint64 { return db.fsyncs.Load() }
 
-// BackgroundError returns why the engine can't write its files in the background, or
-// nil if it can. It tries again by itself.
-func (db *DB) BackgroundError() error { return db.background.failing() }
+// BackgroundError returns why the engine can't write sstables in the background, or nil if
+// it can. It tries again by itself.
+func (db *DB) BackgroundError() error { return db.state.jobs.error() }
 
 // WriteError returns the error that a write would return now: nil if writes work,
-// [ErrHangs], or the failure that ended them for good.
+// [ErrHangs], or why the database is read-only or closed.
 func (db *DB) WriteError() error {
+	if err := db.Writable(); err != nil {
+		return err
+	}
 	if db.queue.hanging() {
 		return ErrHangs
 	}
-	return db.failures.writing()
+	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-	"weak"
 
 	"github.com/chaisql/chai"
 
@@ -22,37 +21,14 @@ func TestHandleWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	handle := engine.WithContext(ctx)
-	copied := For(handle, discard)
+	copied := Open(handle, discard)
 	write(t, copied, set("a", 1))
 	wantValue(t, copied, "a", 1)
-	if err := Update(t.Context(), handle, insert(1)); err != nil {
+	if err := Open(handle, discard).Update(t.Context(), insert(1)); err != nil {
 		t.Errorf("Update: %v", err)
 	}
-	if copied.shared != db.shared || Lock(handle) != Lock(engine) {
+	if copied.shared != db.shared || Open(handle, discard).Lock() != Open(engine, discard).Lock() {
 		t.Error("a copy of the handle has its own queue or lock")
-	}
-}
-
-// Whoever comes second gets the database when it is being watched, not before.
-func TestSecondWaitsForFirst(t *testing.T) {
-	testdb.Watchdog(t, time.Minute)
-	for range 20 {
-		engine := testdb.Memory(t)
-		pebbles := at[sync.Mutex](engine.DB.Store.DB(), known.mu)
-		pebbles.Lock() // the first one waits some time for it
-		var wg sync.WaitGroup
-		wg.Go(func() { For(engine, discard) })
-		for begun := false; !begun; {
-			runtime.Gosched()
-			_, begun = registry.Load(any(weak.Make(engine.DB)))
-		}
-		db := For(engine, discard)
-		_, watched := options(db.pebble()).Logger.(*watcher)
-		pebbles.Unlock()
-		wg.Wait()
-		if !watched {
-			t.Fatal("For returned before the database was watched")
-		}
 	}
 }
 
@@ -64,14 +40,14 @@ func TestDatabasesAreForgotten(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			db := For(engine, discard)
+			db := Open(engine, discard)
 			var wg sync.WaitGroup
 			for i := range 4 {
 				wg.Go(func() { write(t, db, set(fmt.Sprint(i), i)) })
 			}
 			wg.Wait()
 			wantValue(t, db, "1", 1)
-			if err := Update(t.Context(), engine, func(*chai.Tx) error { return nil }); err != nil {
+			if err := Open(engine, discard).Update(t.Context(), func(*chai.Tx) error { return nil }); err != nil {
 				t.Error(err)
 			}
 			if err := engine.Close(); err != nil {
@@ -122,7 +98,7 @@ func TestStress(t *testing.T) {
 	var wg sync.WaitGroup
 	for g := range 48 {
 		wg.Go(func() {
-			db, rng, model := For(engine, discard), rand.New(rand.NewPCG(uint64(g), 0)), make(map[string]int)
+			db, rng, model := Open(engine, discard), rand.New(rand.NewPCG(uint64(g), 0)), make(map[string]int)
 			for i := 1; time.Now().Before(end); i++ {
 				k := fmt.Sprint(g, "-", rng.IntN(3))
 				ctx, cancel := context.WithCancel(t.Context())
@@ -137,13 +113,13 @@ func TestStress(t *testing.T) {
 						wantError(t, err, context.Canceled)
 					}
 				case 2:
-					if err := Update(ctx, engine, func(tx *chai.Tx) error {
+					if err := Open(engine, discard).Update(ctx, func(tx *chai.Tx) error {
 						return tx.Exec("INSERT INTO t (k) VALUES (?) ON CONFLICT DO NOTHING", rng.IntN(100))
 					}); err != nil {
 						t.Errorf("Update: %v", err)
 					}
 				case 3:
-					lock := Lock(engine)
+					lock := Open(engine, discard).Lock()
 					lock.Lock()
 					err := engine.Exec("DELETE FROM t WHERE k = ?", rng.IntN(100))
 					lock.Unlock()
@@ -155,7 +131,7 @@ func TestStress(t *testing.T) {
 					delete(model, k)
 				case 5:
 					if err := db.Read(t.Context(), func(s *Snapshot) error {
-						return s.Scan(firstKey, lastKey, func(_, _ []byte) error { return nil })
+						return s.Scan(firstKey, lastKey, func(_, _ []byte) (bool, error) { return true, nil })
 					}); err != nil {
 						t.Errorf("Scan: %v", err)
 					}

@@ -1,52 +1,128 @@
-// Failures of the engine: later calls return the same error, and failures in the
-// background, which the engine tries to mend by itself.
+// What a database is in: it works, it is read-only, or it is closed. All that happens when
+// something fails is in this file, and what the disk refuses then in disk.go.
 
 package engine
 
 import (
+	"errors"
 	"fmt"
+	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 	"weak"
 )
 
-// failures records why the engine can't be called any more. The zero value records no
-// failure.
-type failures struct {
-	read, write atomic.Pointer[error]
+// ErrClosed is returned by calls on a closed database.
+var ErrClosed = errors.New("the database is closed")
+
+// A state says whether a database works, is read-only, or is closed. There is one for
+// each open database. It is shared with the file system, so it must not keep the database
+// alive.
+type state struct {
+	failure atomic.Pointer[error] // the first one; the database has been read-only since
+	broken  atomic.Pointer[error] // why the database is as good as closed: after a panic, its locks may be locked
+	damage  atomic.Uint64         // reads of sstables that have failed
+	lossy   atomic.Bool           // whether a compaction has not read all rows
+	jobs    jobs
+	closed  atomic.Pointer[<-chan struct{}] // closed when Close of the database begins; nil before there is a watcher
+	watcher atomic.Pointer[weak.Pointer[watcher]]
 }
 
-// reading returns why nothing can be read any more, or nil.
-func (f *failures) reading() error { return load(&f.read) }
-
-// writing returns why nothing can be written any more, or nil.
-func (f *failures) writing() error { return load(&f.write) }
-
-// failWrites records why nothing can be written any more, and returns the first such
-// failure.
-func (f *failures) failWrites(err error) error {
-	f.write.CompareAndSwap(nil, &err)
-	return f.writing()
+// failed returns why the database is read-only, or nil. A nil state never fails.
+func (s *state) failed() error {
+	if s == nil {
+		return nil
+	}
+	return load(&s.failure)
 }
 
-// failAll records why nothing can be written or read any more, and returns the first
-// failure of reading.
-func (f *failures) failAll(err error) error {
-	f.failWrites(err)
-	f.read.CompareAndSwap(nil, &err)
-	return f.reading()
+// fail makes the database read-only for good, and returns the first reason.
+func (s *state) fail(err error) error {
+	if s.failure.CompareAndSwap(nil, &err) {
+		s.tune()
+	}
+	return s.failed()
 }
 
-// rescue is deferred around calls of the engine. It turns a panic into an error, and
-// records it with fail.
-func (f *failures) rescue(err *error, fail func(error) error) {
-	switch r := recover().(type) {
-	case nil:
-	case error:
-		*err = fail(fmt.Errorf("chai panicked: %w", r))
+// fault makes the database as good as closed, and returns the first reason.
+func (s *state) fault(err error) error {
+	_ = s.fail(err)
+	s.broken.CompareAndSwap(nil, &err)
+	return load(&s.broken)
+}
+
+func (s *state) isClosed() bool {
+	closed := s.closed.Load()
+	if closed == nil {
+		return false
+	}
+	select {
+	case <-*closed:
+		return true
 	default:
-		*err = fail(fmt.Errorf("chai panicked: %v", r))
+		return false
+	}
+}
+
+// usable returns why the database can't be used any more, or nil.
+func (s *state) usable() error {
+	if err := load(&s.broken); err != nil {
+		return err
+	}
+	if s.isClosed() {
+		return ErrClosed
+	}
+	return nil
+}
+
+// writable returns why nothing can be written any more, or nil.
+func (s *state) writable() error {
+	if err := s.usable(); err != nil {
+		return err
+	}
+	return s.failed()
+}
+
+// unreadable records that a part of an sstable can't be read. Who reads it gets an error,
+// but a compaction would lose what is there.
+func (s *state) unreadable(err error) {
+	s.damage.Add(1)
+	if calledBy("github.com/cockroachdb/pebble.(*DB).runCompaction") {
+		s.lossy.Store(true)
+		_ = s.fail(fmt.Errorf("%w: nothing is written any more, because a compaction would lose the rows there: check the disk and restart, or restore a backup", err))
+	}
+}
+
+var errUnreadable = errors.New("a part of the database can't be read")
+
+// readAll returns an error if a read has failed since damage was looked at: Pebble may
+// have gone on without what it could not read.
+func (s *state) readAll(damage uint64) error {
+	if s.damage.Load() != damage {
+		return errUnreadable
+	}
+	return nil
+}
+
+// rescue is deferred around calls of Chai and Pebble. It turns a panic into an error. That
+// of a closed database leaves nothing locked; after others, nobody knows, so it calls
+// failed: [state.fail], or, where reads would meet the lock, too, [state.fault].
+func (s *state) rescue(err *error, failed func(error) error) {
+	r := recover()
+	if r == nil {
+		return
+	}
+	cause, ok := r.(error)
+	switch {
+	case ok && isClosed(cause):
+		*err = ErrClosed
+	case ok:
+		*err = failed(fmt.Errorf("chai panicked: %w", cause))
+	default:
+		*err = failed(fmt.Errorf("chai panicked: %v", r))
 	}
 }
 
@@ -57,18 +133,87 @@ func load(failure *atomic.Pointer[error]) error {
 	return nil
 }
 
-// background records what the engine fails to do in its own goroutines, and tries
-// again: files of rows are written when a memory table is full, and merged. As long as
-// that fails, all that is committed is in the log, which grows.
-type background struct {
-	mu           sync.Mutex
-	db           weak.Pointer[DB] // whose logger is called
-	flush, merge job
-	logged       time.Time // the zero time before the first line
+// calledBy reports whether one of the callers of its caller is a function whose name
+// begins with one of the given ones. It takes some microseconds, and is for what happens
+// rarely.
+func calledBy(names ...string) bool {
+	for _, caller := range callers() {
+		for _, name := range names {
+			if strings.HasPrefix(caller, name) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
+// callers returns the names of the functions that are running, the innermost first.
+func callers() (names []string) {
+	counters := make([]uintptr, 128)
+	frames := runtime.CallersFrames(counters[:runtime.Callers(3, counters)])
+	for more := true; more; {
+		var frame runtime.Frame
+		frame, more = frames.Next()
+		names = append(names, frame.Function)
+	}
+	return names
+}
+
+// Fatalf is called by Pebble after errors after which it must not go on, and is expected
+// to end the process. Chai's own logger does nothing, and so Pebble goes on: it
+// acknowledges what is not in the log. What else Pebble can't write, the file system has
+// seen (disk.go).
+//
+// So a commit that failed panics here, in the goroutine of its caller, who would otherwise
+// be told that it succeeded. Chai unlocks its locks then, except for the write lock of a
+// statement outside any transaction. Whoever has begun a transaction can still roll it
+// back.
+func (w *watcher) Fatalf(format string, args ...any) {
+	if !strings.HasPrefix(format, "pebble: fatal commit error") {
+		return
+	}
+	err := fmt.Errorf("commit: %v", args)
+	if cause, ok := args[0].(error); ok {
+		err = cause
+	}
+	err = w.fail(err)
+	const commit = "github.com/chaisql/chai/internal/database.(*Transaction).Commit"
+	names := callers()
+	for i, name := range names {
+		switch {
+		case strings.HasSuffix(name, "internal/database.(*Database).closeDatabase"):
+			return // it goes on to close Pebble
+		case name != commit:
+			continue
+		}
+		w.keepForGood()
+		switch names[i+1] {
+		case "github.com/chaisql/chai/internal/query/statement.(*Result).Close", "github.com/chaisql/chai/internal/query.Query.Run", "github.com/chaisql/chai/internal/query.(*Query).Run":
+			w.writeLock.Unlock()
+		}
+		break
+	}
+	panic(commitFailure{err})
+}
+
+// A commitFailure is what a commit of Chai that fails panics with. No lock of Pebble is
+// locked.
+type commitFailure struct{ error }
+
+func (f commitFailure) Unwrap() error { return f.error }
+
+// jobs records which sstables could not be written. As long as that fails, all that is
+// committed is in the log, which grows, and in memory.
+type jobs struct {
+	mu                sync.Mutex
+	flush, compaction job
+	dbs               []weak.Pointer[DB] // the first that there still is logs
+	logged            time.Time          // the zero time before the first line
+}
+
+// A job is what writes sstables: flushes, or compactions.
 type job struct {
-	err  error // of its last run
+	err  error // of the last one
 	wait time.Duration
 }
 
@@ -81,38 +226,116 @@ const (
 // logEvery is the shortest time between two lines about failing jobs.
 const logEvery = time.Minute
 
-// logTo makes b use the logger of db, if that of another one is gone.
-func (b *background) logTo(db *DB) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.db.Value() == nil && db.logger != nil {
-		b.db = weak.Make(db)
+// maxUnflushed is how many bytes memtables may have while they can't be flushed. Tests
+// change it.
+var maxUnflushed uint64 = 256 << 20
+
+// awaitTurn waits before a job that has failed is tried again, until the database is
+// closed.
+func (s *state) awaitTurn(j *job) {
+	s.jobs.mu.Lock()
+	wait := j.wait
+	s.jobs.mu.Unlock()
+	if wait == 0 {
+		return
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	var closed <-chan struct{}
+	if c := s.closed.Load(); c != nil {
+		closed = *c
+	}
+	select {
+	case <-timer.C:
+	case <-closed:
 	}
 }
 
-// ended records the end of a job, logs its failure, and returns the time after which
-// to try again. It does not call the logger itself: the engine's locks may be held.
-func (b *background) ended(j *job, err error) time.Duration {
+// jobEnded records that an sstable was written, or why not. Pebble's mutex must not be
+// locked.
+func (s *state) jobEnded(j *job, err error) {
+	changed, report := s.jobs.ended(j, err)
+	if changed {
+		s.tune()
+	}
+	if report != nil {
+		go report()
+	}
+	if w := s.watch(); w != nil && err != nil && w.db.Metrics().MemTable.Size > maxUnflushed {
+		_ = s.fail(fmt.Errorf("flush: %w", err))
+	}
+}
+
+// ended records the end of a job. It returns whether jobs fail now and did not before, or
+// the other way round, and a function that logs the failure, or nil.
+func (b *jobs) ended(j *job, err error) (changed bool, report func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if j.err = err; err == nil {
+	before := b.failing()
+	j.err = err
+	changed = (before == nil) != (b.failing() == nil)
+	if err == nil {
 		j.wait = 0
-		return 0
+		return changed, nil
 	}
 	j.wait = min(max(2*j.wait, minBackoff), maxBackoff)
-	if now, db := time.Now(), b.db.Value(); db != nil && (b.logged.IsZero() || now.Sub(b.logged) >= logEvery) {
+	if now, db := time.Now(), b.logging(); db != nil && (b.logged.IsZero() || now.Sub(b.logged) >= logEvery) {
 		b.logged = now
-		go db.logger().Error("chaistore: the database can't write its files in the background; trying again", "error", err.Error()) // %+v has a stack
+		report = func() {
+			db.logger().Error("chaistore: the database can't write its files in the background; trying again", "error", err.Error()) // %+v has a stack
+		}
 	}
-	return j.wait
+	return changed, report
 }
 
-// failing returns why a job fails, or nil.
-func (b *background) failing() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+// failing returns why jobs fail, or nil. b.mu must be locked.
+func (b *jobs) failing() error {
 	if b.flush.err != nil {
 		return b.flush.err
 	}
-	return b.merge.err
+	return b.compaction.err
+}
+
+// error returns why jobs fail, or nil.
+func (b *jobs) error() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.failing()
+}
+
+// logTo makes b use the logger of db once those of earlier DBs are gone.
+func (b *jobs) logTo(db *DB) {
+	if db.logger == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.dbs = slices.DeleteFunc(b.dbs, func(p weak.Pointer[DB]) bool { return p.Value() == nil })
+	b.dbs = append(b.dbs, weak.Make(db))
+}
+
+// logging returns the DB whose logger to use, or nil. b.mu must be locked.
+func (b *jobs) logging() *DB {
+	for _, p := range b.dbs {
+		if db := p.Value(); db != nil {
+			return db
+		}
+	}
+	return nil
+}
+
+// watch returns the watcher of the database, or nil if there is none yet, or none any
+// more.
+func (s *state) watch() *watcher {
+	if w := s.watcher.Load(); w != nil {
+		return w.Value()
+	}
+	return nil
+}
+
+// tune adapts the options of the database to its state.
+func (s *state) tune() {
+	if w := s.watch(); w != nil {
+		w.tune()
+	}
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,17 +13,18 @@ import (
 	"time"
 
 	"github.com/chaisql/chai"
-	"github.com/cockroachdb/pebble"
 
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
 // Wherever the engine panics in a write, all waiting and later writes return the
-// panic as an error, and nothing hangs. Reads go on where the engine still can read.
+// panic as an error, and nothing hangs. Reads go on where the engine still can read. On a
+// closed database, they return ErrClosed.
 func TestPanicInWrite(t *testing.T) {
 	for name, test := range map[string]struct {
 		before   func(engine *chai.DB)
 		op       func(engine *chai.DB) Op
+		want     error
 		readable bool
 	}{
 		"before": {
@@ -32,15 +34,17 @@ func TestPanicInWrite(t *testing.T) {
 			},
 		},
 		"operation": {
-			op:       func(*chai.DB) Op { return func(*Batch) error { panic("pebble: closed") } },
+			op:       func(*chai.DB) Op { return func(*Batch) error { panic(errNo) } },
+			want:     errNo,
 			readable: true,
 		},
 		"operation after a change": {
 			op: func(*chai.DB) Op {
 				return func(b *Batch) error {
-					return errors.Join(set("a", 2)(b), func() error { panic(errors.New("pebble: closed")) }())
+					return errors.Join(set("a", 2)(b), func() error { panic(errNo) }())
 				}
 			},
+			want:     errNo,
 			readable: true,
 		},
 		"read of a batch": {
@@ -63,12 +67,13 @@ func TestPanicInWrite(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			testdb.Watchdog(t, time.Minute)
+			want := cmp.Or(test.want, ErrClosed)
 			log := new(recorder)
 			engine, db := newBreakableDB(t)
 			db.logger = log.logger
 			write(t, db, set("a", 1))
 
-			lock := Lock(engine)
+			lock := Open(engine, discard).Lock()
 			lock.Lock()
 			var wg sync.WaitGroup
 			for i := range 20 {
@@ -76,7 +81,7 @@ func TestPanicInWrite(t *testing.T) {
 				if i == 0 {
 					op = test.op(engine)
 				}
-				wg.Go(func() { wantPanic(t, db.Write(context.Background(), 100, op)) })
+				wg.Go(func() { wantError(t, db.Write(context.Background(), 100, op), want) })
 				until(func() bool { return waiting(db) == i+1 })
 			}
 			if test.before != nil {
@@ -86,15 +91,15 @@ func TestPanicInWrite(t *testing.T) {
 			wg.Wait()
 
 			for range 3 {
-				wantPanic(t, db.Write(context.Background(), 100, set("a", 3)))
-				wantPanic(t, For(engine, log.logger).Write(context.Background(), 100, set("a", 3)))
-				wantPanic(t, Update(context.Background(), engine, func(*chai.Tx) error { return nil }))
+				wantError(t, db.Write(context.Background(), 100, set("a", 3)), want)
+				wantError(t, Open(engine, log.logger).Write(context.Background(), 100, set("a", 3)), want)
+				wantError(t, Open(engine, discard).Update(context.Background(), func(*chai.Tx) error { return nil }), want)
 				v, err := value(db, "a")
 				if test.readable && (v != 1 || err != nil) {
 					t.Errorf("got value %d, %v; want 1, nil", v, err)
 				}
 				if !test.readable {
-					wantPanic(t, err)
+					wantError(t, err, want)
 				}
 			}
 			lockIsFree(engine)
@@ -104,42 +109,32 @@ func TestPanicInWrite(t *testing.T) {
 }
 
 func TestPanicInRead(t *testing.T) {
-	for name, read := range map[string]func(db *DB, engine *chai.DB) error{
-		"before": func(db *DB, engine *chai.DB) error {
+	for name, test := range map[string]struct {
+		read func(db *DB, engine *chai.DB) error
+		want error
+	}{
+		"closed": {func(db *DB, engine *chai.DB) error {
 			closeEngine(engine)
 			return db.Read(t.Context(), func(s *Snapshot) error { return nil })
-		},
-		"get": func(db *DB, engine *chai.DB) error {
+		}, ErrClosed},
+		"callback": {func(db *DB, engine *chai.DB) error {
 			return db.Read(t.Context(), func(s *Snapshot) error {
-				s.rows.Close()
-				_, err := s.Get(key("a"))
-				return err
+				return s.Scan(firstKey, lastKey, func(_, _ []byte) (bool, error) { panic(errNo) })
 			})
-		},
-		"scan": func(db *DB, engine *chai.DB) error {
-			return db.Read(t.Context(), func(s *Snapshot) error {
-				s.rows.Close()
-				return s.Scan(firstKey, lastKey, func(_, _ []byte) error { return nil })
-			})
-		},
-		"callback": func(db *DB, engine *chai.DB) error {
-			return db.Read(t.Context(), func(s *Snapshot) error {
-				return s.Scan(firstKey, lastKey, func(_, _ []byte) error { panic("pebble: closed") })
-			})
-		},
+		}, errNo},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testdb.Watchdog(t, time.Minute)
 			engine, db := newBreakableDB(t)
 			write(t, db, set("a", 1))
-			wantPanic(t, read(db, engine))
+			wantError(t, test.read(db, engine), test.want)
 			for range 3 {
 				_, err := value(db, "a")
-				wantPanic(t, err)
-				_, err = value(For(engine, discard), "a")
-				wantPanic(t, err)
-				wantPanic(t, db.Write(context.Background(), 100, set("a", 1)))
-				wantPanic(t, Update(context.Background(), engine, func(*chai.Tx) error { return nil }))
+				wantError(t, err, test.want)
+				_, err = value(Open(engine, discard), "a")
+				wantError(t, err, test.want)
+				wantError(t, db.Write(context.Background(), 100, set("a", 1)), test.want)
+				wantError(t, Open(engine, discard).Update(context.Background(), func(*chai.Tx) error { return nil }), test.want)
 			}
 		})
 	}
@@ -150,21 +145,18 @@ func TestCloseWaitsForReads(t *testing.T) {
 	for name, read := range map[string]func(db *DB, during func()) error{
 		"Read": func(db *DB, during func()) error {
 			return db.Read(t.Context(), func(s *Snapshot) error {
-				return s.Scan(firstKey, lastKey, func(k, _ []byte) error {
+				return s.Scan(firstKey, lastKey, func(k, _ []byte) (bool, error) {
 					during()
-					if _, err := s.Get(k); !errors.Is(err, pebble.ErrClosed) {
-						t.Errorf("Get = %v while Close waits, want %v", err, pebble.ErrClosed)
-					}
-					if err := s.Scan(firstKey, lastKey, func(_, _ []byte) error { return nil }); !errors.Is(err, pebble.ErrClosed) {
-						t.Errorf("Scan = %v while Close waits, want %v", err, pebble.ErrClosed)
-					}
-					return nil // what was begun before ends well
+					_, err := s.Get(k)
+					wantError(t, err, ErrClosed)
+					wantError(t, s.Scan(firstKey, lastKey, func(_, _ []byte) (bool, error) { return true, nil }), ErrClosed)
+					return true, nil // what was begun before ends well
 				})
 			})
 		},
 		"panic": func(db *DB, during func()) error {
-			err := db.whileOpen(func() error { during(); panic("no") })
-			wantPanic(t, err)
+			err := db.whileOpen(func() error { during(); panic(errNo) })
+			wantError(t, err, errNo)
 			return nil
 		},
 	} {
@@ -216,18 +208,22 @@ func TestCommitFails(t *testing.T) {
 		return set("a", 2)(b)
 	})
 	setReadOnly(engine, false)
-	if err == nil || !strings.Contains(err.Error(), "commit batch: pebble: read-only") {
+	if err == nil || !strings.Contains(err.Error(), "commit: pebble: read-only") {
 		t.Fatalf("Write = %v, want an error that says read-only", err)
 	}
 	for range 3 {
 		wantError(t, db.Write(t.Context(), 100, set("a", 3)), errors.Unwrap(err))
-		wantError(t, For(engine, discard).Write(t.Context(), 100, set("a", 3)), errors.Unwrap(err))
+		wantError(t, Open(engine, discard).Write(t.Context(), 100, set("a", 3)), errors.Unwrap(err))
 		wantValue(t, db, "a", 1)
 	}
 	if got := db.Fsyncs(); got != fsyncs {
 		t.Errorf("got %d committed batches, want none", got-fsyncs)
 	}
-	testdb.Exec(t, engine, "INSERT INTO t (k) VALUES (1)") // nothing is locked
+	for range 3 { // nothing is locked
+		if err := returns(t, "Exec", func() error { return engine.Exec("INSERT INTO t (k) VALUES (1)") }); err == nil {
+			t.Error("Exec succeeded after the failure")
+		}
+	}
 }
 
 // The engine fails in a transaction of the application.
@@ -242,11 +238,11 @@ func TestFailureInUpdate(t *testing.T) {
 		"panic in commit": {func(engine *chai.DB, tx *chai.Tx) error {
 			defer closeEngine(engine)
 			return insert(1)(tx)
-		}, "pebble: closed", "pebble: closed"},
+		}, ErrClosed.Error(), ErrClosed.Error()},
 		"panic in rollback": {func(engine *chai.DB, tx *chai.Tx) error {
 			defer closeEngine(engine)
 			return errors.Join(writeOut(tx), errNo)
-		}, errNo.Error(), "pebble: closed"},
+		}, errNo.Error(), ErrClosed.Error()},
 		"error in rollback": {func(engine *chai.DB, tx *chai.Tx) error {
 			defer setReadOnly(engine, true)
 			return errors.Join(writeOut(tx), errNo)
@@ -263,10 +259,10 @@ func TestFailureInUpdate(t *testing.T) {
 					t.Errorf("got error %v, want one that says %q", err, text)
 				}
 			}
-			want(Update(context.Background(), engine, func(tx *chai.Tx) error { return test.f(engine, tx) }), test.update)
+			want(Open(engine, discard).Update(context.Background(), func(tx *chai.Tx) error { return test.f(engine, tx) }), test.update)
 			for range 3 {
 				want(db.Write(context.Background(), 100, set("a", 1)), test.remain)
-				want(Update(context.Background(), engine, insert(1)), test.remain)
+				want(Open(engine, discard).Update(context.Background(), insert(1)), test.remain)
 			}
 			log.wantHangs(t, 0)
 		})
@@ -301,18 +297,18 @@ func TestCallsAfterClose(t *testing.T) {
 				calls := map[string]func() error{
 					"Write":  func() error { return db.Write(context.Background(), 100, set("a", 2)) },
 					"Read":   func() error { _, err := value(db, "a"); return err },
-					"Update": func() error { return Update(context.Background(), engine, insert(1)) },
+					"Update": func() error { return Open(engine, discard).Update(context.Background(), insert(1)) },
 				}
-				wantPanic(t, calls[first]())
+				wantError(t, calls[first](), ErrClosed)
 				for range 3 {
 					for _, call := range calls {
-						wantPanic(t, call())
+						wantError(t, call(), ErrClosed)
 					}
 				}
 				done, cancel := context.WithCancel(t.Context())
 				cancel()
 				wantError(t, db.Write(done, 100, set("a", 2)), context.Canceled)
-				wantError(t, Update(done, engine, insert(1)), context.Canceled)
+				wantError(t, Open(engine, discard).Update(done, insert(1)), context.Canceled)
 				log.wantHangs(t, 0)
 			})
 		}
@@ -333,7 +329,7 @@ func TestCloseWhileInUse(t *testing.T) {
 			wg.Go(func() {
 				for i := 0; ; i++ {
 					if err := f(i); err != nil {
-						wantPanic(t, err)
+						wantError(t, err, ErrClosed)
 						return
 					}
 					calls.Add(1)
@@ -347,7 +343,7 @@ func TestCloseWhileInUse(t *testing.T) {
 			untilError(func(int) error { _, err := value(db, k); return err })
 			untilError(func(int) error {
 				return db.Read(t.Context(), func(s *Snapshot) error {
-					return s.Scan(firstKey, lastKey, func(_, _ []byte) error { return nil })
+					return s.Scan(firstKey, lastKey, func(_, _ []byte) (bool, error) { return true, nil })
 				})
 			})
 		}
@@ -363,17 +359,17 @@ func TestCloseWhileInUse(t *testing.T) {
 		for k := range 3 {
 			if round%2 == 0 {
 				testdb.Exec(t, engine, fmt.Sprint("INSERT INTO t (k) VALUES (", k, ")"))
-			} else if err := Update(t.Context(), engine, insert(k)); err != nil {
+			} else if err := Open(engine, discard).Update(t.Context(), insert(k)); err != nil {
 				t.Errorf("Update: %v", err)
 			}
 		}
 		until(func() bool { return calls.Load() > 100 })
 		engine.Close() // may return an error for open snapshots
 		wg.Wait()
-		wantPanic(t, db.Write(context.Background(), 100, set("a", 1)))
-		wantPanic(t, Update(context.Background(), engine, insert(1)))
+		wantError(t, db.Write(context.Background(), 100, set("a", 1)), ErrClosed)
+		wantError(t, Open(engine, discard).Update(context.Background(), insert(1)), ErrClosed)
 		_, err := value(db, "a")
-		wantPanic(t, err)
+		wantError(t, err, ErrClosed)
 		log.wantHangs(t, 0)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"reflect"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -47,7 +46,7 @@ func newDB(t testing.TB) (*chai.DB, *DB) {
 	t.Helper()
 	engine := testdb.Memory(t)
 	createTable(t, engine)
-	return engine, For(engine, discard)
+	return engine, Open(engine, discard)
 }
 
 // newBreakableDB returns a database with an empty table t. It is not closed when
@@ -59,7 +58,7 @@ func newBreakableDB(t testing.TB) (*chai.DB, *DB) {
 		t.Fatal(err)
 	}
 	createTable(t, engine)
-	return engine, For(engine, discard)
+	return engine, Open(engine, discard)
 }
 
 func createTable(t testing.TB, engine *chai.DB) {
@@ -115,14 +114,6 @@ func wantError(t testing.TB, got, want error) {
 	}
 }
 
-// wantPanic fails the test unless err reports the panic of a closed engine.
-func wantPanic(t testing.TB, err error) {
-	t.Helper()
-	if err == nil || !strings.Contains(err.Error(), "chai panicked: pebble: closed") {
-		t.Errorf("got error %v, want the panic", err)
-	}
-}
-
 // waiting returns the number of requests in the queue.
 func waiting(db *DB) int {
 	db.queue.mu.Lock()
@@ -151,7 +142,7 @@ func until(state func() bool) {
 // queued calls f while the lock is held, and unlocks it once n requests are waiting.
 // It must be called in a bubble of synctest.
 func queued(db *DB, n int, f func()) {
-	lock := Lock(db.handle)
+	lock := Open(db.handle, discard).Lock()
 	lock.Lock()
 	f()
 	synctest.Wait()
@@ -164,7 +155,7 @@ func queued(db *DB, n int, f func()) {
 
 // lockIsFree waits until the lock is free.
 func lockIsFree(engine *chai.DB) {
-	lock := Lock(engine)
+	lock := Open(engine, discard).Lock()
 	lock.Lock()
 	defer lock.Unlock()
 }
@@ -172,8 +163,8 @@ func lockIsFree(engine *chai.DB) {
 // occupations are the ways in which an application can block writes.
 var occupations = map[string]func(t *testing.T, engine *chai.DB) (free func()){
 	"lock": func(t *testing.T, engine *chai.DB) (free func()) {
-		Lock(engine).Lock()
-		return Lock(engine).Unlock
+		Open(engine, discard).Lock().Lock()
+		return Open(engine, discard).Lock().Unlock
 	},
 	"transaction": func(t *testing.T, engine *chai.DB) (free func()) {
 		tx, err := engine.Begin(true)

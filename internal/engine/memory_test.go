@@ -14,6 +14,7 @@ import (
 	"github.com/chaisql/chai"
 	"github.com/cockroachdb/pebble"
 
+	"go.elara.ws/chaistore/internal/reach"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
@@ -50,7 +51,7 @@ func TestMemoryKeepsItsBudget(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		db := For(engine, discard)
+		db := Open(engine, discard)
 		db.UseMemory(budget)
 		if taken := testdb.HeapInUse() - heap; taken > budget/8 {
 			t.Errorf("a new database takes %d bytes, want much less than %d", taken, budget)
@@ -120,7 +121,7 @@ func TestMemoryOfManyDatabases(t *testing.T) {
 		for range databases {
 			engine := testdb.Memory(t)
 			defer engine.Close()
-			db := For(engine, discard)
+			db := Open(engine, discard)
 			db.UseMemory(budget)
 			write(t, db, set("a", 1))
 			wantValue(t, db, "a", 1)
@@ -153,7 +154,7 @@ func TestMemoryOfManyLives(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		db := For(engine, discard)
+		db := Open(engine, discard)
 		db.UseMemory(budget)
 		for first := 0; first < rows; first += 100 {
 			write(t, db, func(b *Batch) error {
@@ -182,7 +183,7 @@ func TestMemoryOfManyLives(t *testing.T) {
 
 // A smaller budget changes nothing, and the memory is the same however it has grown.
 func TestBudgetGrows(t *testing.T) {
-	db := For(testdb.Memory(t), discard)
+	db := Open(testdb.Memory(t), discard)
 	for _, test := range []struct {
 		budget              int64
 		limit, table, files int64
@@ -199,13 +200,13 @@ func TestBudgetGrows(t *testing.T) {
 		if got := db.cache.limit.Load() * int64(len(db.cache.shards)); got != test.limit {
 			t.Errorf("UseMemory(%d): got %d bytes for copies, want %d", test.budget, got, test.limit)
 		}
-		if got := options(db.pebble()).MemTableSize; got != uint64(test.table) {
+		if got := reach.Opts(db.pebble()).MemTableSize; got != uint64(test.table) {
 			t.Errorf("UseMemory(%d): got memory tables of %d bytes, want %d", test.budget, got, test.table)
 		}
-		if got := options(db.pebble()).L0CompactionThreshold; got != int(test.files) {
+		if got := reach.Opts(db.pebble()).L0CompactionThreshold; got != int(test.files) {
 			t.Errorf("UseMemory(%d): the engine merges %d files, want %d", test.budget, got, test.files)
 		}
-		if o := options(db.pebble()); o.L0StopWritesThreshold < 2*o.L0CompactionThreshold {
+		if o := reach.Opts(db.pebble()); o.L0StopWritesThreshold < 2*o.L0CompactionThreshold {
 			t.Errorf("UseMemory(%d): writes wait at %d files, hardly later than files are merged, at %d", test.budget, o.L0StopWritesThreshold, o.L0CompactionThreshold)
 		}
 		if got := blockRoom(db); got != test.blocks {
@@ -217,7 +218,7 @@ func TestBudgetGrows(t *testing.T) {
 // blockRoom returns how many MiB are not reserved in the engine's cache of blocks.
 func blockRoom(db *DB) int64 {
 	var bytes int64
-	shards := reflect.ValueOf(options(db.pebble()).Cache).Elem().FieldByName("shards")
+	shards := reflect.ValueOf(reach.Opts(db.pebble()).Cache).Elem().FieldByName("shards")
 	for i := range shards.Len() {
 		bytes += shards.Index(i).FieldByName("maxSize").Int() - shards.Index(i).FieldByName("reservedSize").Int()
 	}
@@ -227,10 +228,10 @@ func blockRoom(db *DB) int64 {
 // With a budget, too, a write can be larger than a memory table.
 func TestWriteLargerThanAMemoryTable(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
-	db := For(testdb.Memory(t), discard)
+	db := Open(testdb.Memory(t), discard)
 	db.UseMemory(40 << 20)
 	row := make([]byte, 6<<20)
-	if uint64(len(row)) <= options(db.pebble()).MemTableSize {
+	if uint64(len(row)) <= reach.Opts(db.pebble()).MemTableSize {
 		t.Fatal("the memory table is too large for the test")
 	}
 	for _, k := range []string{"a", "b"} {
@@ -253,7 +254,7 @@ func TestFilters(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer engine.Close()
-		db := For(engine, discard)
+		db := Open(engine, discard)
 		db.UseMemory(budget)
 		for i := range rows {
 			if i%2 == first { // several files for the same keys
@@ -294,7 +295,7 @@ func TestUseMemoryWhileFilesAreWritten(t *testing.T) {
 	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
 	for range 10 {
-		db := For(testdb.Memory(t), discard)
+		db := Open(testdb.Memory(t), discard)
 		start := make(chan struct{})
 		var wg sync.WaitGroup
 		wg.Go(func() {

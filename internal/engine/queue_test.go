@@ -59,7 +59,7 @@ func TestContextIsDoneBefore(t *testing.T) {
 func TestContextEndsWhenTheTurnComes(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	_, db := newDB(t)
-	lock := Lock(db.handle)
+	lock := Open(db.handle, discard).Lock()
 	for i := range 300 {
 		ctx, cancel := context.WithCancel(t.Context())
 		lock.Lock()
@@ -139,7 +139,7 @@ func TestNobodyStarves(t *testing.T) {
 			return nil
 		},
 		"update": func(engine *chai.DB) error {
-			return Update(context.Background(), engine, func(*chai.Tx) error { return nil })
+			return Open(engine, discard).Update(context.Background(), func(*chai.Tx) error { return nil })
 		},
 		"without lock": func(engine *chai.DB) error {
 			return engine.Exec("INSERT INTO t (k) VALUES (1) ON CONFLICT DO NOTHING")
@@ -187,8 +187,8 @@ func TestHang(t *testing.T) {
 func testHang(t *testing.T, withLock bool) {
 	log := new(recorder)
 	engine := testdb.Memory(t)
-	db := For(engine, log.logger)
-	lock := Lock(engine)
+	db := Open(engine, log.logger)
+	lock := Open(engine, discard).Lock()
 	write(t, db, set("kept", 1))
 	for round := 1; round <= 3; round++ {
 		hang := make(chan struct{})
@@ -221,7 +221,7 @@ func testHang(t *testing.T, withLock bool) {
 		}()
 		updateCtx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		go func() {
-			wantError(t, Update(updateCtx, engine, func(*chai.Tx) error { return errNo }), ErrHangs)
+			wantError(t, Open(engine, discard).Update(updateCtx, func(*chai.Tx) error { return errNo }), ErrHangs)
 		}()
 
 		var wg sync.WaitGroup
@@ -259,7 +259,7 @@ func testHang(t *testing.T, withLock bool) {
 		wantValue(t, db, "a", 0)
 		write(t, db, set("kept", round+1))
 		wantValue(t, db, "kept", round+1)
-		if err := Update(t.Context(), engine, func(*chai.Tx) error { return nil }); err != nil {
+		if err := Open(engine, discard).Update(t.Context(), func(*chai.Tx) error { return nil }); err != nil {
 			t.Errorf("Update: %v", err)
 		}
 		time.Sleep(time.Hour)
@@ -272,7 +272,7 @@ func TestHangBehindATransaction(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	log := new(recorder)
 	engine := testdb.Memory(t)
-	db, patient := For(engine, log.logger), For(engine, log.logger)
+	db, patient := Open(engine, log.logger), Open(engine, log.logger)
 	db.hangLimit = 20 * time.Millisecond
 	for round := 1; round <= 3; round++ {
 		tx, err := engine.Begin(true)
@@ -306,7 +306,7 @@ func TestTurnEndsAtTheLimit(t *testing.T) {
 		for range 10 {
 			synctest.Test(t, func(t *testing.T) {
 				log := new(recorder)
-				db := For(testdb.Memory(t), log.logger)
+				db := Open(testdb.Memory(t), log.logger)
 				first := make(chan error, 1)
 				go func() {
 					first <- db.Write(context.Background(), 100, func(b *Batch) error {
@@ -343,7 +343,7 @@ func TestTurnsEndAroundTheLimit(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	log := new(recorder)
 	engine := testdb.Memory(t)
-	db, patient := For(engine, log.logger), For(engine, log.logger)
+	db, patient := Open(engine, log.logger), Open(engine, log.logger)
 	db.hangLimit = 200 * time.Microsecond
 	var wg sync.WaitGroup
 	var hung atomic.Int64
@@ -382,9 +382,9 @@ func TestSlowLogHandler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &recorder{onLine: func() { time.Sleep(time.Hour) }}
 		engine := testdb.Memory(t)
-		db := For(engine, log.logger)
+		db := Open(engine, log.logger)
 		for round := 1; round <= 3; round++ {
-			lock := Lock(engine)
+			lock := Open(engine, discard).Lock()
 			lock.Lock()
 			start := time.Now()
 			var wg sync.WaitGroup
@@ -415,9 +415,9 @@ func TestLogHandlerEndsHang(t *testing.T) {
 			testdb.Watchdog(t, time.Minute)
 			log := new(recorder)
 			engine := testdb.Memory(t)
-			db := For(engine, log.logger)
+			db := Open(engine, log.logger)
 			db.hangLimit = time.Millisecond
-			patient := For(engine, log.logger)
+			patient := Open(engine, log.logger)
 			for round := 1; round <= 10; round++ {
 				end := hang(t, engine)
 				ended := make(chan struct{})

@@ -28,16 +28,16 @@ func TestScan(t *testing.T) {
 	}
 	scan := func(from, to []byte, stop int) (got []int, err error) {
 		err = db.Read(t.Context(), func(s *Snapshot) error {
-			return s.Scan(from, to, func(k, row []byte) error {
+			return s.Scan(from, to, func(k, row []byte) (bool, error) {
 				v, err := strconv.Atoi(string(row))
 				if err != nil || !bytes.Equal(k, key(string(row))) {
 					t.Errorf("Scan found %q, %q", k, row)
 				}
 				if v == stop {
-					return errNo
+					return false, errNo
 				}
 				got = append(got, v)
-				return nil
+				return v != 8, nil
 			})
 		})
 		return got, err
@@ -47,9 +47,9 @@ func TestScan(t *testing.T) {
 		stop     int
 		want     []int
 	}{
-		{firstKey, lastKey, -1, []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}},
+		{firstKey, lastKey, -1, []int{0, 1, 2, 3, 4, 5, 6, 7, 8}},
 		{key("3"), key("6"), -1, []int{3, 4, 5}},
-		{key("7"), lastKey, -1, []int{7, 8, 9}},
+		{key("7"), lastKey, -1, []int{7, 8}},
 		{key("6"), key("6"), -1, nil},
 		{firstKey, lastKey, 3, []int{0, 1, 2}},
 		{key("5"), lastKey, 5, nil},
@@ -63,66 +63,6 @@ func TestScan(t *testing.T) {
 	if err := engine.Close(); err != nil { // reports open snapshots and iterators
 		t.Errorf("Close: %v", err)
 	}
-}
-
-// Until Chai has undone a transaction, a snapshot has its changes, and the notes on how
-// to undo them.
-func TestScanUndoesChanges(t *testing.T) {
-	engine, db := newDB(t)
-	for _, k := range []string{"a", "c", "e", "g"} {
-		write(t, db, set(k, 1))
-	}
-	entry := func(k string) func(b *Batch) error {
-		return func(b *Batch) error { b.PutEntry(key(k)); return nil }
-	}
-	write(t, db, entry("i"))
-	tx := begin(t, db)
-	for _, k := range []string{"b", "c", "h"} { // added, changed, and added at the end
-		tx.put(t, key(k), "2")
-	}
-	for _, k := range []string{"e", "g", "i"} {
-		if err := tx.session.Delete(key(k)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	tx.writeOut(t, key("b"))
-	closeSession(t, tx)
-	got := func(scan func(s *Snapshot, from, to []byte, each func(key, row []byte) error) error, from, to []byte) (rows string) {
-		err := db.Read(t.Context(), func(s *Snapshot) error {
-			if _, ok := s.Catalog(); ok {
-				t.Error("the catalog is known") // it may have been changed as well
-			}
-			return scan(s, from, to, func(k, row []byte) error {
-				rows += fmt.Sprintf("%s%q ", k[len(k)-1:], row)
-				return nil
-			})
-		})
-		if err != nil {
-			t.Error(err)
-		}
-		return rows
-	}
-	for _, test := range []struct {
-		from, to []byte
-		want     string
-	}{
-		{firstKey, lastKey, `a"1" c"1" e"1" g"1" `}, // an entry is taken for one that was not there
-		{key("b"), key("c"), ``},
-		{key("c"), key("g"), `c"1" e"1" `},
-		{key("g"), lastKey, `g"1" `},
-	} {
-		if got := got((*Snapshot).Scan, test.from, test.to); got != test.want {
-			t.Errorf("Scan(%q, %q) = %s; want %s", test.from, test.to, got, test.want)
-		}
-	}
-	want := `a"1" b"\x00" c"1" e"1" g"1" h"\x00" i"\x00" `
-	if got := got((*Snapshot).ScanEntries, firstKey, lastKey); got != want {
-		t.Errorf("ScanEntries = %s; want %s", got, want)
-	}
-	if err := engine.DB.Store.Rollback(); err != nil {
-		t.Fatal(err)
-	}
-	tx.unlock()
 }
 
 // A snapshot has the latest catalog unless a table was created or dropped after it.
@@ -162,11 +102,11 @@ func TestSnapshotDoesNotChange(t *testing.T) {
 				t.Errorf("Get(%s) = %q, %v; want %q", k, got, err, want)
 			}
 		}
-		return s.Scan(firstKey, lastKey, func(k, row []byte) error {
+		return s.Scan(firstKey, lastKey, func(k, row []byte) (bool, error) {
 			if string(row) != "1" {
 				t.Errorf("Scan found %q, %q", k, row)
 			}
-			return nil
+			return true, nil
 		})
 	}); err != nil {
 		t.Error(err)
@@ -183,7 +123,7 @@ func TestDamagedFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer engine.Close()
-	db := For(engine, discard)
+	db := Open(engine, discard)
 	const n = 90
 	rng := rand.NewChaCha8([32]byte{})
 	write(t, db, func(b *Batch) error {
@@ -215,7 +155,7 @@ func TestDamagedFile(t *testing.T) {
 	}
 	found := 0
 	err = db.Read(t.Context(), func(s *Snapshot) error {
-		return s.Scan(firstKey, lastKey, func(k, row []byte) error { found++; return nil })
+		return s.Scan(firstKey, lastKey, func(k, row []byte) (bool, error) { found++; return true, nil })
 	})
 	if found == n || err == nil || !bytes.Contains([]byte(err.Error()), []byte(isDamaged)) {
 		t.Errorf("Scan found %d of %d rows and returned %v, want fewer and an error", found, n, err)
@@ -268,7 +208,7 @@ func TestReadersDoNotWaitForCommits(t *testing.T) {
 		})
 	}
 	transaction := func(db *DB, began func()) error {
-		return Update(context.Background(), db.handle, func(tx *chai.Tx) error {
+		return Open(db.handle, discard).Update(context.Background(), func(tx *chai.Tx) error {
 			defer began()
 			return tx.Exec("INSERT INTO large (v) VALUES (?)", large)
 		})
@@ -311,7 +251,7 @@ func readsWhile(t *testing.T, commit func(db *DB, began func()) error, readOne f
 	engine := testdb.Disk(t)
 	createTable(t, engine)
 	testdb.Exec(t, engine, "CREATE TABLE large (v BLOB)", "INSERT INTO t (k) VALUES (1)")
-	db := For(engine, discard)
+	db := Open(engine, discard)
 	write(t, db, set("a", 1))
 	var began, ended time.Time
 	done := make(chan struct{})
@@ -362,7 +302,7 @@ func testAcknowledgedWritesAreRead(t *testing.T, engine *chai.DB, locked bool) {
 	// put writes as an application does.
 	put := func(k string, v int) error {
 		if locked {
-			lock := Lock(engine)
+			lock := Open(engine, discard).Lock()
 			lock.Lock()
 			defer lock.Unlock()
 		}
@@ -389,7 +329,7 @@ func testAcknowledgedWritesAreRead(t *testing.T, engine *chai.DB, locked bool) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var writers, readers sync.WaitGroup
 	for k := range keys {
-		db := For(engine, discard)
+		db := Open(engine, discard)
 		writers.Go(func() {
 			for i := 1; i <= 60; i++ {
 				if k == 0 && i%3 == 0 {
@@ -404,7 +344,7 @@ func testAcknowledgedWritesAreRead(t *testing.T, engine *chai.DB, locked bool) {
 		})
 	}
 	for r := range 4 {
-		db := For(engine, discard)
+		db := Open(engine, discard)
 		readers.Go(func() {
 			for i := r; ctx.Err() == nil; i++ {
 				k := i % keys

@@ -1,25 +1,42 @@
-package engine_test
+package engine
 
 import (
-	"errors"
+	"context"
+	"log/slog"
 	"testing"
+	"time"
 
-	"go.elara.ws/chaistore"
-	"go.elara.ws/chaistore/internal/engine"
+	"go.elara.ws/chaistore/internal/reach"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// A store is not made on a version of Chai that is not known.
-func TestNewStoreOnUnknownEngine(t *testing.T) {
-	engine.ForgetEngine(t)
-	for _, createTable := range []bool{false, true} {
-		db := testdb.Memory(t)
-		if !createTable {
-			testdb.Exec(t, db, testdb.CreateTable)
-		}
-		s, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: createTable})
-		if s != nil || !errors.Is(err, engine.ErrUnknownEngine) {
-			t.Errorf("NewWithConfig with CreateTable: %v = %v, %v; want nil, %v", createTable, s, err, engine.ErrUnknownEngine)
-		}
+// With a version that is not known, each call returns an error at once, and the
+// application can use its database.
+func TestUnknownEngine(t *testing.T) {
+	testdb.Watchdog(t, 30*time.Second)
+	t.Cleanup(reach.Forget())
+	engine := testdb.Memory(t)
+	createTable(t, engine)
+	db := Open(engine, func() *slog.Logger { return slog.New(slog.DiscardHandler) })
+	db.GrowCache(1 << 20)
+	for name, call := range map[string]func() error{
+		"Read":       func() error { _, err := value(db, "a"); return err },
+		"Write":      func() error { return db.Write(t.Context(), 100, set("a", 1)) },
+		"Update":     func() error { return Open(engine, discard).Update(t.Context(), insert(1)) },
+		"Usable":     db.Usable,
+		"WriteError": db.WriteError,
+	} {
+		t.Run(name, func(t *testing.T) { wantError(t, call(), reach.Err()) })
+	}
+	if row := db.Cached(key("a")); row != nil {
+		t.Errorf("Cached = %q, want nil", row)
+	}
+	done, cancel := context.WithCancel(t.Context())
+	cancel()
+	wantError(t, db.Write(done, 100, set("a", 1)), context.Canceled)
+	lockIsFree(engine)
+	testdb.Exec(t, engine, "INSERT INTO t (k) VALUES (1)")
+	if got := rows(t, engine); got != 1 {
+		t.Errorf("the table has %d rows, want 1", got)
 	}
 }

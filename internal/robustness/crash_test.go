@@ -61,8 +61,8 @@ func runChild() {
 		ownersCrashChild(dir)
 	case "full disk":
 		fullDiskChild(dir, task)
-	case "fault":
-		faultChild(dir, task)
+	case "history":
+		historyChild(dir, task)
 	case "few files":
 		fewFilesChild(dir, task)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cockroachdb/pebble/vfs"
 
+	"go.elara.ws/chaistore/internal/engine"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
@@ -24,7 +25,7 @@ const fewFilesGoroutines, fewFilesCommits = 8, 300 // enough for several logs
 // what happened.
 func fewFilesChild(dir, file string) {
 	d := testdb.NewFaultDisk(filepath.Join(dir, "pebble"))
-	vfs.Default = d
+	vfs.Default = engine.OnDisk(d)
 	db, s := openStore(dir)
 	fault := &testdb.Fault{Op: "create", File: file, Err: syscall.EMFILE, After: 1, Lasts: 300 * time.Millisecond}
 	d.Break(fault)
@@ -45,7 +46,7 @@ func fewFilesChild(dir, file string) {
 			panic(err)
 		}
 	}
-	vfs.Default = d.Cut(testdb.KeepNothing)
+	vfs.Default = engine.OnDisk(d.Cut(testdb.KeepNothing))
 	fmt.Println("failed:", fault.HasStruck())
 	fmt.Println("commits:", errs)
 	if s.Stats().WriteError == "" {

@@ -31,6 +31,17 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// openStore opens a database on vfs.Default and makes a store.
+func openStore(dir string) (*chai.DB, *chaistore.ChaiStore) {
+	db, err := chai.Open(dir)
+	must(err)
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{
+		CreateTable: true, CleanupInterval: -1, Logger: slog.New(slog.DiscardHandler),
+	})
+	must(err)
+	return db, s
+}
+
 // newStore returns a store on db that logs nothing and sweeps only on demand.
 func newStore(t *testing.T, db *chai.DB, owner func(data []byte) string) *chaistore.ChaiStore {
 	t.Helper()

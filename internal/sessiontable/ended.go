@@ -14,10 +14,6 @@ import (
 // ErrEnded is returned by [Table.Upsert] for a session that has ended.
 var ErrEnded = errors.New("the session has been ended")
 
-// endedKey is the key of the ended sessions that all Tables of the same name in a
-// database share.
-type endedKey struct{ table string }
-
 // ended remembers the tokens of deleted sessions, each for a time. It keeps a hash of 64
 // bits of each token, which takes less than 64 bytes. While it remembers a million
 // tokens, one in 10^13 commits is refused by mistake. A nil *ended remembers nothing.

@@ -6,7 +6,6 @@ package sessiontable
 import (
 	"bytes"
 	"context"
-	"errors"
 
 	"go.elara.ws/chaistore/internal/engine"
 )
@@ -140,17 +139,17 @@ func (t *Table) addEntries(ctx context.Context, ix *index) error {
 		err := t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 			keys, more = nil, false
 			n := 0
-			return scan(s, l, from, func(encoded []byte, row Row) error {
+			return scan(s, l, from, func(encoded []byte, row Row) (bool, error) {
 				if n++; n > sweepScan || len(keys) == sweepWrite {
 					from, more = row.Token, true
-					return errStop
+					return false, nil
 				}
 				key := appendKey(nil, l.sessions.namespace, row.Token)
 				ok, err := ix.hasEntry(s.Get, key, encoded)
 				if !ok && err == nil {
 					keys = append(keys, key)
 				}
-				return err
+				return true, err
 			})
 		})
 		if err != nil {
@@ -191,19 +190,19 @@ func (t *Table) removeEntries(ctx context.Context, ix *index) error {
 		more = false
 		err := t.db.Read(ctx, func(s *engine.Snapshot) error {
 			n := 0
-			return s.ScanEntries(from, end, func(e, _ []byte) error {
+			return s.Scan(from, end, func(e, _ []byte) (bool, error) {
 				if n++; n > sweepScan || len(wrong) == sweepWrite {
 					from, more = bytes.Clone(e), true
-					return errStop
+					return false, nil
 				}
 				ok, err := ix.isRight(s.Get, e)
 				if !ok && err == nil {
 					wrong = append(wrong, bytes.Clone(e))
 				}
-				return err
+				return true, err
 			})
 		})
-		if err != nil && !errors.Is(err, errStop) {
+		if err != nil {
 			return err
 		}
 		err = t.writeIndex(ctx, ix, wrong, func(b *engine.Batch, e []byte) error {

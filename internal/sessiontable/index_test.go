@@ -172,9 +172,9 @@ func TestEntriesOfOneBatch(t *testing.T) {
 		for _, token := range []string{"renewed", "twice", "deleted", "again", "spared", "swept"} {
 			upsert(t, table, token, in(-time.Hour))
 		}
-		e := engine.For(db, slog.Default)
+		e := engine.Open(db, slog.Default)
 		before := e.Fsyncs()
-		lock := engine.Lock(db)
+		lock := engine.Open(db, nil).Lock()
 		lock.Lock()
 		for _, operation := range []func() error{
 			upsertAt("renewed", in(1)),
@@ -224,7 +224,7 @@ func TestIndexesChangeWhileCommitsWait(t *testing.T) {
 				testdb.Exec(t, db, test.before...)
 				table := newTable(t, db)
 				upsert(t, table, "b", time.Now())
-				lock := engine.Lock(db)
+				lock := engine.Open(db, nil).Lock()
 				lock.Lock()
 				for _, token := range []string{"a", "b"} {
 					go func() { upsert(t, table, token, time.Now().Add(time.Hour)) }()
@@ -291,13 +291,13 @@ func TestReplaceLeavesWrongEntries(t *testing.T) {
 func countEntries(t *testing.T, table *Table, ix *index) (all, wrong int) {
 	t.Helper()
 	err := table.db.Read(t.Context(), func(s *engine.Snapshot) error {
-		return s.Scan(appendInt(nil, ix.namespace), appendInt(nil, ix.namespace+1), func(e, _ []byte) error {
+		return s.Scan(appendInt(nil, ix.namespace), appendInt(nil, ix.namespace+1), func(e, _ []byte) (bool, error) {
 			all++
 			ok, err := ix.isRight(s.Get, e)
 			if !ok {
 				wrong++
 			}
-			return err
+			return true, err
 		})
 	})
 	if err != nil {

@@ -144,22 +144,22 @@ func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, nex
 				return errNotMatched
 			}
 			size := 0
-			return l.scanOwner(s, owner, from, func(token string) error {
+			return l.scanOwner(s, owner, from, func(token string) (more bool, err error) {
 				if len(rows) == pageLen || size >= pageBytes {
 					next = after(rows[len(rows)-1].Token)
-					return errStop
+					return false, nil
 				}
 				row, err := s.Get(appendKey(nil, l.sessions.namespace, token))
 				if row == nil || err != nil {
-					return err
+					return true, err
 				}
 				_, data, expiry, err := decodeRow(row)
 				if err != nil {
-					return err
+					return false, err
 				}
 				size += len(data)
 				rows = append(rows, Row{token, data, expiry})
-				return nil
+				return true, nil
 			})
 		})
 		switch {
@@ -178,25 +178,21 @@ func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, nex
 }
 
 // scanOwner calls each for the tokens of an owner's sessions, beginning at from, in
-// their order, until each returns an error.
-func (l *layout) scanOwner(s *engine.Snapshot, owner, from string, each func(token string) error) error {
+// their order, for as long as each asks for more.
+func (l *layout) scanOwner(s *engine.Snapshot, owner, from string, each func(token string) (more bool, err error)) error {
 	prefix := appendText(appendInt(nil, l.byOwner.namespace), owner)
 	end := append(bytes.Clone(prefix), 0xff) // greater than the type of any value
-	err := s.ScanEntries(appendText(bytes.Clone(prefix), from), end, func(entry, _ []byte) error {
+	return s.Scan(appendText(bytes.Clone(prefix), from), end, func(entry, _ []byte) (more bool, err error) {
 		n := valueLen(entry[len(prefix):])
 		if n == 0 {
-			return errBadRow
+			return false, errBadRow
 		}
 		token, ok := decodeBytes(entry[len(prefix):len(prefix)+n], textType)
 		if !ok {
-			return errBadRow
+			return false, errBadRow
 		}
 		return each(string(token))
 	})
-	if errors.Is(err, errStop) {
-		return nil
-	}
-	return err
 }
 
 // MatchOwners adds the missing owners of sessions that were committed without one,
@@ -308,46 +304,46 @@ func (l *layout) compareOwners(s *engine.Snapshot, from string) (m ownerMismatch
 	m.tables = l.tables()
 	var owners []string // the next tokens with an owner, in order
 	var last string     // where this part ends
-	err = s.Scan(appendKey(nil, l.owners.namespace, from), appendInt(nil, l.owners.namespace+1), func(_, row []byte) error {
+	err = s.Scan(appendKey(nil, l.owners.namespace, from), appendInt(nil, l.owners.namespace+1), func(_, row []byte) (more bool, err error) {
 		values, err := split(row, len(ownerColumns))
 		if err != nil {
-			return err
+			return false, err
 		}
 		token, ok := decodeBytes(values[0], textType)
 		if !ok {
-			return errBadRow
+			return false, errBadRow
 		}
 		if len(owners) == sweepWrite {
 			last = string(token)
-			return errStop
+			return false, nil
 		}
 		owners = append(owners, string(token))
-		return nil
+		return true, nil
 	})
-	if err != nil && !errors.Is(err, errStop) {
+	if err != nil {
 		return m, err
 	}
 	size := 0
-	err = scan(s, l, from, func(_ []byte, row Row) error {
+	err = scan(s, l, from, func(_ []byte, row Row) (more bool, err error) {
 		for len(owners) > 0 && owners[0] < row.Token {
 			m.gone, owners = append(m.gone, owners[0]), owners[1:]
 		}
 		if last != "" && row.Token >= last {
 			m.next = last
-			return errStop
+			return false, nil
 		}
 		if len(m.without) == sweepWrite || size >= pageBytes {
 			m.next = row.Token
-			return errStop
+			return false, nil
 		}
 		if len(owners) > 0 && owners[0] == row.Token {
 			owners = owners[1:]
-			return nil
+			return true, nil
 		}
 		row.Data = bytes.Clone(row.Data)
 		size += len(row.Data)
 		m.without = append(m.without, row)
-		return nil
+		return true, nil
 	})
 	if err != nil {
 		return m, err
@@ -431,5 +427,8 @@ func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) (unknown, ch
 		}
 		return nil
 	})
-	return unknown, changed, err
+	if err != nil {
+		return false, false, err // after a hang, op may still run, and set changed
+	}
+	return unknown, changed, nil
 }

@@ -63,7 +63,7 @@ func TestIndexOfOwnersEqualsReindex(t *testing.T) {
 		}
 	}
 	got := entriesOfOwners(t, table)
-	err := engine.Update(t.Context(), db, func(tx *chai.Tx) error { return tx.Exec("REINDEX sessions_owners") })
+	err := engine.Open(db, nil).Update(t.Context(), func(tx *chai.Tx) error { return tx.Exec("REINDEX sessions_owners") })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,9 +79,9 @@ func entriesOfOwners(t *testing.T, table *Table) map[string][]byte {
 	entries := make(map[string][]byte)
 	err := table.read(t.Context(), func(s *engine.Snapshot, l *layout) error {
 		namespace := l.owners.indexes[0].namespace
-		return s.Scan(appendInt(nil, namespace), appendInt(nil, namespace+1), func(key, row []byte) error {
+		return s.Scan(appendInt(nil, namespace), appendInt(nil, namespace+1), func(key, row []byte) (bool, error) {
 			entries[string(key)] = bytes.Clone(row)
-			return nil
+			return true, nil
 		})
 	})
 	if err != nil {

@@ -67,15 +67,15 @@ func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string,
 	err = t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 		rows, next = nil, ""
 		size := 0
-		return scan(s, l, from, func(_ []byte, row Row) error {
+		return scan(s, l, from, func(_ []byte, row Row) (more bool, err error) {
 			if len(rows) == pageLen || size >= pageBytes {
 				next = after(rows[len(rows)-1].Token)
-				return errStop
+				return false, nil
 			}
 			row.Data = bytes.Clone(row.Data)
 			size += len(row.Data)
 			rows = append(rows, row)
-			return nil
+			return true, nil
 		})
 	})
 	if err != nil {
@@ -84,25 +84,22 @@ func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string,
 	return rows, next, nil
 }
 
-// errStop ends a scan that has seen enough.
-var errStop = errors.New("stop")
-
 // scan calls each for the sessions beginning at the token from, in the order of their
-// tokens, until each returns an error. The encoded row and the data are valid only
-// during the call.
-func scan(s *engine.Snapshot, l *layout, from string, each func(encoded []byte, row Row) error) error {
+// tokens, for as long as each asks for more. The encoded row and the data are valid only
+// during the call. It passes over rows whose token is too long for a session, which SQL can
+// add.
+func scan(s *engine.Snapshot, l *layout, from string, each func(encoded []byte, row Row) (more bool, err error)) error {
 	end := appendInt(nil, l.sessions.namespace+1)
-	err := s.Scan(appendKey(nil, l.sessions.namespace, from), end, func(_, encoded []byte) error {
+	return s.Scan(appendKey(nil, l.sessions.namespace, from), end, func(_, encoded []byte) (more bool, err error) {
 		token, data, expiry, err := decodeRow(encoded)
 		if err != nil {
-			return err
+			return false, err
+		}
+		if len(token) > MaxKeyLen {
+			return true, nil
 		}
 		return each(encoded, Row{string(token), data, expiry})
 	})
-	if errors.Is(err, errStop) {
-		return nil
-	}
-	return err
 }
 
 // after returns the least token greater than token.

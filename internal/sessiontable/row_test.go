@@ -449,7 +449,7 @@ func TestWaitingSessionTakesMemory(t *testing.T) {
 		testdb.Exec(t, db, testdb.CreateTable)
 		table := newTable(t, db)
 		const all = 32 << 20 // what waiting writes may take
-		lock := engine.Lock(db)
+		lock := engine.Open(db, nil).Lock()
 		lock.Lock()
 		go func() {
 			if err := table.Upsert(t.Context(), "a", make([]byte, 8<<10), time.Now()); err != nil {
@@ -495,7 +495,7 @@ func TestManyDeletionsTakeSeveralTurns(t *testing.T) {
 			}
 		}
 		before := table.db.Fsyncs()
-		lock := engine.Lock(db)
+		lock := engine.Open(db, nil).Lock()
 		lock.Lock()
 		for _, call := range []func(){
 			func() { upsert(t, table, "a", time.Now()) }, deletion,
@@ -557,7 +557,7 @@ func TestRowsAreTheCallers(t *testing.T) {
 		db := testdb.Memory(t)
 		testdb.Exec(t, db, testdb.CreateTable)
 		table := newTable(t, db)
-		lock := engine.Lock(db)
+		lock := engine.Open(db, nil).Lock()
 		lock.Lock()
 		data := []byte("one")
 		done := make(chan error)

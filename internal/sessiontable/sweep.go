@@ -139,19 +139,19 @@ type expiredPage struct {
 func (t *Table) scanExpired(ctx context.Context, from string, now time.Time) (page expiredPage, err error) {
 	err = t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 		page = expiredPage{}
-		return scan(s, l, from, func(encoded []byte, row Row) error {
+		return scan(s, l, from, func(encoded []byte, row Row) (more bool, err error) {
 			if page.scanned == sweepScan || len(page.tokens) == sweepWrite || page.expired >= pageBytes {
 				page.next = row.Token
-				return errStop
+				return false, nil
 			}
 			page.scanned++
 			if row.Expiry.After(now) {
 				page.left += int64(len(encoded))
-				return nil
+				return true, nil
 			}
 			page.tokens = append(page.tokens, row.Token)
 			page.expired += int64(len(encoded))
-			return nil
+			return true, nil
 		})
 	})
 	return page, err

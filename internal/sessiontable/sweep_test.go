@@ -76,7 +76,7 @@ func TestSweepEndsBetweenTurns(t *testing.T) {
 			upsert(t, table, fmt.Sprintf("%04d", i), now)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		lock := engine.Lock(db)
+		lock := engine.Open(db, nil).Lock()
 		lock.Lock()
 		go func() {
 			sweep, err := table.DeleteExpired(ctx, now)

@@ -68,17 +68,14 @@ type Table struct {
 
 // New returns a table of db.
 func New(db *chai.DB, options Options) *Table {
-	t := &Table{Options: options, handle: db, db: engine.For(db, options.Logger), matching: make(chan struct{}, 1)}
+	t := &Table{Options: options, handle: db, db: engine.Open(db, options.Logger), matching: make(chan struct{}, 1)}
 	t.db.UseMemory(options.CacheSize)
 	if options.RememberEnded > 0 {
-		t.ended = t.db.Shared(endedKey{t.Name}, newEnded()).(*ended)
+		t.ended = engine.Shared(t.db, t.Name, newEnded)
 	}
-	t.unread = t.db.Shared(unreadKey{t.Name}, new(atomic.Uint64)).(*atomic.Uint64)
+	t.unread = engine.Shared(t.db, t.Name, func() *atomic.Uint64 { return new(atomic.Uint64) })
 	return t
 }
-
-// unreadKey is the key of what the tables of a name share.
-type unreadKey struct{ name string }
 
 // CheckName returns an error unless name can be the name of a table: letters, digits
 // and underscores, not starting with a digit, at most [MaxKeyLen] bytes, and neither
@@ -125,7 +122,7 @@ func (t *Table) create(ctx context.Context, name string, statements ...string) e
 	if _, err := t.handle.DB.Catalog().GetTableInfo(name); err == nil {
 		return nil
 	}
-	return engine.Update(ctx, t.handle, func(tx *chai.Tx) error {
+	return t.db.Update(ctx, func(tx *chai.Tx) error {
 		for _, sql := range statements {
 			if err := tx.Exec(sql); err != nil {
 				return err

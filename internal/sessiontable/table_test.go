@@ -180,7 +180,7 @@ func TestTableChangesWhileWritesWait(t *testing.T) {
 				table := newTable(t, db)
 				now := time.Now()
 				upsert(t, table, "a", now)
-				lock := engine.Lock(db)
+				lock := engine.Open(db, nil).Lock()
 				lock.Lock()
 				calls := []func() error{
 					func() error { return table.Upsert(t.Context(), "b", []byte("b"), now.Add(time.Hour)) },

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/vfs"
@@ -59,15 +60,22 @@ func (d *FaultDisk) Mend() { d.fault.Store(nil) }
 
 // A Fault makes operations of one kind fail on files of one kind.
 type Fault struct {
-	Op, File string // "write", "sync" or "create", on files whose names have this part; "directory" is one of any name
-	Err      error
-	After    int           // operations that succeed first
-	Times    int           // operations that fail then
-	Lasts    time.Duration // if not 0, all operations in this time fail
+	// Op is "create", "reuse", "open", "read", "write", "sync", "remove" or "rename". A
+	// file that is reused is also created, and one that is renamed has its former name.
+	Op    string
+	File  string // a part of the names of the files; "directory" is one of any name
+	Err   error
+	After int           // operations that succeed first
+	Times int           // operations that fail then
+	Lasts time.Duration // if not 0, all operations in this time fail
+	Flip  bool          // reads succeed, with one flipped bit
+	Block bool          // after the first read that fails, only those of the same byte of the same file do
 
-	mu     sync.Mutex
-	struck time.Time // when the first operation failed
-	failed int       // operations
+	mu      sync.Mutex
+	struck  time.Time // when the first operation failed
+	failed  int       // operations
+	badName string    // with Block, the file and the place
+	badByte int64
 }
 
 // hits returns the error for an operation, or nil if it may go on.
@@ -104,6 +112,33 @@ func (f *Fault) Failed() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.failed
+}
+
+// hitsRead is hits for a read that has filled p from a place in a file. It may change p.
+func (f *Fault) hitsRead(name string, p []byte, off int64) error {
+	if f == nil || f.Op != "read" || len(p) == 0 || !strings.Contains(path.Base(name), f.File) {
+		return nil
+	}
+	f.mu.Lock()
+	bad, found := f.badByte, f.badName != ""
+	elsewhere := found && (name != f.badName || bad < off || bad >= off+int64(len(p)))
+	f.mu.Unlock()
+	if elsewhere || !f.hitsNext() {
+		return nil
+	}
+	if !found {
+		bad = off + rand.Int64N(int64(len(p)))
+	}
+	if f.Block && !found {
+		f.mu.Lock()
+		f.badName, f.badByte = name, bad
+		f.mu.Unlock()
+	}
+	if f.Flip {
+		p[bad-off] ^= 1 << (bad % 8)
+		return nil
+	}
+	return f.Err
 }
 
 // HasStruck reports whether an operation has failed.
@@ -192,12 +227,46 @@ func (d *FaultDisk) Create(name string) (vfs.File, error) {
 
 // ReuseForWrite renames a file before it can fail to open it, as on a real disk.
 func (d *FaultDisk) ReuseForWrite(oldname, newname string) (vfs.File, error) {
-	if err := d.fault.Load().hits("create", newname); err != nil {
+	if err := d.fault.Load().hits("rename", oldname); err != nil {
+		return nil, err
+	}
+	if err := cmp.Or(d.fault.Load().hits("create", newname), d.fault.Load().hits("reuse", newname)); err != nil {
 		return nil, cmp.Or(d.Rename(oldname, newname), err)
 	}
 	return d.open(newname,
 		func() (vfs.File, error) { return d.FS.ReuseForWrite(oldname, newname) },
 		func() (vfs.File, error) { return d.synced.ReuseForWrite(oldname, newname) })
+}
+
+func (d *FaultDisk) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
+	if err := d.fault.Load().hits("open", name); err != nil {
+		return nil, err
+	}
+	f, err := d.FS.Open(name, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return &readFile{File: f, disk: d, name: name}, nil
+}
+
+// A readFile is a file that is open for reading.
+type readFile struct {
+	vfs.File
+	disk *FaultDisk
+	name string
+	off  int64 // where Read reads
+}
+
+func (f *readFile) Read(p []byte) (int, error) {
+	n, err := f.File.Read(p)
+	err = cmp.Or(err, f.disk.fault.Load().hitsRead(f.name, p[:n], f.off))
+	f.off += int64(n)
+	return n, err
+}
+
+func (f *readFile) ReadAt(p []byte, off int64) (int, error) {
+	n, err := f.File.ReadAt(p, off)
+	return n, cmp.Or(err, f.disk.fault.Load().hitsRead(f.name, p[:n], off))
 }
 
 func (d *FaultDisk) OpenDir(name string) (vfs.File, error) {
@@ -231,6 +300,9 @@ func (d *FaultDisk) Link(oldname, newname string) error {
 }
 
 func (d *FaultDisk) Remove(name string) error {
+	if err := d.fault.Load().hits("remove", name); err != nil {
+		return err
+	}
 	return d.change(
 		func() error { return d.FS.Remove(name) },
 		func() error { return d.synced.Remove(name) })
@@ -243,6 +315,9 @@ func (d *FaultDisk) RemoveAll(name string) error {
 }
 
 func (d *FaultDisk) Rename(oldname, newname string) error {
+	if err := d.fault.Load().hits("rename", oldname); err != nil {
+		return err
+	}
 	return d.change(
 		func() error { return d.FS.Rename(oldname, newname) },
 		func() error { return d.synced.Rename(oldname, newname) })
@@ -285,7 +360,7 @@ func (f *diskFile) Write(p []byte) (int, error) {
 }
 
 // Sync fails once, and does nothing after that, as on Linux: what could not be
-// written is taken for written.
+// written is taken for written. One that was interrupted can be repeated.
 func (f *diskFile) Sync() error {
 	fails := f.disk.fault.Load().hits("sync", f.name)
 	if f.name == "directory" {
@@ -293,6 +368,9 @@ func (f *diskFile) Sync() error {
 			return fails
 		}
 		return f.disk.change(f.File.Sync, func() error { return f.synced.Sync() })
+	}
+	if fails == syscall.EINTR {
+		return fails
 	}
 	err := f.disk.change(f.File.Sync, func() error {
 		f.mu.Lock()

@@ -2,14 +2,15 @@ package engine
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 
 	"github.com/chaisql/chai"
 
+	"go.elara.ws/chaistore/internal/reach"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
@@ -63,8 +64,10 @@ func (u *undone) show() {
 	u.tx.put(u.t, cacheOtherKey, "any")
 	u.tx.writeOut(u.t, cacheOtherKey)
 	closeSession(u.t, u.tx)
-	if _, ok := u.rows([]byte{79}, []byte{79, 99}, (*Snapshot).scan)[string(cacheOtherKey)]; !ok {
+	if _, closer, err := u.pebble().Get(cacheOtherKey); err != nil {
 		u.t.Fatal("others don't see what is to be undone")
+	} else {
+		closer.Close()
 	}
 }
 
@@ -77,20 +80,20 @@ func (u *undone) undo() {
 	u.tx.unlock()
 }
 
-// rows returns what scan finds between two keys, and checks that it is in order.
-func (u *undone) rows(from, to []byte, scan func(s *Snapshot, from, to []byte, each func(key, row []byte) error) error) map[string]string {
+// rows returns what a scan finds between two keys, and checks that it is in order.
+func (u *undone) rows(from, to []byte) map[string]string {
 	u.t.Helper()
-	compare := options(u.pebble()).Comparer.Compare
+	compare := reach.Opts(u.pebble()).Comparer.Compare
 	found := make(map[string]string)
 	var last []byte
 	err := u.Read(u.t.Context(), func(s *Snapshot) error {
-		return scan(s, from, to, func(key, row []byte) error {
+		return s.Scan(from, to, func(key, row []byte) (bool, error) {
 			if last != nil && compare(last, key) >= 0 {
 				u.t.Errorf("the scan has %q after %q", key, last)
 			}
 			last = bytes.Clone(key)
 			found[string(key)] = string(row)
-			return nil
+			return true, nil
 		})
 	})
 	if err != nil {
@@ -118,26 +121,18 @@ func (u *undone) check(keys [][]byte, ranges [][2][]byte) {
 	}
 	for _, r := range ranges {
 		want := maps.Clone(u.committed)
-		compare := options(u.pebble()).Comparer.Compare
+		compare := reach.Opts(u.pebble()).Comparer.Compare
 		maps.DeleteFunc(want, func(k, _ string) bool {
 			return compare([]byte(k), r[0]) < 0 || compare([]byte(k), r[1]) >= 0
 		})
-		if got := u.rows(r[0], r[1], (*Snapshot).Scan); !maps.Equal(got, want) {
+		if got := u.rows(r[0], r[1]); !maps.Equal(got, want) {
 			u.t.Errorf("Scan(%q, %q) found\n%q, want\n%q", r[0], r[1], got, want)
-		}
-		// Entries that were added may be passed, too: an entry's note does not tell
-		// whether it was there.
-		got := u.rows(r[0], r[1], (*Snapshot).ScanEntries)
-		for k, row := range want {
-			if got[k] != row {
-				u.t.Errorf("ScanEntries(%q, %q) found %q for %q, want %q", r[0], r[1], got[k], k, row)
-			}
 		}
 	}
 }
 
 // Rows are read as before a transaction that is being rolled back.
-func TestReadThroughNotes(t *testing.T) {
+func TestReadBesideRollback(t *testing.T) {
 	k := func(text string) string { return string(cacheKeyOf(text)) }
 	committed := map[string]string{k("b"): "b", k("d"): "d", k("f"): "f", k("h"): "h", k("k"): "k", k("m"): "m"}
 	keys := make([][]byte, 0, 16)
@@ -183,7 +178,7 @@ func TestReadThroughNotes(t *testing.T) {
 }
 
 // Random transactions, which write out what they have several times.
-func TestReadThroughRandomNotes(t *testing.T) {
+func TestReadBesideRandomRollbacks(t *testing.T) {
 	for seed := range 30 {
 		rng := rand.New(rand.NewPCG(uint64(seed), 4))
 		var keys [][]byte
@@ -219,51 +214,57 @@ func TestReadThroughRandomNotes(t *testing.T) {
 	}
 }
 
-// The callback's error ends a scan through notes, wherever it comes.
-func TestScanThroughNotesEnds(t *testing.T) {
-	committed := make(map[string]string)
-	for i := range 9 {
-		committed[string(cacheKeyOf(fmt.Sprint(i)))] = fmt.Sprint(i)
-	}
-	u := newUndone(t, committed)
-	u.change(map[string]string{string(cacheKeyOf("0")): "", string(cacheKeyOf("4")): "new", string(cacheKeyOf("8")): ""})
-	u.show()
-	for last := range 9 {
-		n := 0
-		err := u.Read(t.Context(), func(s *Snapshot) error {
-			return s.Scan([]byte{79}, []byte{79, 99}, func(_, row []byte) error {
-				n++
-				if string(row) == fmt.Sprint(last) {
-					return errNo
-				}
-				return nil
-			})
-		})
-		if n != last+1 {
-			t.Errorf("the scan passed %d rows, want %d", n, last+1)
+// Which snapshots may have notes, by their numbers.
+func TestNotes(t *testing.T) {
+	var n undoLog
+	want := func(number uint64, want bool) {
+		t.Helper()
+		if got := n.absent(number); got != want {
+			t.Errorf("absent(%d) = %v, want %v", number, got, want)
 		}
-		wantError(t, err, errNo)
 	}
-	u.undo()
+	n.start(10)
+	want(9, false)
+	want(10, true)
+	n.began(11)
+	want(10, true)
+	want(11, true) // it has what is before 11
+	want(12, false)
+	n.end(13, false)
+	want(12, false)
+	want(13, true)
+	n.began(14)
+	want(13, true)
+	want(14, true) // it has what is before 14
+	want(15, false)
+	n.end(17, true)
+	want(16, false)
+	want(17, true)
 }
 
-// A context ends reads that go through many notes.
-func TestContextEndsReadThroughNotes(t *testing.T) {
-	u := newUndone(t, map[string]string{string(cacheKey): "one"})
-	for i := range 20_000 {
-		u.tx.put(t, cacheKeyOf(fmt.Sprintf("%06d", i)), "new")
+// A snapshot is not taken for one without notes while the notes are being removed.
+func TestNotesInParallel(t *testing.T) {
+	testdb.Slow(t)
+	var n undoLog
+	var newest atomic.Uint64 // the number of the newest snapshot
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for end := uint64(10); end < 30_000_000; end += 10 {
+			n.began(end - 8)
+			newest.Store(end - 5) // it has notes
+			n.end(end, true)
+			newest.Store(end)
+		}
+	}()
+	for {
+		if number := newest.Load(); n.absent(number) && number%10 == 5 {
+			t.Fatalf("absent(%d) = true, want false", number)
+		}
+		select {
+		case <-done:
+			return
+		default:
+		}
 	}
-	u.tx.put(t, cacheKey, "two")
-	u.show()
-	ctx, cancel := context.WithCancel(t.Context())
-	scanned := 0
-	err := u.Read(ctx, func(s *Snapshot) error {
-		cancel()
-		return s.Scan([]byte{79}, []byte{79, 99}, func(_, _ []byte) error { scanned++; return nil })
-	})
-	wantError(t, err, context.Canceled)
-	if scanned > 0 {
-		t.Errorf("the scan passed %d rows after its context had ended, want none", scanned)
-	}
-	u.undo()
 }

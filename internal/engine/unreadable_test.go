@@ -18,6 +18,7 @@ import (
 	"github.com/chaisql/chai"
 	"github.com/cockroachdb/pebble/vfs"
 
+	"go.elara.ws/chaistore/internal/reach"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
@@ -292,8 +293,10 @@ func TestReadsThatFailInATransaction(t *testing.T) {
 	for name, change := range writes {
 		for _, ending := range []string{"commit", "rollback"} {
 			for _, faultIn := range []string{"change", "end"} {
-				for after := range 6 {
-					t.Run(fmt.Sprint(name, "/", ending, "/", faultIn, "/", after), func(t *testing.T) {
+				for i := range 16 {
+					after := []int{0, 1, 2, 3, 10, 40, 200, 700}[i/2] // reads that succeed first
+					times := []int{readTries, math.MaxInt}[i%2]       // once for Chai, or for good
+					t.Run(fmt.Sprint(name, "/", ending, "/", faultIn, "/", after, "/", times), func(t *testing.T) {
 						t.Parallel()
 						testdb.Watchdog(t, time.Minute)
 						dir := t.TempDir()
@@ -318,6 +321,7 @@ func TestReadsThatFailInATransaction(t *testing.T) {
 						if err := db.pebble().Flush(); err != nil {
 							t.Fatal(err)
 						}
+						defer reach.Opts(db.pebble()).Cache.Reserve(64 << 20)() // so that no block is cached
 						n0, sum0 := sum(t, db.engine)
 
 						left, armed := after, false
@@ -327,6 +331,9 @@ func TestReadsThatFailInATransaction(t *testing.T) {
 							}
 							if left > 0 {
 								left--
+								return nil
+							}
+							if times--; times < 0 {
 								return nil
 							}
 							return syscall.EIO

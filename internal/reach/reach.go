@@ -182,7 +182,9 @@ func Opts(db *pebble.DB) *pebble.Options { return *at[*pebble.Options](db, known
 
 // SetOpts makes a database use other options. Goroutines of Pebble that read them at the
 // same time get the former or the new ones.
-func SetOpts(db *pebble.DB, opts *pebble.Options) { publish(at[*pebble.Options](db, known.opts), opts) }
+func SetOpts(db *pebble.DB, opts *pebble.Options) {
+	publish(at[*pebble.Options](db, known.opts), hidden(opts))
+}
 
 // Mu returns Pebble's mutex.
 func Mu(db *pebble.DB) *sync.Mutex { return at[sync.Mutex](db, known.mu) }

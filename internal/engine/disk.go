@@ -39,6 +39,7 @@ func init() { vfs.Default = OnDisk(vfs.Default) }
 //   - An sstable that can't be written is tried again by Pebble at once; here it waits.
 //   - When file descriptors run out, those who write wait for one.
 //   - A sync that a signal has interrupted is repeated, as os.File.Sync does.
+//   - The directories above are synced.
 func OnDisk(fs vfs.FS) vfs.FS { return disk{fs, new(directories)} }
 
 type disk struct {
@@ -70,6 +71,9 @@ func (d disk) Lock(name string) (io.Closer, error) {
 		return lock, err
 	}
 	s, dir := new(state), filepath.Dir(name)
+	if err := d.syncAbove(dir); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
 	d.states.Store(dir, s)
 	opened.Store(dir, s)
 	return unlock(func() error {
@@ -80,6 +84,23 @@ func (d disk) Lock(name string) (io.Closer, error) {
 		}
 		return lock.Close()
 	}), nil
+}
+
+// syncAbove syncs the directories above one. Chai may just have made some of them, and
+// neither Chai nor Pebble syncs their names: a loss of power would lose the whole database.
+// A directory that the process may not read was not made by it.
+func (d disk) syncAbove(dir string) error {
+	for parent := filepath.Dir(dir); parent != dir; dir, parent = parent, filepath.Dir(parent) {
+		f, err := d.FS.OpenDir(parent)
+		if err != nil {
+			continue
+		}
+		err = uninterrupted(f.Sync)
+		if err := errors.Join(err, f.Close()); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
+			return fmt.Errorf("sync directory %s: %w", parent, err)
+		}
+	}
+	return nil
 }
 
 type unlock func() error
@@ -166,13 +187,14 @@ func noDescriptor(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }
 
-// uninterrupted repeats a sync for as long as signals interrupt it.
-func uninterrupted(sync func() error) error {
-	for {
-		if err := sync(); !errors.Is(err, syscall.EINTR) {
+// uninterrupted repeats a sync that signals interrupt.
+func uninterrupted(sync func() error) (err error) {
+	for range 100 {
+		if err = sync(); !errors.Is(err, syscall.EINTR) {
 			return err
 		}
 	}
+	return err
 }
 
 // needFiles are the functions that can't go on without a file, in which a compaction, a

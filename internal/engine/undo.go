@@ -210,14 +210,16 @@ func (w *watcher) keepForGood() {
 
 // open opens a snapshot without notes, of everything committed before. It waits for nobody.
 func (db *DB) open(ctx context.Context) (*Snapshot, error) {
-	for start := time.Now(); time.Since(start) < db.hangLimit; runtime.Gosched() {
+	for start := time.Now(); ; runtime.Gosched() {
 		s, err := db.tryOpen(ctx)
 		if s != nil || err != nil {
 			return s, err
 		}
+		if time.Since(start) > db.hangLimit {
+			return nil, errIncompleteUndo
+		}
 		// A rollback has just ended, and the next session sees that.
 	}
-	return nil, errIncompleteUndo
 }
 
 // tryOpen is open, or returns nil if the snapshot that was kept has just been let go of.
@@ -311,11 +313,14 @@ func (l *look) note(w *watcher, note, row []byte) error {
 		l.begin(w)
 	}
 	if bytes.Equal(row, missing) {
-		_, closer, err := w.db.Get(key)
+		former, closer, err := w.db.Get(key)
 		switch {
 		case err == nil:
+			isEntry := bytes.Equal(former, missing) || bytes.Equal(former, entryNote)
 			row[0] = entryNote[0]
-			_ = closer.Close()
+			if err := closer.Close(); err != nil || !isEntry {
+				return errIncompleteUndo // Chai has not found the row, but it is there
+			}
 		case !errors.Is(err, pebble.ErrNotFound):
 			return fmt.Errorf("read a row that a transaction has changed: %w", err)
 		}

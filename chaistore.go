@@ -114,32 +114,31 @@ type Config struct {
 	// still served with it get ErrEnded. Default: 0, nothing is remembered.
 	RememberEnded time.Duration
 
-	// Owner returns the owner of the session with the given data, such as a user ID,
-	// or "" if it has none. [OwnerByKey] makes a function for the usual case. The
-	// store creates a second table for owners, named TableName followed by "_owners".
-	// [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] use it, and the application's
-	// SQL may read its columns, token and owner. When Owner changes, drop that table
-	// before making the store, which then builds it anew.
+	// Owner returns the owner of the session with the given data, such as a user ID, or
+	// "" if it has none. [OwnerByKey] makes a function for the usual case.
+	// [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] find the sessions of an owner in a
+	// second table, which the store creates: it is named TableName followed by "_owners",
+	// and has the columns owner and token. It may have rows that are out of date. A commit
+	// with an owner of more than 100 bytes fails with [ErrOwnerTooLong].
 	//
-	// Sessions that were committed without an Owner enter the second table in the first
-	// sweep, or in the first call of SessionsOf or DeleteOf, which waits for that: about
-	// 15 seconds for 200,000 sessions. While that goes on, other calls fail after 10
-	// seconds.
+	// If Owner can't read the data, for example because a new version of the program has
+	// renamed a type, it should return an error. The commit succeeds all the same. The
+	// session may then be anybody's: SessionsOf and DeleteOf ask Owner for it again, and
+	// return an error while that fails. DeleteOf also deletes it if it belonged to the
+	// owner before.
 	//
-	// Owner is called once for each commit, in the goroutine that commits. It is also
-	// called for each session that SessionsOf or DeleteOf finds, and for each that is not
-	// in the second table yet, in several goroutines. It must not change the data, nor
-	// call SessionsOf, DeleteOf or StopCleanup. A commit with an owner of more than 100
-	// bytes fails with [ErrOwnerTooLong].
+	// Owner is called in the goroutine that commits, before its turn, unless the store
+	// knows that the data has not changed. It is also called by SessionsOf, DeleteOf and
+	// sweeps, in several goroutines. It must not change the data, nor call SessionsOf,
+	// DeleteOf, DeleteExpired or StopCleanup. A panic goes through to the caller, and
+	// leaves nothing locked.
 	//
-	// If Owner can't read the data, for example because a new version of the program
-	// has renamed a type, it should panic, not return "": then the commit fails (with
-	// OwnerByKey, it succeeds), and the session stays with the owner that the store
-	// knows. SessionsOf returns an error for it, and DeleteOf deletes it. While Owner
-	// can't read a session whose owner was never known, SessionsOf and DeleteOf end with an
-	// error, after what is known. They look at such sessions again, in up to a tenth of the
-	// time. Default: nil, no owners.
-	Owner func(data []byte) string
+	// Sessions from before the process are listed in the first sweep, or in the first call
+	// of SessionsOf or DeleteOf, which takes 3 to 8 seconds for 200,000 sessions in gob.
+	// Meanwhile, other such calls wait, for up to 10 seconds. All stores on a table that
+	// have an Owner must have the same. When Owner changes, drop the second table before
+	// making the store. Default: nil, no owners.
+	Owner func(data []byte) (owner string, err error)
 
 	// Logger gets an error for each failed sweep, whenever writing hangs, and, at most
 	// once a minute, while the database can't write its files in the background, and a

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
+	"runtime/debug"
 	"time"
 	"weak"
 
@@ -99,6 +100,11 @@ func (c *cleanup) tick(ctx context.Context) {
 	if table == nil {
 		return // the store is gone, and the goroutine about to end
 	}
+	defer func() {
+		if recover() != nil { // of Config.Owner; what it panics with may have data of a session
+			table.Logger().Error("chaistore: sweep for expired sessions panicked; trying again at the next tick", "stack", string(debug.Stack()))
+		}
+	}()
 	_, err := sweep(ctx, table)
 	if err != nil && !errors.Is(err, context.Canceled) {
 		table.Logger().Error("chaistore: sweep for expired sessions failed; trying again at the next tick", "error", err.Error()) // %+v has a stack

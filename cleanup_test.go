@@ -344,7 +344,7 @@ func TestCleanupOfUnreachableStoreEnds(t *testing.T) {
 		sweeps := 0
 		s, err := chaistore.NewWithConfig(db, chaistore.Config{
 			CleanupInterval: time.Millisecond,
-			Owner:           func(data []byte) string { return chaistore.OwnerByKey(manager.Codec, "user")(data) },
+			Owner:           func(data []byte) (string, error) { return chaistore.OwnerByKey(manager.Codec, "user")(data) },
 			Logger: slog.New(funcHandler{slog.DiscardHandler, func() {
 				if sweeps++; sweeps <= 2 {
 					swept.Done()
@@ -396,7 +396,7 @@ func TestSweepFreesSpace(t *testing.T) {
 	defer db.Close()
 	s, err := chaistore.NewWithConfig(db, chaistore.Config{
 		CleanupInterval: -1, CreateTable: true, Logger: slog.New(slog.DiscardHandler),
-		Owner: func([]byte) string { return "alice" },
+		Owner: func([]byte) (string, error) { return "alice", nil },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -5,9 +5,11 @@ package chaistore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
+	"math"
+	"reflect"
+	"strconv"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -31,96 +33,38 @@ type Session struct {
 // loop. If the sessions can't be read, or ctx ends, the last element of the sequence
 // is an error with a zero Session.
 func (s *ChaiStore) Sessions(ctx context.Context) iter.Seq2[Session, error] {
-	return active(sessions(ctx, func(from string) ([]sessiontable.Row, string, error) {
-		return s.table.Page(ctx, from)
-	}))
+	return converted(func() iter.Seq2[sessiontable.Row, error] { return s.table.Sessions(ctx, time.Now()) })
+}
+
+// converted returns a sequence of sessions with errors of this package. Each use of it
+// reads the rows anew.
+func converted(rows func() iter.Seq2[sessiontable.Row, error]) iter.Seq2[Session, error] {
+	return func(yield func(Session, error) bool) {
+		for row, err := range rows() {
+			if err != nil {
+				err = fmt.Errorf("chaistore: read sessions: %w", err)
+			}
+			if !yield(Session(row), err) {
+				return
+			}
+		}
+	}
 }
 
 // SessionsOf returns a sequence of the active sessions of an owner, according to
-// [Config.Owner], in a time that depends on their number only; the first call may have
-// to wait until all sessions have an owner. Otherwise it is like [ChaiStore.Sessions].
-// The owner "" has no sessions.
+// [Config.Owner]. It has all sessions that were committed before, by stores or with SQL, or
+// it ends with an error. Otherwise it is like [ChaiStore.Sessions]. The owner "" has no
+// sessions.
 //
-// If Owner can't read the data of one of these sessions, the sequence has the others,
-// and then ends with an error: see [Config.Owner].
+// It reads only the sessions of the owner, and those that SQL, or a store without an Owner,
+// has put since the last call: up to 10,000 of them. After more, and the first time in a
+// process, it reads all sessions, unless a sweep of a store with an Owner has done so.
 //
-// If SQL, or a store without an Owner, changes the owner of a session, the session
-// leaves the former owner's sequence at once, but enters the new owner's only when a
-// store with an Owner commits it again. Sessions added that way, with new tokens, are
-// found after the next sweep of a store with an Owner.
+// Sessions whose owner can't be read may be anybody's. If there are any, the sequence has
+// the owner's other sessions, and then ends with an error that wraps one that Owner has
+// returned.
 func (s *ChaiStore) SessionsOf(ctx context.Context, owner string) iter.Seq2[Session, error] {
-	return func(yield func(Session, error) bool) {
-		var unread error
-		for session, err := range active(s.listedFor(ctx, owner)) {
-			if err == nil {
-				actual, err := s.table.ReadOwner(session.Data)
-				if err != nil {
-					unread = err
-				}
-				if err != nil || actual != owner {
-					continue
-				}
-			}
-			if !yield(session, err) || err != nil {
-				return
-			}
-		}
-		if unread != nil {
-			yield(Session{}, fmt.Errorf("chaistore: read sessions: %w", unread))
-		}
-	}
-}
-
-// listedFor returns a sequence of the sessions that the table of owners lists for an
-// owner, the expired ones included.
-func (s *ChaiStore) listedFor(ctx context.Context, owner string) iter.Seq2[Session, error] {
-	return sessions(ctx, func(from string) ([]sessiontable.Row, string, error) {
-		if !s.table.HasOwners() {
-			return nil, "", errNoOwners
-		}
-		return s.table.PageOf(ctx, owner, from)
-	})
-}
-
-var errNoOwners = errors.New("the store has no Config.Owner")
-
-// active returns the active sessions of a sequence.
-func active(sessions iter.Seq2[Session, error]) iter.Seq2[Session, error] {
-	return func(yield func(Session, error) bool) {
-		for session, err := range sessions {
-			if (err != nil || isActive(session.Expiry, time.Now())) && !yield(session, err) {
-				return
-			}
-		}
-	}
-}
-
-// sessions returns a sequence of the sessions that page reads. With an error, page may
-// return sessions that come before it.
-func sessions(ctx context.Context, page func(from string) (rows []sessiontable.Row, next string, err error)) iter.Seq2[Session, error] {
-	return func(yield func(Session, error) bool) {
-		from := ""
-		for {
-			rows, next, err := page(from)
-			for _, row := range rows {
-				if ended := ctx.Err(); ended != nil {
-					err = ended
-					break
-				}
-				if !yield(Session(row), nil) {
-					return
-				}
-			}
-			if err != nil {
-				yield(Session{}, fmt.Errorf("chaistore: read sessions: %w", err))
-				return
-			}
-			if next == "" {
-				return
-			}
-			from = next
-		}
-	}
+	return converted(func() iter.Seq2[sessiontable.Row, error] { return s.table.SessionsOf(ctx, owner, time.Now()) })
 }
 
 // DeleteFunc deletes every active session for which del returns true, and returns their
@@ -135,7 +79,11 @@ func sessions(ctx context.Context, page func(from string) (rows []sessiontable.R
 // [Config.RememberEnded]. When ctx ends, DeleteFunc stops reading, deletes the
 // sessions that del has chosen before, and returns the context's error.
 func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int, error) {
-	return s.deleteEach(ctx, s.Sessions(ctx), del)
+	n, err := s.table.DeleteFunc(ctx, time.Now(), func(row sessiontable.Row) bool { return del(Session(row)) })
+	if err != nil {
+		return n, fmt.Errorf("chaistore: %w", err)
+	}
+	return n, nil
 }
 
 // DeleteOf deletes the active sessions of an owner, as in [ChaiStore.SessionsOf], and
@@ -143,80 +91,49 @@ func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int
 //
 //   - sessions that have expired but are not swept yet, without counting them, since a
 //     request that is being served could renew one;
-//   - sessions that belonged to the owner when they were committed, and whose data
-//     Owner can't read now, or finds to be nobody's.
+//   - sessions that have belonged to the owner, and whose owner can't be read now.
 //
-// Like [ChaiStore.DeleteCtx], it goes on when ctx ends.
+// If there are other sessions whose owner can't be read, it deletes what it can, and
+// returns an error. Like [ChaiStore.DeleteCtx], it goes on when ctx ends.
 func (s *ChaiStore) DeleteOf(ctx context.Context, owner string) (int, error) {
-	ctx = context.WithoutCancel(ctx)
-	return s.deleteEach(ctx, s.listedFor(ctx, owner), func(session Session) bool {
-		actual, err := s.table.ReadOwner(session.Data)
-		return err != nil || actual == "" || actual == owner
-	})
-}
-
-// deleteEach deletes each session of a sequence for which del returns true. If the
-// sequence ends with an error, it still deletes those found before.
-func (s *ChaiStore) deleteEach(ctx context.Context, sessions iter.Seq2[Session, error], del func(Session) bool) (int, error) {
-	ctx = context.WithoutCancel(ctx) // deletions go on
-	deleted := 0
-	var tokens []string // to delete
-	counted := 0        // active sessions among them
-	flush := func() error {
-		if len(tokens) == 0 {
-			return nil
-		}
-		if err := s.table.Delete(ctx, tokens...); err != nil {
-			return fmt.Errorf("chaistore: delete sessions: %w", err)
-		}
-		deleted += counted
-		tokens, counted = tokens[:0], 0
-		return nil
+	n, err := s.table.DeleteOf(context.WithoutCancel(ctx), owner, time.Now())
+	if err != nil {
+		return n, fmt.Errorf("chaistore: %w", err)
 	}
-	for session, err := range sessions {
-		if err != nil {
-			err = errors.Join(err, flush())
-			return deleted, err
-		}
-		active := isActive(session.Expiry, time.Now())
-		if del(session) {
-			tokens = append(tokens, session.Token)
-			if active {
-				counted++
-			}
-		}
-		if len(tokens) == deleteBatch {
-			if err := flush(); err != nil {
-				return deleted, err
-			}
-		}
-	}
-	err := flush()
-	return deleted, err
+	return n, nil
 }
-
-// deleteBatch is the number of sessions deleted in one batch, which takes about as
-// long as a commit.
-const deleteBatch = 100
 
 // OwnerByKey returns a function for [Config.Owner] that decodes a session with the
 // session manager's codec, and returns the value that the application has put under
-// key: a string as it is, any other value as fmt.Sprint prints it. If there is no
-// such value, the session has no owner.
+// key: a string as it is, and an integer in decimal. Without such a value, the session has
+// no owner.
 //
-// If the codec can't decode the data, the function panics. The store expects that: it
-// commits the session, and goes on as [Config.Owner] says.
+// Some codecs decode integers as float64 numbers, which are printed as integers. One
+// of 2^53 or more may have been another integer, so it is an error, and so is any other
+// value: without the owner, [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] return errors.
 //
 //	Owner: chaistore.OwnerByKey(sessionManager.Codec, "userID")
-func OwnerByKey(codec scs.Codec, key string) func(data []byte) string {
-	return func(data []byte) string {
+func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, err error) {
+	return func(data []byte) (string, error) {
 		_, values, err := codec.Decode(data)
 		if err != nil {
-			panic(sessiontable.ErrUndecodable)
+			return "", fmt.Errorf("decode session: %w", err)
 		}
-		if values[key] == nil {
-			return ""
+		value := reflect.ValueOf(values[key])
+		switch value.Kind() {
+		case reflect.Invalid:
+			return "", nil
+		case reflect.String:
+			return value.String(), nil
+		case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+			return strconv.FormatInt(value.Int(), 10), nil
+		case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+			return strconv.FormatUint(value.Uint(), 10), nil
+		case reflect.Float64:
+			if f := value.Float(); f == math.Trunc(f) && math.Abs(f) < 1<<53 {
+				return strconv.FormatInt(int64(f), 10), nil
+			}
 		}
-		return fmt.Sprint(values[key])
+		return "", fmt.Errorf("the owner is neither a string nor an integer, but a %T", values[key])
 	}
 }

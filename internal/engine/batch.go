@@ -20,27 +20,33 @@ type Batch struct {
 	changes []change
 	latest  map[string]int                   // the index of each key's last change
 	read    func(key []byte) ([]byte, error) // reads the rows from before the batch
+	other   bool                             // whether AsOther was called in this operation
 }
 
 // A change puts or deletes a row.
 type change struct {
 	key, row []byte // row is nil for a deletion
-	entry    bool   // whether the row is an index entry
+	uncached bool
+	other    bool // see AsOther
 }
 
 // Put adds the row with the given key, or overwrites it. The key and the row must not
 // be changed afterwards, and the row must not be empty.
 func (b *Batch) Put(key, row []byte) { b.add(change{key: key, row: row}) }
 
-// PutEntry adds an index entry with the given key, which must not be changed
-// afterwards. The row of an entry is a zero byte, as in Chai, and is not cached.
-func (b *Batch) PutEntry(key []byte) { b.add(change{key: key, row: []byte{0}, entry: true}) }
+// PutEntry is Put for a row that is not cached, such as an index entry.
+func (b *Batch) PutEntry(key, row []byte) { b.add(change{key: key, row: row, uncached: true}) }
 
 // Delete deletes the row with the given key, if there is one. The key must not be
 // changed afterwards.
 func (b *Batch) Delete(key []byte) { b.add(change{key: key}) }
 
+// AsOther makes followers of the feed take the further changes of the operation for those
+// of somebody else, such as SQL.
+func (b *Batch) AsOther() { b.other = true }
+
 func (b *Batch) add(c change) {
+	c.other = b.other
 	b.latest[string(c.key)] = len(b.changes)
 	b.changes = append(b.changes, c)
 }
@@ -57,6 +63,7 @@ func (b *Batch) Get(key []byte) ([]byte, error) {
 // run runs op, and undoes its changes if it fails.
 func (b *Batch) run(op Op) error {
 	n := len(b.changes)
+	b.other = false
 	err := op(b)
 	if err != nil {
 		b.changes = b.changes[:n]
@@ -151,7 +158,7 @@ func (db *DB) apply(changes []change) (err error) {
 		}
 	}
 	if err == nil {
-		err = db.syncBatch(session.Batch)
+		err = db.syncBatch(session.Batch, changes)
 	}
 	if err != nil {
 		err = db.state.fail(fmt.Errorf("commit: %w", err))
@@ -173,9 +180,9 @@ func (db *DB) apply(changes []change) (err error) {
 //
 // The session's Commit also removes the notes on how to undo a transaction. There are
 // none, since no other transaction that writes is open.
-func (db *DB) syncBatch(b *pebble.Batch) error {
-	db.applying.Store(true)
-	defer db.applying.Store(false)
+func (db *DB) syncBatch(b *pebble.Batch, changes []change) error {
+	db.own.Store(&ownBatch{b, changes})
+	defer db.own.Store(nil)
 	if err := db.pebble().ApplyNoSyncWait(b, pebble.Sync); err != nil {
 		return err
 	}

@@ -9,8 +9,8 @@ import (
 )
 
 // A cache holds copies of rows. Others can change rows behind its back: applications,
-// with SQL, and Chai, when it undoes a transaction. So the cache observes every batch
-// that anyone commits, on its way (look in watch.go):
+// with SQL, and Chai, when it undoes a transaction. So the cache is told of every batch
+// that anyone commits, on its way (feed.go), which is meant by observing it:
 //
 //	batch ─ gets its numbers, n up to end ─ is observed ─ visible to snapshots of number end and later
 //
@@ -50,6 +50,18 @@ func (db *DB) GrowCache(bytes int64) {
 	defer db.growing.Unlock()
 	c := &db.cache
 	c.limit.Store(max(c.limit.Load(), bytes/int64(len(c.shards))))
+}
+
+// follow is told each change.
+func (c *cache) follow(change Change) {
+	switch {
+	case change.Key == nil:
+		c.start(change.End)
+		return
+	case len(change.Key) > 0 && change.Key[0] == catalogTable:
+		c.catalog.Store(change.End)
+	}
+	c.mark(change.Key, change.End)
 }
 
 // start marks all keys with end.
@@ -107,7 +119,7 @@ func (c *cache) fill(number uint64, key, row []byte) {
 func (c *cache) committed(b *Batch) {
 	for key, i := range b.latest {
 		change := &b.changes[i]
-		if change.entry {
+		if change.uncached {
 			continue
 		}
 		s, _ := c.shard([]byte(key))

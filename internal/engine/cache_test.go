@@ -475,7 +475,7 @@ func TestOnlyRowsThatExistAreCached(t *testing.T) {
 	if n := e.cache.check(t); n != 1 {
 		t.Errorf("got %d rows in the cache after a find of a missing row, want 1", n)
 	}
-	if err := e.Write(t.Context(), 0, func(b *Batch) error { b.PutEntry(cacheOtherKey); return nil }); err != nil {
+	if err := e.Write(t.Context(), 0, func(b *Batch) error { b.PutEntry(cacheOtherKey, []byte{0}); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	cacheDelete(t, e, cacheKeyOf("none"))

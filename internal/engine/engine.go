@@ -31,12 +31,12 @@
 // # What the files are
 //
 // The queue is in queue.go, the batch in batch.go, reading in snapshot.go, the cache in
-// cache.go. What is committed, by whomever, passes through watch.go, and undo.go knows
-// which changes may still be undone. When the disk fails, disk.go sees it, and failure.go
-// says what follows; closing.go makes Close wait. The application's own turns are in
-// application.go, memory and files for speed in memory.go, the memory of waiting writes in
-// budget.go, freeing space in compact.go, copies of the files in backup.go, and the order
-// of keys in comparer.go. What Chai and Pebble don't export is in package reach.
+// cache.go. What is committed, by whomever, passes through watch.go, feed.go tells those
+// who follow it, and undo.go knows which changes may still be undone. When the disk fails,
+// disk.go sees it, and failure.go says what follows; closing.go makes Close wait. The
+// application's own turns are in application.go, memory and files for speed in memory.go,
+// the memory of waiting writes in budget.go, freeing space in compact.go, copies of the
+// files in backup.go, and the order of keys in comparer.go. What Chai and Pebble don't export is in package reach.
 //
 // The package knows nothing of sessions.
 package engine
@@ -76,7 +76,8 @@ type shared struct {
 	queue     queue
 	budget    budget
 	app       appLock
-	applying  atomic.Bool // while this package commits a batch; Chai's write lock protects it
+	own       atomic.Pointer[ownBatch] // while this package commits it
+	feed      feed
 	cache     cache
 	undo      undoLog
 	growing   sync.Mutex
@@ -117,6 +118,7 @@ func sharedBy(db *chai.DB) *shared {
 	if !ok {
 		fresh := &shared{app: appLock{taken: make(chan struct{}, 1)}}
 		fresh.cache.seed = maphash.MakeSeed()
+		fresh.feed.follow(fresh.cache.follow)
 		value, ok = registry.LoadOrStore(key, fresh)
 		if !ok {
 			runtime.AddCleanup(db.DB, func(key any) { registry.Delete(key) }, key)

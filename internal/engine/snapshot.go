@@ -92,6 +92,10 @@ func (s *Snapshot) iterate(o *pebble.IterOptions) (rows *pebble.Iterator, err er
 	return s.rows.NewIter(o)
 }
 
+// Number returns the number of s. It has exactly the batches that end at this number or
+// before: see [Change].
+func (s *Snapshot) Number() uint64 { return s.number }
+
 // Catalog returns the number of the last batch that changed the catalog, and whether
 // s has that catalog. If not, the catalog must be read in s.
 func (s *Snapshot) Catalog() (number uint64, ok bool) {

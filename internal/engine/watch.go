@@ -145,7 +145,7 @@ func (w *watcher) observe(writeLocked bool) bool {
 	}
 	w.forgetSeen()
 	number := w.pipeline.LogSeqNum()
-	w.cache.start(number)
+	w.feed.start(number)
 	w.undo.start(number)
 	w.write, w.apply = w.pipeline.SetEnv(w.writeBatch, w.applyBatch)
 	w.observing.Store(true)
@@ -219,7 +219,11 @@ func (w *watcher) writeBatch(b *pebble.Batch, synced *sync.WaitGroup, syncErr *e
 		}
 	}()
 	mem, err = w.write(b, w.untilSynced(synced, syncErr), syncErr)
-	if err == nil && ends {
+	if err != nil {
+		return mem, err
+	}
+	w.tell(b)
+	if ends {
 		w.forgetSeen()
 		w.undo.end(b.SeqNum()+uint64(b.Count()), synced == nil)
 	}
@@ -231,7 +235,7 @@ func (w *watcher) writeBatch(b *pebble.Batch, synced *sync.WaitGroup, syncErr *e
 // who waits for a sync asks afterwards whether the database still works: a commit of this
 // package does so itself, and for one of Chai, a goroutine does.
 func (w *watcher) untilSynced(synced *sync.WaitGroup, syncErr *error) *sync.WaitGroup {
-	if synced == nil || w.applying.Load() {
+	if synced == nil || w.own.Load() != nil {
 		return synced
 	}
 	logged := new(sync.WaitGroup)
@@ -296,10 +300,9 @@ func (db *DB) forgetSeen() {
 	}
 }
 
-// look shows a batch to the cache and to the undo log. It returns whether the batch ends a
-// transaction that has an undo log, or why the batch must not be committed.
+// look shows a batch to the undo log. It returns whether the batch ends a transaction that
+// has an undo log, or why the batch must not be committed.
 func (w *watcher) look(b *pebble.Batch, sync bool) (ends bool, err error) {
-	end := b.SeqNum() + uint64(b.Count())
 	u := w.undo.look(b.SeqNum(), sync)
 	for r := b.Reader(); ; {
 		kind, key, row, ok, err := r.Next()
@@ -309,32 +312,16 @@ func (w *watcher) look(b *pebble.Batch, sync bool) (ends bool, err error) {
 		if !ok {
 			return u.ends, u.check()
 		}
-		table := byte(0)
-		if len(key) > 0 {
-			table = key[0]
-		}
+		undo := len(key) > 0 && key[0] == undoTable
 		switch kind {
 		case pebble.InternalKeyKindSet, pebble.InternalKeyKindDelete:
-			switch table {
-			case undoTable:
-				if err := u.note(w, key, row); err != nil {
-					return false, err
-				}
-				continue
-			case catalogTable:
-				w.cache.catalog.Store(end)
+			if !undo {
+				u.change(key, row)
+			} else if err := u.note(w, key, row); err != nil {
+				return false, err
 			}
-			w.cache.mark(key, end)
-			u.change(key, row)
-		case pebble.InternalKeyKindLogData:
 		case pebble.InternalKeyKindRangeDelete:
-			if table == undoTable {
-				u.ends = true
-				continue
-			}
-			w.cache.start(end)
-		default: // Chai writes none
-			w.cache.start(end)
+			u.ends = u.ends || undo
 		}
 	}
 }

@@ -149,8 +149,8 @@ func wantAll(t *testing.T, s *chaistore.ChaiStore, want map[string]string) {
 
 // ownerInData is an Owner for data that consists of the owner, a bar, and text
 // without a bar.
-func ownerInData(data []byte) string {
-	return string(data[:max(0, bytes.LastIndexByte(data, '|'))])
+func ownerInData(data []byte) (string, error) {
+	return string(data[:max(0, bytes.LastIndexByte(data, '|'))]), nil
 }
 
 func inAnHour() time.Time  { return time.Now().Add(time.Hour) }

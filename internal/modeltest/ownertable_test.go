@@ -1,13 +1,10 @@
 package modeltest
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,7 +12,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/alexedwards/scs/v2"
 	"github.com/chaisql/chai"
 
 	"go.elara.ws/chaistore"
@@ -24,246 +20,8 @@ import (
 
 // The table of owners, which other stores and applications change, too.
 
-// A codec that can't decode some data, like that of a program whose types have been
-// renamed.
-type brokenCodec struct {
-	scs.GobCodec
-	broken *atomic.Bool
-}
-
-func (c brokenCodec) Decode(data []byte) (time.Time, map[string]any, error) {
-	if c.broken.Load() && bytes.HasPrefix(data, []byte("new")) {
-		return time.Time{}, nil, errors.New("unknown type")
-	}
-	return time.Time{}, map[string]any{"user": ownerInData(bytes.TrimPrefix(data, []byte("new")))}, nil
-}
-
-// A session whose owner can't be read for some time stays its owner's: DeleteOf
-// deletes it, and SessionsOf does not leave it out silently.
-func TestOwnerCantReadSomeSessions(t *testing.T) {
-	var broken atomic.Bool
-	readable := func(data []byte) bool { return !broken.Load() || !bytes.HasPrefix(data, []byte("new")) }
-	ownerOf := func(data []byte) string { return ownerInData(bytes.TrimPrefix(data, []byte("new"))) }
-	byKey := chaistore.OwnerByKey(brokenCodec{broken: &broken}, "user")
-	for name, test := range map[string]struct {
-		ownerOf func(data []byte) string
-		commits bool // whether data that can't be read can be committed
-	}{
-		"a panic": {ownerOf: func(data []byte) string {
-			if !readable(data) {
-				panic("unreadable: " + string(data))
-			}
-			return ownerOf(data)
-		}},
-		"OwnerByKey":         {byKey, true},
-		"OwnerByKey wrapped": {func(data []byte) string { return strings.ToLower(byKey(data)) }, true},
-	} {
-		call := func(t *testing.T) {
-			broken.Store(false)
-			db := testdb.Memory(t)
-			s := newStore(t, db, chaistore.Config{Owner: test.ownerOf})
-			plain := newStore(t, db, chaistore.Config{})
-			testdb.InParallel(64, 1500, func(_ *rand.Rand, i int) { // more than a page
-				if err := s.Commit(fmt.Sprintf("%04d", i), []byte("alice|"), inAnHour()); err != nil {
-					t.Error(err)
-				}
-			})
-			commit(t, s, "0007", "newalice|", inAnHour())
-			commit(t, s, "0008", "newalice|", anHourAgo())
-			commit(t, s, "changed", "newalice|", inAnHour())
-			commit(t, plain, "changed", "bob|", inAnHour())
-			commit(t, plain, "added", "newalice|", inAnHour())
-
-			broken.Store(true)
-			err := s.Commit("0007", []byte("newalice|2"), inAnHour())
-			if test.commits && err != nil || !test.commits && (err == nil || strings.Contains(err.Error(), "alice")) {
-				t.Errorf("Commit = %v; want an error without data: %v", err, !test.commits)
-			}
-			if _, err := s.DeleteExpired(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			s = newStore(t, db, chaistore.Config{Owner: test.ownerOf}) // matches owners, too
-			wantWithError := func(want int, listed func(chaistore.Session) bool) {
-				t.Helper()
-				n, errs := 0, []error(nil)
-				for session, err := range s.SessionsOf(t.Context(), "alice") {
-					switch {
-					case err != nil:
-						errs = append(errs, err)
-					case errs != nil || !listed(session):
-						t.Errorf("got the session %q after the errors %v", session.Token, errs)
-					default:
-						n++
-					}
-				}
-				if n != want || len(errs) != 1 || !strings.Contains(errs[0].Error(), "the owner function") {
-					t.Errorf("got %d sessions and the errors %v, want %d and one", n, errs, want)
-				}
-			}
-			wantWithError(1498, func(session chaistore.Session) bool {
-				return session.Token != "0007" && string(session.Data) == "alice|"
-			})
-
-			broken.Store(false)
-			if got := tokensOf(t, s, "alice"); len(got) != 1500 || got[1499] != "added" {
-				t.Errorf("alice has %d sessions once they can be read, want 1500 with the added one", len(got))
-			}
-
-			broken.Store(true)
-			if n, err := s.DeleteOf(t.Context(), "alice"); n != 1500 || err != nil {
-				t.Errorf("DeleteOf = %d, %v; want 1500, nil", n, err)
-			}
-			wantAll(t, s, map[string]string{"changed": "bob|"})
-		}
-		t.Run(name, func(t *testing.T) { synctest.Test(t, call) }) // the time stands still: see PageOf
-	}
-}
-
-// Whichever store commits a session that Owner can't read, no call for an owner leaves
-// it out silently, though owners and sessions have been matched before.
-func TestCommitOfSessionThatCantBeRead(t *testing.T) {
-	synctest.Test(t, testCommitOfSessionThatCantBeRead) // the time stands still: see PageOf
-}
-
-func testCommitOfSessionThatCantBeRead(t *testing.T) {
-	var broken atomic.Bool
-	db := testdb.Memory(t)
-	cfg := chaistore.Config{Owner: chaistore.OwnerByKey(brokenCodec{broken: &broken}, "user")}
-	s, other := newStore(t, db, cfg), newStore(t, db, cfg)
-	sweep := func() {
-		t.Helper()
-		for _, store := range []*chaistore.ChaiStore{s, other} {
-			if _, err := store.DeleteExpired(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	wantError := func(want bool) {
-		t.Helper()
-		for _, store := range []*chaistore.ChaiStore{s, other} {
-			var last error
-			for _, err := range store.SessionsOf(t.Context(), "bob") {
-				last = err
-			}
-			for _, err := range store.SessionsOf(t.Context(), "") {
-				t.Errorf("SessionsOf nobody: %v, want none", err)
-			}
-			if (last != nil) != want {
-				t.Errorf("SessionsOf ended with %v, want an error: %v", last, want)
-			}
-			if n, err := store.DeleteOf(t.Context(), "alice"); n != 0 || (err != nil) != want {
-				t.Errorf("DeleteOf = %d, %v; want 0 and an error: %v", n, err, want)
-			}
-		}
-	}
-	commit(t, s, "his", "newbob|", inAnHour())
-	sweep()
-	wantError(false)
-	broken.Store(true)
-	commit(t, s, "his", "bob|", inAnHour())
-	commit(t, s, "his", "newbob|", inAnHour()) // its owner is known
-	broken.Store(false)
-	wantError(false)
-	commit(t, s, "his", "bob|", inAnHour())
-	for i, end := range []func(){ // what ends the error
-		func() {
-			broken.Store(false)
-			if n, err := other.DeleteOf(t.Context(), "alice"); n != 1 || err != nil {
-				t.Errorf("DeleteOf = %d, %v; want 1, nil", n, err)
-			}
-		},
-		func() {
-			if err := s.Delete("hers"); err != nil {
-				t.Fatal(err)
-			}
-		},
-		func() { testdb.Exec(t, db, "DELETE FROM sessions WHERE token = 'hers'") },
-		func() { commit(t, s, "hers", "bob|", inAnHour()) },
-	} {
-		if i%2 == 1 {
-			commit(t, s, "hers", "|", inAnHour()) // nobody's, before she signs in
-		}
-		broken.Store(true)
-		commit(t, s, "hers", "newalice|", inAnHour())
-		wantError(true)
-		sweep()
-		wantError(true)
-		end()
-		wantError(false)
-		if err := s.Delete("hers"); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// When sessions change without their owners, SessionsOf returns no session of
-// somebody else, and none that has ended. A sweep corrects the owners.
-func TestSessionsChangeWithoutTheirOwners(t *testing.T) {
-	forEachTable(t, func(t *testing.T, db *chai.DB, _ bool) {
-		s := newStore(t, db, chaistore.Config{Owner: ownerInData})
-		plain := newStore(t, db, chaistore.Config{})
-		reset := func() {
-			t.Helper()
-			for _, token := range []string{"a", "b", "c"} {
-				commit(t, s, token, "alice|", inAnHour())
-			}
-			commit(t, s, "x", "bob|", inAnHour())
-			for _, token := range []string{"0", "d", "z"} {
-				if err := s.Delete(token); err != nil {
-					t.Fatal(err)
-				}
-			}
-			wantTokensOf(t, s, "alice", "a", "b", "c")
-			testdb.CheckOwners(t, db, ownerInData)
-		}
-		// Each change ends b, makes c bob's, and adds 0, d and z.
-		for name, change := range map[string]func(){
-			"store": func() {
-				if err := plain.Delete("b"); err != nil {
-					t.Fatal(err)
-				}
-				commit(t, plain, "c", "bob|", inAnHour())
-				for token, owner := range map[string]string{"0": "alice", "d": "alice", "z": "bob"} {
-					commit(t, plain, token, owner+"|", inAnHour())
-				}
-			},
-			"SQL": func() {
-				testdb.Exec(t, db, "DELETE FROM sessions WHERE token = 'b'")
-				if err := db.Exec("UPDATE sessions SET data = ? WHERE token = 'c'", []byte("bob|")); err != nil {
-					t.Fatal(err)
-				}
-				for token, owner := range map[string]string{"0": "alice", "d": "alice", "z": "bob"} {
-					if err := db.Exec("INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?)", token, []byte(owner+"|"), inAnHour()); err != nil {
-						t.Fatal(err)
-					}
-				}
-			},
-		} {
-			t.Run(name, func(t *testing.T) {
-				reset()
-				change()
-				wantTokensOf(t, s, "alice", "a")
-				wantTokensOf(t, s, "bob", "x")
-				if _, err := s.DeleteExpired(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-				wantTokensOf(t, s, "alice", "0", "a", "d")
-				wantTokensOf(t, s, "bob", "x", "z")
-				commit(t, s, "c", "bob|", inAnHour())
-				wantTokensOf(t, s, "bob", "c", "x", "z")
-				testdb.CheckOwners(t, db, ownerInData)
-				if n, err := s.DeleteOf(t.Context(), "alice"); n != 3 || err != nil {
-					t.Errorf("DeleteOf = %d, %v; want 3, nil", n, err)
-				}
-				testdb.CheckOwners(t, db, ownerInData)
-			})
-		}
-	})
-}
-
-// A sweep matches owners with sessions, even if all sessions are gone and others have
-// come.
-func TestSweepMatchesOwnersWithSessions(t *testing.T) {
+// A sweep lists all sessions, and no others, even if all are gone and others have come.
+func TestSweepOfOwners(t *testing.T) {
 	testdb.Slow(t)
 	t.Parallel()
 	forEachTable(t, func(t *testing.T, db *chai.DB, _ bool) {
@@ -301,7 +59,7 @@ func TestSweepMatchesOwnersWithSessions(t *testing.T) {
 				if _, err := s.DeleteExpired(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				testdb.CheckOwners(t, db, ownerInData)
+				testdb.CheckOwners(t, db, ownerInData, true)
 				if t.Failed() {
 					t.Fatalf("failed with %d between two (gone: %v)", between, gone)
 				}
@@ -356,7 +114,7 @@ func TestOwnersOfTableWithSessions(t *testing.T) {
 		tokensOf(t, s, "user0") // when all have an owner
 		cancel()
 		wg.Wait()
-		testdb.CheckOwners(t, db, ownerInData)
+		testdb.CheckOwners(t, db, ownerInData, false)
 		wantAll(t, s, want)
 		for user := range users {
 			if n := len(tokensOf(t, s, fmt.Sprint("user", user))); n != sessions/users {
@@ -377,7 +135,7 @@ func TestInterruptedOwnersAreCompleted(t *testing.T) {
 		}
 		var calls atomic.Int64
 		lock := chaistore.WriteLock(db)
-		cfg := chaistore.Config{CleanupInterval: -1, Logger: slog.New(slog.DiscardHandler), Owner: func(data []byte) string {
+		cfg := chaistore.Config{CleanupInterval: -1, Logger: slog.New(slog.DiscardHandler), Owner: func(data []byte) (string, error) {
 			if calls.Add(1) == sessions/2 {
 				lock.Lock() // keeps the second page from being written
 			}
@@ -397,7 +155,7 @@ func TestInterruptedOwnersAreCompleted(t *testing.T) {
 		if n := len(tokensOf(t, s, "alice")); n != sessions {
 			t.Errorf("alice has %d sessions, want %d", n, sessions)
 		}
-		testdb.CheckOwners(t, db, ownerInData)
+		testdb.CheckOwners(t, db, ownerInData, false)
 	})
 }
 
@@ -434,20 +192,15 @@ func TestWrongTableOfOwners(t *testing.T) {
 		setup []string
 		want  string
 	}{
-		"other columns":  {[]string{"CREATE TABLE sessions_owners (id INTEGER PRIMARY KEY, owner TEXT)"}, `column 1 of table "sessions_owners" is not "token"`},
-		"other type":     {[]string{"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner INTEGER)"}, "is of type integer, not text"},
-		"more columns":   {[]string{"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT, at TIMESTAMP)"}, "columns other than token, owner"},
-		"no primary key": {[]string{"CREATE TABLE sessions_owners (token TEXT, owner TEXT)"}, "primary key"},
-		"no index":       {[]string{"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)"}, "no index on owner and token"},
-		"other index": {[]string{
-			"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)",
-			"CREATE INDEX one ON sessions_owners (owner)", "CREATE INDEX two ON sessions_owners (token, owner)",
-		}, "no index on owner and token"},
-		"descending index": {[]string{
-			"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)", "CREATE INDEX one ON sessions_owners (owner, token DESC)",
-		}, "no index on owner and token"},
+		"other columns":  {[]string{"CREATE TABLE sessions_owners (id INTEGER PRIMARY KEY, owner TEXT)"}, `column 1 of table "sessions_owners" is not "owner"`},
+		"other type":     {[]string{"CREATE TABLE sessions_owners (owner INTEGER, token TEXT, PRIMARY KEY (owner, token))"}, "is of type integer, not text"},
+		"more columns":   {[]string{"CREATE TABLE sessions_owners (owner TEXT, token TEXT, at TIMESTAMP, PRIMARY KEY (owner, token))"}, "columns other than owner, token"},
+		"no primary key": {[]string{"CREATE TABLE sessions_owners (owner TEXT, token TEXT)"}, "primary key"},
+		"descending":     {[]string{"CREATE TABLE sessions_owners (owner TEXT, token TEXT, PRIMARY KEY (owner, token DESC))"}, "primary key"},
+		"other order":    {[]string{"CREATE TABLE sessions_owners (owner TEXT, token TEXT, PRIMARY KEY (token, owner))"}, "primary key"},
+		"former":         {[]string{"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)"}, "drop it"},
 		"unique index": {[]string{
-			"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)", "CREATE UNIQUE INDEX one ON sessions_owners (owner)",
+			"CREATE TABLE sessions_owners (owner TEXT, token TEXT, PRIMARY KEY (owner, token))", "CREATE UNIQUE INDEX one ON sessions_owners (owner)",
 		}, "unique"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -466,7 +219,7 @@ func TestWrongTableOfOwners(t *testing.T) {
 func TestTableOfOwnersWithMoreIndexes(t *testing.T) {
 	db := testdb.Memory(t)
 	testdb.Exec(t, db, testdb.CreateTable,
-		"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)",
+		"CREATE TABLE sessions_owners (owner TEXT, token TEXT, PRIMARY KEY (owner, token))",
 		"CREATE INDEX one ON sessions_owners (owner)", "CREATE INDEX two ON sessions_owners (owner, token)",
 		"CREATE INDEX three ON sessions_owners (owner DESC, token)")
 	s := newStore(t, db, chaistore.Config{Owner: ownerInData})
@@ -476,11 +229,11 @@ func TestTableOfOwnersWithMoreIndexes(t *testing.T) {
 	}
 	wantTokensOf(t, s, "alice")
 	wantTokensOf(t, s, "bob", "a", "b")
-	testdb.CheckOwners(t, db, ownerInData)
+	testdb.CheckOwners(t, db, ownerInData, false)
 	if n, err := s.DeleteOf(t.Context(), "bob"); n != 2 || err != nil {
 		t.Errorf("DeleteOf = %d, %v; want 2, nil", n, err)
 	}
-	testdb.CheckOwners(t, db, ownerInData)
+	testdb.CheckOwners(t, db, ownerInData, false)
 }
 
 // If the table of owners is dropped, calls return an error until a store creates it
@@ -503,7 +256,7 @@ func TestTableOfOwnersIsDropped(t *testing.T) {
 	wantTokensOf(t, s, "alice", "a")
 	commit(t, s, "b", "alice|", inAnHour())
 	wantTokensOf(t, s, "alice", "a", "b")
-	testdb.CheckOwners(t, db, ownerInData)
+	testdb.CheckOwners(t, db, ownerInData, false)
 }
 
 // A store that can't be made leaves no table of owners behind.
@@ -575,30 +328,10 @@ func TestOwnerFunctionChanges(t *testing.T) {
 	s := newStore(t, db, chaistore.Config{Owner: ownerInData})
 	commit(t, s, "a", "alice|", inAnHour())
 	testdb.Exec(t, db, "DROP TABLE sessions_owners")
-	s = newStore(t, db, chaistore.Config{Owner: func(data []byte) string { return "user " + ownerInData(data) }})
+	s = newStore(t, db, chaistore.Config{Owner: func(data []byte) (string, error) {
+		owner, err := ownerInData(data)
+		return "user " + owner, err
+	}})
 	wantTokensOf(t, s, "user alice", "a")
 	wantTokensOf(t, s, "alice")
-}
-
-// The application's SQL reads the table of owners through its index.
-func TestOwnersBySQL(t *testing.T) {
-	db := testdb.Memory(t)
-	s := newStore(t, db, chaistore.Config{Owner: ownerInData})
-	for i := range 10 {
-		commit(t, s, fmt.Sprint(i), fmt.Sprintf("user%d|", i%2), inAnHour())
-	}
-	const sql = "SELECT token FROM sessions_owners WHERE owner = ?"
-	plan := ""
-	testdb.Query(t, db, "EXPLAIN "+sql, func(row *chai.Row) error { return row.Scan(&plan) }, "user1")
-	if !strings.Contains(plan, "sessions_owners_by_owner") {
-		t.Errorf("the plan is %s, want one with sessions_owners_by_owner", plan)
-	}
-	var tokens []string
-	testdb.Query(t, db, sql, func(row *chai.Row) error {
-		tokens = append(tokens, "")
-		return row.Scan(&tokens[len(tokens)-1])
-	}, "user1")
-	if want := []string{"1", "3", "5", "7", "9"}; !slices.Equal(tokens, want) {
-		t.Errorf("got %q by SQL, want %q", tokens, want)
-	}
 }

@@ -161,7 +161,7 @@ func TestCallsBesideRebuilds(t *testing.T) {
 			t.Errorf("Commit of an ended session to a new store = %v, want %v", err, chaistore.ErrEnded)
 		}
 		t.Logf("%d finds, %d SessionsOf and %d DeleteOf beside %d rebuilds", finds.Load(), sessionsOf.Load(), deletesOf.Load(), r.rebuilds)
-		testdb.CheckOwners(t, db, ownerInData)
+		testdb.CheckOwners(t, db, ownerInData, false)
 		testdb.CheckIndexes(t, db)
 	})
 }

@@ -117,7 +117,11 @@ func TestOnlyHere(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if match := regexp.MustCompile(`(?m)^//go:linkname|"unsafe"|"reflect"`).Find(source); match != nil {
+			ways := `(?m)^//go:linkname|"unsafe"|"reflect"`
+			if dir == "../.." && file.Name() == "sessions.go" {
+				ways = `(?m)^//go:linkname|"unsafe"` // OwnerByKey takes all types of strings and integers
+			}
+			if match := regexp.MustCompile(ways).Find(source); match != nil {
 				t.Errorf("%s/%s has %s", dir, file.Name(), match)
 			}
 		}

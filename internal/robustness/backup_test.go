@@ -57,7 +57,7 @@ func TestBackup(t *testing.T) {
 			t.Errorf("the backup has %d notes, want 1", n)
 		}
 		wantFound(t, newStore(t, restored, ownerInData), "number", fmt.Sprint("|", i))
-		testdb.CheckOwners(t, restored, ownerInData)
+		testdb.CheckOwners(t, restored, ownerInData, false)
 		if err := restored.Close(); err != nil {
 			t.Error(err)
 		}

@@ -522,9 +522,9 @@ func historyLine(kind string, results []historyResult) (line string, failed map[
 const historyLimit = 5 * time.Second
 
 // In the data of a session, its owner comes first.
-func ownerOfData(data []byte) string {
+func ownerOfData(data []byte) (string, error) {
 	owner, _, _ := strings.Cut(string(data[:min(len(data), 20)]), "|")
-	return owner
+	return owner, nil
 }
 
 func must(err error) {

@@ -43,7 +43,7 @@ func openStore(dir string) (*chai.DB, *chaistore.ChaiStore) {
 }
 
 // newStore returns a store on db that logs nothing and sweeps only on demand.
-func newStore(t *testing.T, db *chai.DB, owner func(data []byte) string) *chaistore.ChaiStore {
+func newStore(t *testing.T, db *chai.DB, owner func(data []byte) (string, error)) *chaistore.ChaiStore {
 	t.Helper()
 	s, err := chaistore.NewWithConfig(db, chaistore.Config{
 		CleanupInterval: -1, CreateTable: true, Owner: owner, Logger: slog.New(slog.DiscardHandler),

@@ -61,6 +61,9 @@ func (ix *index) rowKey(entry []byte) []byte {
 	return key
 }
 
+// entryRow is the row of an entry, as in Chai.
+var entryRow = []byte{0}
+
 // put adds or overwrites a row, and its entries.
 func (r *relation) put(b *engine.Batch, key, row []byte) error {
 	if err := r.deleteEntries(b, key); err != nil {
@@ -71,9 +74,13 @@ func (r *relation) put(b *engine.Batch, key, row []byte) error {
 		if err != nil {
 			return err
 		}
-		b.PutEntry(e)
+		b.PutEntry(e, entryRow)
 	}
-	b.Put(key, row)
+	if r.cached {
+		b.Put(key, row)
+	} else {
+		b.PutEntry(key, row)
+	}
 	return nil
 }
 
@@ -161,7 +168,7 @@ func (t *Table) addEntries(ctx context.Context, ix *index) error {
 				return err
 			}
 			e, err := ix.appendEntry(nil, key, row)
-			b.PutEntry(e)
+			b.PutEntry(e, entryRow)
 			return err
 		})
 		if err != nil {

@@ -1,4 +1,4 @@
-// The owners of sessions: a second table with the owner of each session.
+// The owners of sessions: a second table, which lists the sessions of each owner.
 
 package sessiontable
 
@@ -7,428 +7,294 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
-	"slices"
+	"hash/maphash"
+	"iter"
+	"math"
 	"sync"
-	"time"
 
 	"go.elara.ws/chaistore/internal/engine"
 )
 
-// A table of owners has a row for each session. A session without an owner has one
-// with the owner "": when it is renewed, the row is found in the cache, and need not
-// be looked for in the database.
-var ownerColumns = []column{{"token", "text", true}, {"owner", "text", true}}
-
-func (t *Table) ownersName() string { return t.Name + "_owners" }
-
-// isByOwner reports whether ix is an index on the owner and then the token, which has
-// the sessions of each owner in the order of their tokens.
-func isByOwner(ix index) bool {
-	return len(ix.columns) == 2 && ix.columns[0] == indexColumn{1, false} && ix.columns[1] == indexColumn{0, false}
+// An ownerIndex lists sessions by their owners, in a table whose rows, the entries, are
+// pairs of an owner and a token. Both are its primary key, so the entries of an owner
+// follow each other.
+//
+// An entry that is missing hides a session from whoever ends all sessions of an owner. One
+// too many does no harm: what is listed is compared with the session itself. So:
+//
+//   - A commit puts its entry in the batch of the session, without looking for a former one.
+//     It puts none if the data stays the same, which it looks at in its turn.
+//   - A session whose owner can't be read is unknown. It gets an entry with the owner "",
+//     and keeps those that it has. A session that is nobody's gets none.
+//   - Sessions that others put, with SQL or with a store without an owner function, are
+//     noted, and so are entries that others delete (ownernotes.go). An answer lists the
+//     sessions that are noted before it begins (reconcile). So it does with all sessions once
+//     in a process, and when a table was replaced or too many sessions were noted.
+//   - An answer asks again for the owners of unknown sessions. If it can't read one, it ends
+//     with an error.
+//   - Only sweeps remove entries of sessions that are gone, or somebody else's (forget).
+//
+// The owner function may use the table, panic, or end its goroutine. So it is called
+// without a snapshot, a lock or a turn, but for reconciling. Whether an entry is missing
+// does not change meanwhile: who changes a session also lists or notes it. Entries are
+// removed in a turn that compares the session with what the owner function has read.
+type ownerIndex struct {
+	*ownerNotes
+	table   *Table
+	ownerOf func(data []byte) (owner string, err error) // nil in a table without owners
+	seed    maphash.Seed
+	logged  sync.Once
 }
 
-// CreateOwners creates the table of owners if it does not exist. The owners of sessions
-// that were committed without one follow: see [Table.MatchOwners].
-func (t *Table) CreateOwners(ctx context.Context) error {
-	if _, err := t.relation(t.Name, sessionColumns); err != nil {
-		return err
-	}
-	name := t.ownersName()
-	err := t.create(ctx, name,
-		"CREATE TABLE IF NOT EXISTS "+name+" (token TEXT PRIMARY KEY, owner TEXT NOT NULL)",
-		"CREATE INDEX IF NOT EXISTS "+name+"_by_owner ON "+name+" (owner, token)")
-	if err != nil {
-		return fmt.Errorf("create table %q: %w", name, err)
-	}
-	return nil
-}
+// The columns of a table of owners.
+var ownerColumns = []column{{"owner", "text", true}, {"token", "text", true}}
 
-// HasOwners reports whether t has a table of owners.
-func (t *Table) HasOwners() bool { return t.OwnerOf != nil }
-
-// ErrOwnerTooLong is returned by [Table.Upsert] for an owner of more than [MaxKeyLen]
-// bytes.
+// ErrOwnerTooLong is returned for an owner of more than [MaxKeyLen] bytes.
 var ErrOwnerTooLong = fmt.Errorf("the owner is longer than %d bytes", MaxKeyLen)
 
-// ErrUndecodable is what an owner function panics with if it can't decode the data.
-// Such a session can still be committed.
-var ErrUndecodable = errors.New("the owner function can't decode the data")
+var (
+	errNoOwners = errors.New("the store has no Config.Owner")
+	// Rather than some of an owner's sessions, its readers get these.
+	errReconciling = errors.New("the owners of other sessions are still being determined")
+	errUnread      = errors.New("a session may be this owner's, but its owner can't be read")
+)
 
-// ReadOwner returns the owner of the session with the given data, "" if it has none.
-// If the owner function panics, the owner is unknown, and ReadOwner returns an error.
-// The value of a panic may have data of the session, so it becomes part of the error
-// only if it is [ErrUndecodable] or comes from the runtime.
-func (t *Table) ReadOwner(data []byte) (owner string, err error) {
-	defer func() {
-		switch r := recover().(type) {
-		case nil:
-		case runtime.Error:
-			err = fmt.Errorf("the owner function panicked: %w", r)
-		default:
-			err = errors.New("the owner function panicked")
-			if r == ErrUndecodable {
-				err = ErrUndecodable
-			}
-		}
-	}()
-	return t.OwnerOf(data), nil
+const (
+	reconcilePart = 500  // sessions that are listed in one turn
+	mostUnread    = 1000 // unknown sessions for whose owners an answer asks in vain
+)
+
+func ownerKey(namespace int64, owner, token string) []byte {
+	return appendText(appendText(appendInt(nil, namespace), owner), token)
 }
 
-// ownerToPut returns the owner to be stored with a session. It is unknown if the owner
-// function can't decode the data: the row of an earlier commit then stays, and without
-// one, a sweep that can decode the data adds it.
-func (t *Table) ownerToPut(data []byte) (owner string, known bool, err error) {
-	if !t.HasOwners() {
-		return "", false, nil
-	}
-	owner, err = t.ReadOwner(data)
-	switch {
-	case err == ErrUndecodable:
-		return "", false, nil
-	case len(owner) > MaxKeyLen:
-		return "", false, ErrOwnerTooLong
-	}
-	return owner, err == nil, err
-}
-
-// putOwner stores the owner of a session.
-func (l *layout) putOwner(b *engine.Batch, token, owner string) error {
-	key := appendKey(nil, l.owners.namespace, token)
-	old, err := b.Get(key)
+// decodeOwnerKey returns the owner and the token in the key of an entry.
+func decodeOwnerKey(key []byte) (owner, token []byte, err error) {
+	values, err := split(key, 3)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	row := appendText(appendText(nil, token), owner)
-	if bytes.Equal(row, old) {
+	owner, ok1 := decodeBytes(values[1], textType)
+	token, ok2 := decodeBytes(values[2], textType)
+	if !ok1 || !ok2 {
+		return nil, nil, errBadRow
+	}
+	return owner, token, nil
+}
+
+// put puts an entry.
+func (l *layout) putOwner(b *engine.Batch, owner, token string) error {
+	row := appendText(appendText(nil, owner), token)
+	return l.owners.put(b, ownerKey(l.owners.namespace, owner, token), row)
+}
+
+// A listing is what a commit does to list its session.
+type listing struct {
+	token, owner string
+	known        bool
+	same         []byte // the data, if the session had the same when it was last seen
+}
+
+// prepare asks for the owner of a session that is about to be committed, unless a copy in
+// memory shows that its data stays the same, and so do its entries.
+func (x *ownerIndex) prepare(token string, data []byte) (n listing, err error) {
+	n.token = token
+	if x.ownerOf == nil {
+		return n, nil
+	}
+	if l, err := x.table.layout(); err == nil {
+		if _, same, _, err := decodeRow(x.table.db.Cached(appendKey(nil, l.sessions.namespace, token))); err == nil && bytes.Equal(same, data) {
+			n.same = same
+			return n, nil
+		}
+	}
+	owner, unread := x.ownerOf(data)
+	if unread == nil && len(owner) > MaxKeyLen {
+		return n, ErrOwnerTooLong
+	}
+	n.owner, n.known = owner, unread == nil
+	if !n.known {
+		n.owner = ""
+	}
+	return n, nil
+}
+
+// commit lists a session in its batch, before it is put. If it can't, it has the session
+// noted.
+func (x *ownerIndex) commit(b *engine.Batch, l *layout, n listing) error {
+	if x.ownerOf == nil || !x.follows(l.tables()) {
+		b.AsOther() // the entry may be in a table that is put back later
+	}
+	switch {
+	case x.ownerOf == nil:
+		return nil
+	case n.same != nil:
+		row, found, err := l.session(b.Get, n.token)
+		if !found || !bytes.Equal(row.Data, n.same) {
+			b.AsOther()
+		}
+		return err
+	case n.known && n.owner == "":
 		return nil
 	}
-	return l.owners.put(b, key, row)
+	return l.putOwner(b, n.owner, n.token)
 }
 
-// keepOwner lets a session whose data can't be read keep its owner. It reports whether
-// it has none: if it was nobody's, it may be somebody's now, and a match looks again.
-func (l *layout) keepOwner(b *engine.Batch, token string) (none bool, err error) {
-	key := appendKey(nil, l.owners.namespace, token)
-	row, err := b.Get(key)
-	if row == nil || err != nil {
-		return err == nil, err
-	}
-	if !bytes.Equal(row, appendText(appendText(nil, token), "")) {
-		return false, nil
-	}
-	return true, l.owners.delete(b, key)
-}
-
-// PageOf is [Table.Page] for the sessions that the table of owners lists for one owner.
-// The data of a session may name another owner, if a writer without owners has changed
-// it. PageOf does not look: the owner function must not run while a snapshot is open,
-// because it could use the table, or end its goroutine.
-//
-// The first call matches the owners with the sessions, unless a sweep has done that. So
-// does a first page while the owner of a session is not known, in up to a tenth of the
-// time: it may be known by now, or the session may be gone. If not, the last page comes
-// with an error.
-func (t *Table) PageOf(ctx context.Context, owner, from string) (rows []Row, next string, err error) {
-	if m := t.matched.Load(); from == "" && m != nil && t.doubts(m) && time.Since(m.ended) >= 9*m.took {
-		_ = t.MatchOwners(ctx) // if that fails, the doubts remain
-	}
-	for {
-		var matched *match
-		err := t.read(ctx, func(s *engine.Snapshot, l *layout) error {
-			rows, next = nil, ""
-			if owner == "" || len(owner) > MaxKeyLen {
-				return nil
-			}
-			if matched = t.matched.Load(); matched == nil || matched.tables != l.tables() {
-				return errNotMatched
-			}
-			size := 0
-			return l.scanOwner(s, owner, from, func(token string) (more bool, err error) {
-				if len(rows) == pageLen || size >= pageBytes {
-					next = after(rows[len(rows)-1].Token)
-					return false, nil
-				}
-				row, err := s.Get(appendKey(nil, l.sessions.namespace, token))
-				if row == nil || err != nil {
-					return true, err
-				}
-				_, data, expiry, err := decodeRow(row)
-				if err != nil {
-					return false, err
-				}
-				size += len(data)
-				rows = append(rows, Row{token, data, expiry})
-				return true, nil
-			})
-		})
-		switch {
-		case errors.Is(err, errNotMatched):
-			if err := t.awaitOwners(ctx, matched); err != nil {
-				return nil, "", err
-			}
-		case err != nil:
-			return nil, "", err
-		case next == "" && matched != nil && t.doubts(matched):
-			return rows, "", errUnknownOwner
-		default:
-			return rows, next, nil
-		}
-	}
-}
-
-// scanOwner calls each for the tokens of an owner's sessions, beginning at from, in
-// their order, for as long as each asks for more.
-func (l *layout) scanOwner(s *engine.Snapshot, owner, from string, each func(token string) (more bool, err error)) error {
-	prefix := appendText(appendInt(nil, l.byOwner.namespace), owner)
-	end := append(bytes.Clone(prefix), 0xff) // greater than the type of any value
-	return s.Scan(appendText(bytes.Clone(prefix), from), end, func(entry, _ []byte) (more bool, err error) {
-		n := valueLen(entry[len(prefix):])
-		if n == 0 {
-			return false, errBadRow
-		}
-		token, ok := decodeBytes(entry[len(prefix):len(prefix)+n], textType)
-		if !ok {
-			return false, errBadRow
-		}
-		return each(string(token))
+// skip logs once that there is a row that can't be: it is passed over.
+func (x *ownerIndex) skip(what string) {
+	x.logged.Do(func() {
+		x.table.Logger().Error("chaistore: a session is not listed for its owner: " + what + " is too long")
 	})
 }
 
-// MatchOwners adds the missing owners of sessions that were committed without one,
-// and removes the owners of sessions that are gone. It reads both tables in pages,
-// side by side. If t has no owners, or another goroutine is at it, it does nothing.
-//
-// For 200,000 sessions in gob without an owner, that takes about 15 seconds. So a store
-// is used meanwhile: only what asks for the sessions of an owner waits, the first time.
-func (t *Table) MatchOwners(ctx context.Context) error {
-	if !t.HasOwners() {
-		return nil
-	}
-	select {
-	case t.matching <- struct{}{}:
-		defer func() { <-t.matching }()
-		return t.matchOwners(ctx)
-	default:
-		return nil
-	}
+// An answer is what a call knows about an owner's sessions.
+type answer struct {
+	begun  uint64           // the number of its first snapshot: it has all sessions of that
+	unread map[string]error // unknown sessions
+	more   bool             // whether there are too many unknown sessions to look at
 }
 
-// A match says in which tables owners and sessions were matched.
-type match struct {
-	tables  [2]int64 // namespaces
-	unknown bool     // whether the owner function could not read some session
-	unread  uint64   // Table.unread when it began
-	ended   time.Time
-	took    time.Duration
-}
-
-// doubts reports whether there may be a session whose owner is not known.
-func (t *Table) doubts(m *match) bool { return m.unknown || m.unread != t.unread.Load() }
-
-// tables returns the namespaces of both tables.
-func (l *layout) tables() [2]int64 { return [2]int64{l.sessions.namespace, l.owners.namespace} }
-
-var (
-	errNotMatched = errors.New("owners and sessions have not been matched")
-	// Rather than some of an owner's sessions, its readers get these.
-	errMatching     = errors.New("the owners of earlier sessions are still being determined")
-	errUnknownOwner = errors.New("the owner function could not read a session, which may be this owner's")
-)
-
-// awaitOwners returns when the owners have been matched after the given match. If nobody
-// does that, it does. It waits for another goroutine for no longer than a write waits:
-// that goroutine may be its own, which called the owner function.
-func (t *Table) awaitOwners(ctx context.Context, last *match) error {
-	limit := time.NewTimer(engine.HangLimit)
-	defer limit.Stop()
-	select {
-	case t.matching <- struct{}{}:
-	case <-limit.C:
-		return errMatching
-	case <-ctx.Done():
-		return ctx.Err()
+// err returns why sessions may be missing.
+func (a *answer) err() error {
+	for _, err := range a.unread {
+		return fmt.Errorf("%w: %w", errUnread, err)
 	}
-	defer func() { <-t.matching }()
-	if t.matched.Load() != last {
-		return nil
+	if a.more {
+		return errUnread
 	}
-	return t.matchOwners(ctx)
-}
-
-// matchOwners is MatchOwners. t.matching must be taken. When a table is replaced
-// meanwhile, it begins again.
-func (t *Table) matchOwners(ctx context.Context) error {
-	start := time.Now()
-	done := match{unread: t.unread.Load()}
-	for from, more := "", true; more; {
-		var m ownerMismatch
-		err := t.read(ctx, func(s *engine.Snapshot, l *layout) (err error) {
-			m, err = l.compareOwners(s, from)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		if m.tables != done.tables && from != "" {
-			from, done = "", match{unread: done.unread}
-			continue
-		}
-		unknown, changed, err := t.correctOwners(ctx, m)
-		if err != nil {
-			return err
-		}
-		if changed {
-			continue // compare this part again
-		}
-		done.tables, done.unknown = m.tables, done.unknown || unknown
-		from, more = m.next, m.next != ""
-	}
-	done.ended, done.took = time.Now(), time.Since(start)
-	t.matched.Store(&done)
 	return nil
 }
 
-// An ownerMismatch lists the differences between sessions and owners in a part of the
-// tables.
-type ownerMismatch struct {
-	without []Row    // sessions without an owner
-	gone    []string // tokens of owners without a session
-	next    string   // where to go on, "" at the end of both tables
-	tables  [2]int64
+// begin begins an answer for an owner.
+func (x *ownerIndex) begin(ctx context.Context, owner string) (*answer, error) {
+	if x.ownerOf == nil {
+		return nil, errNoOwners
+	}
+	a, err := x.await(ctx)
+	if err == nil && len(owner) > MaxKeyLen {
+		err = ErrOwnerTooLong // such sessions can't be listed
+	}
+	return a, err
 }
 
-// compareOwners compares sessions and owners in the order of tokens, beginning at
-// from, until it has seen sweepWrite owners or differences.
-func (l *layout) compareOwners(s *engine.Snapshot, from string) (m ownerMismatch, err error) {
-	m.tables = l.tables()
-	var owners []string // the next tokens with an owner, in order
-	var last string     // where this part ends
-	err = s.Scan(appendKey(nil, l.owners.namespace, from), appendInt(nil, l.owners.namespace+1), func(_, row []byte) (more bool, err error) {
-		values, err := split(row, len(ownerColumns))
+// listed returns a sequence of the sessions that are listed for an owner. It includes those
+// that have expired or are somebody else's by now. The owner "" has none.
+func (x *ownerIndex) listed(ctx context.Context, a *answer, owner string) iter.Seq2[Row, error] {
+	return pages(ctx, func(from string) ([]Row, string, error) {
+		if owner == "" {
+			return nil, "", nil
+		}
+		return x.page(ctx, a, owner, from)
+	})
+}
+
+// await returns when all sessions are listed that were committed before, by anyone.
+func (x *ownerIndex) await(ctx context.Context) (*answer, error) {
+	a := &answer{begun: math.MaxUint64, unread: make(map[string]error)}
+	if err := x.observe(ctx); err != nil {
+		return nil, err
+	}
+	err := x.table.read(ctx, func(s *engine.Snapshot, _ *layout) error {
+		a.begun = min(a.begun, s.Number())
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return a, x.recheck(ctx, a)
+}
+
+// observe returns when the feed tells of each change. If the first store was made while a
+// transaction of the application was open, that is when it has ended.
+func (x *ownerIndex) observe(ctx context.Context) error {
+	if x.table.db.Observes() {
+		return nil
+	}
+	return x.table.write(ctx, 0, func(*engine.Batch, *layout) error { return nil })
+}
+
+// page returns the listed sessions of an owner as [Table.Page] does, with those that are
+// somebody else's by now.
+func (x *ownerIndex) page(ctx context.Context, a *answer, owner, from string) (rows []Row, next string, err error) {
+	rows, next, late, err := x.currentPage(ctx, a, owner, from, pageLen)
+	if late && err == nil {
+		err = x.recheck(ctx, a) // what was listed then may be unknown
+	}
+	return rows, next, err
+}
+
+// currentPage returns listed sessions of an owner from a snapshot in which all sessions of
+// the beginning of the answer are listed. late is whether some had to be listed first.
+func (x *ownerIndex) currentPage(ctx context.Context, a *answer, owner, from string, most int) (rows []Row, next string, late bool, err error) {
+	for {
+		current := false
+		err := x.table.read(ctx, func(s *engine.Snapshot, l *layout) (err error) {
+			a.begun = min(a.begun, s.Number())
+			if current = x.current(l.tables(), a.begun, s.Number()); current {
+				rows, next, err = x.rowsOf(s, l, owner, from, most)
+			}
+			return err
+		})
+		if current || err != nil {
+			return rows, next, late, err
+		}
+		if err := x.reconcile(ctx); err != nil {
+			return nil, "", true, err
+		}
+		late = true
+	}
+}
+
+// rowsOf returns listed sessions of an owner, beginning at a token.
+func (x *ownerIndex) rowsOf(s *engine.Snapshot, l *layout, owner, from string, most int) (rows []Row, next string, err error) {
+	size := 0
+	prefix := appendText(appendInt(nil, l.owners.namespace), owner)
+	end := append(bytes.Clone(prefix), 0xff) // greater than the type of any value
+	err = s.Scan(ownerKey(l.owners.namespace, owner, from), end, func(key, _ []byte) (more bool, err error) {
+		_, token, err := decodeOwnerKey(key)
 		if err != nil {
 			return false, err
 		}
-		token, ok := decodeBytes(values[0], textType)
-		if !ok {
-			return false, errBadRow
-		}
-		if len(owners) == sweepWrite {
-			last = string(token)
-			return false, nil
-		}
-		owners = append(owners, string(token))
-		return true, nil
-	})
-	if err != nil {
-		return m, err
-	}
-	size := 0
-	err = scan(s, l, from, func(_ []byte, row Row) (more bool, err error) {
-		for len(owners) > 0 && owners[0] < row.Token {
-			m.gone, owners = append(m.gone, owners[0]), owners[1:]
-		}
-		if last != "" && row.Token >= last {
-			m.next = last
-			return false, nil
-		}
-		if len(m.without) == sweepWrite || size >= pageBytes {
-			m.next = row.Token
-			return false, nil
-		}
-		if len(owners) > 0 && owners[0] == row.Token {
-			owners = owners[1:]
+		if len(token) > MaxKeyLen {
+			x.skip("its token")
 			return true, nil
 		}
-		row.Data = bytes.Clone(row.Data)
-		size += len(row.Data)
-		m.without = append(m.without, row)
-		return true, nil
+		if len(rows) == most || size >= pageBytes {
+			next = after(rows[len(rows)-1].Token)
+			return false, nil
+		}
+		row, found, err := l.session(s.Get, string(token))
+		if found {
+			size += len(row.Data)
+			rows = append(rows, row)
+		}
+		return true, err
 	})
-	if err != nil {
-		return m, err
-	}
-	if m.next == "" { // no session follows
-		m.gone, m.next = append(m.gone, owners...), last
-	}
-	return m, nil
+	return rows, next, err
 }
 
-// correctOwners adds and removes owners, except where a session, or a table, has changed
-// since the tables were compared: then it returns changed. A session whose owner is
-// unknown gets none, so the next sweep asks for it again. An owner that is too long is
-// stored as "".
-func (t *Table) correctOwners(ctx context.Context, m ownerMismatch) (unknown, changed bool, err error) {
-	// Decoding takes longer than writing, so all processors do it.
-	all, known := make([]string, len(m.without)), make([]bool, len(m.without))
-	var wg sync.WaitGroup
-	processors := runtime.GOMAXPROCS(0)
-	returned := make([]bool, processors)
-	for p := range processors {
-		wg.Go(func() {
-			for i := p; i < len(all) && ctx.Err() == nil; i += processors {
-				var err error
-				all[i], known[i], err = t.ownerToPut(m.without[i].Data)
-				known[i] = known[i] || err == ErrOwnerTooLong
-			}
-			returned[p] = true
-		})
+// session returns a session.
+func (l *layout) session(get func(key []byte) ([]byte, error), token string) (row Row, found bool, err error) {
+	encoded, err := get(appendKey(nil, l.sessions.namespace, token))
+	if encoded == nil || err != nil {
+		return row, false, err
 	}
-	wg.Wait()
-	if slices.Contains(returned, false) {
-		runtime.Goexit() // as the owner function did
-	}
-	if err := ctx.Err(); err != nil {
-		return false, false, err
-	}
-	unknown = slices.Contains(known, false)
-	if len(m.gone) == 0 && !slices.Contains(known, true) {
-		return unknown, false, nil // nothing to write
-	}
-	err = t.write(ctx, (len(m.without)+len(m.gone))*4*MaxKeyLen, func(b *engine.Batch, l *layout) error {
-		if l.tables() != m.tables {
-			changed = true
-			return nil
+	_, row.Data, row.Expiry, err = decodeRow(encoded)
+	row.Token = token
+	return row, err == nil, err
+}
+
+// recheck asks for the owners of unknown sessions again, and lists those that it can read.
+func (x *ownerIndex) recheck(ctx context.Context, a *answer) error {
+	for from := ""; !a.more; {
+		rows, next, _, err := x.currentPage(ctx, a, "", from, reconcilePart)
+		if err == nil {
+			err = x.list(ctx, rows, a.unread, nil)
 		}
-		for i, row := range m.without {
-			current, err := b.Get(appendKey(nil, l.sessions.namespace, row.Token))
-			if err != nil {
-				return err
-			}
-			if current == nil {
-				continue
-			}
-			_, data, _, err := decodeRow(current)
-			if err != nil {
-				return err
-			}
-			if !bytes.Equal(data, row.Data) {
-				changed = true
-				continue
-			}
-			if !known[i] {
-				continue
-			}
-			if err := l.putOwner(b, row.Token, all[i]); err != nil {
-				return err
-			}
+		if next == "" || err != nil {
+			return err
 		}
-		for _, token := range m.gone {
-			current, err := b.Get(appendKey(nil, l.sessions.namespace, token))
-			if err != nil {
-				return err
-			}
-			if current != nil {
-				continue
-			}
-			if err := l.owners.delete(b, appendKey(nil, l.owners.namespace, token)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return false, false, err // after a hang, op may still run, and set changed
+		from, a.more = next, len(a.unread) >= mostUnread
 	}
-	return unknown, changed, nil
+	return nil
 }

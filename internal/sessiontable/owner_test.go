@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"runtime"
@@ -22,485 +23,719 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-// firstByte is an OwnerOf that returns the first byte of the data.
-func firstByte(data []byte) string { return string(data[:min(1, len(data))]) }
+var errUnreadable = errors.New("unreadable")
+
+// firstByte is an OwnerOf that returns the first byte of the data, unless that is '!'.
+func firstByte(data []byte) (string, error) {
+	if bytes.HasPrefix(data, []byte("!")) {
+		return "", errUnreadable
+	}
+	return string(data[:min(1, len(data))]), nil
+}
 
 func newTableWithOwners(t *testing.T, db *chai.DB) *Table {
 	t.Helper()
-	table := New(db, Options{Name: "sessions", OwnerOf: firstByte})
+	return newTableWithOwner(t, db, firstByte)
+}
+
+func newTableWithOwner(t *testing.T, db *chai.DB, ownerOf func(data []byte) (string, error)) *Table {
+	t.Helper()
+	table := New(db, Options{Name: "sessions", OwnerOf: ownerOf, Logger: func() *slog.Logger { return slog.New(slog.DiscardHandler) }})
 	if err := errors.Join(table.Create(t.Context()), table.CreateOwners(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 	return table
 }
 
-// The entries of the index on owners are those that REINDEX makes.
-func TestIndexOfOwnersEqualsReindex(t *testing.T) {
-	db := testdb.Memory(t)
-	table := newTableWithOwners(t, db)
-	plain := New(db, Options{Name: "sessions"})
-	rng := rand.New(rand.NewPCG(1, 2))
-	for i := range 2000 {
-		token := strings.Repeat("t", rng.IntN(3)) + fmt.Sprint(rng.IntN(200))
-		data := []byte{byte(rng.IntN(4) * 85)}[:rng.IntN(2)]
-		expiry := time.Now().Add(time.Hour * time.Duration(rng.IntN(4)-1))
-		var err error
-		switch rng.IntN(20) {
-		case 0:
-			err = plain.Upsert(t.Context(), token, data, expiry)
-		case 1:
-			err = plain.Delete(t.Context(), token)
-		case 2, 3, 4, 5:
-			err = table.Delete(t.Context(), token)
-		default:
-			err = table.Upsert(t.Context(), token, data, expiry)
-		}
-		if i%500 == 499 {
-			_, err = table.DeleteExpired(t.Context(), time.Now())
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	got := entriesOfOwners(t, table)
-	err := engine.Open(db, nil).Update(t.Context(), func(tx *chai.Tx) error { return tx.Exec("REINDEX sessions_owners") })
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := entriesOfOwners(t, table)
-	if len(want) < 100 || !maps.EqualFunc(got, want, bytes.Equal) {
-		t.Errorf("got %d entries, want the %d (at least 100) of REINDEX", len(got), len(want))
+func upsertData(t *testing.T, table *Table, token, data string) {
+	t.Helper()
+	if err := table.Upsert(t.Context(), token, []byte(data), time.Now().Add(time.Hour)); err != nil {
+		t.Error(err)
 	}
 }
 
-// entriesOfOwners returns the entries of the index on owners by their keys.
-func entriesOfOwners(t *testing.T, table *Table) map[string][]byte {
+// tokensOf returns the tokens of an owner's sessions, and how the sequence ended.
+func tokensOf(ctx context.Context, table *Table, owner string) (tokens []string, err error) {
+	for row, err := range table.SessionsOf(ctx, owner, time.Now()) {
+		if err != nil {
+			return tokens, err
+		}
+		tokens = append(tokens, row.Token)
+	}
+	return tokens, nil
+}
+
+func wantTokensOf(t *testing.T, table *Table, owner string, want ...string) {
 	t.Helper()
-	entries := make(map[string][]byte)
+	if got, err := tokensOf(t.Context(), table, owner); !slices.Equal(got, want) || err != nil {
+		t.Errorf("SessionsOf(%q) = %q, %v; want %q, nil", owner, got, err, want)
+	}
+}
+
+// ownerPairs returns the table of owners as the engine has it.
+func ownerPairs(t *testing.T, table *Table) map[string]string {
+	t.Helper()
+	pairs := make(map[string]string)
 	err := table.read(t.Context(), func(s *engine.Snapshot, l *layout) error {
-		namespace := l.owners.indexes[0].namespace
-		return s.Scan(appendInt(nil, namespace), appendInt(nil, namespace+1), func(key, row []byte) (bool, error) {
-			entries[string(key)] = bytes.Clone(row)
+		r := rangeOf(l.owners.namespace)
+		return s.Scan(r[0], r[1], func(key, row []byte) (bool, error) {
+			pairs[string(key)] = string(row)
 			return true, nil
 		})
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return entries
+	return pairs
 }
 
-// Sessions and owners that have changed since the comparison are left as they are.
-func TestCorrectOwnersLooksAgain(t *testing.T) {
+// The entries are those that SQL writes, byte for byte, and in the order of owner and token.
+func TestEntriesEqualThoseOfSQL(t *testing.T) {
 	db := testdb.Memory(t)
-	table := newTableWithOwners(t, db)
-	plain := New(db, Options{Name: "sessions"})
-	expiry := time.Now().Add(time.Hour)
-	upsert := func(table *Table, token, data string) {
-		t.Helper()
-		if err := table.Upsert(t.Context(), token, []byte(data), expiry); err != nil {
+	table := newTableWithOwner(t, db, func(data []byte) (string, error) { return string(data), nil })
+	rng := rand.New(rand.NewPCG(1, 2))
+	text := func() string {
+		b := make([]byte, []int{0, 1, 2, 31, 99, MaxKeyLen}[rng.IntN(6)])
+		for i := range b {
+			b[i] = []byte{0, 'a', 'b', 0xff}[rng.IntN(4)]
+		}
+		return string(b)
+	}
+	var pairs [][2]string
+	for range 300 {
+		owner, token := text()+"o", text()
+		owner = owner[:min(len(owner), MaxKeyLen)]
+		pairs = append(pairs, [2]string{owner, token})
+		if err := table.Upsert(t.Context(), token, []byte(owner), time.Now()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, token := range []string{"changed", "owned", "deleted", "same"} {
-		upsert(plain, token, "a")
+	got := ownerPairs(t, table)
+	testdb.Exec(t, db, "DELETE FROM sessions_owners")
+	slices.SortFunc(pairs, func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
+	pairs = slices.Compact(pairs)
+	for _, p := range pairs {
+		if err := db.Exec("INSERT INTO sessions_owners (owner, token) VALUES (?, ?)", p[0], p[1]); err != nil {
+			t.Fatal(err)
+		}
 	}
-	upsert(table, "back", "a")
-	upsert(table, "gone", "a")
-	if err := plain.Delete(t.Context(), "back", "gone"); err != nil {
-		t.Fatal(err)
+	if want := ownerPairs(t, table); len(got) < 100 || !maps.Equal(got, want) {
+		t.Errorf("got %d entries (at least 100), want the %d of SQL", len(got), len(want))
 	}
-	var m ownerMismatch
-	err := table.read(t.Context(), func(s *engine.Snapshot, l *layout) (err error) {
-		m, err = l.compareOwners(s, "")
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
+	// With an index, the entries of that are those of REINDEX.
+	testdb.Exec(t, db, "DELETE FROM sessions_owners", "CREATE INDEX by_token ON sessions_owners (token, owner DESC)")
+	for _, p := range pairs {
+		if err := table.Upsert(t.Context(), p[1], []byte(p[0]), time.Now()); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if len(m.without) != 4 || !slices.Equal(m.gone, []string{"back", "gone"}) || m.next != "" {
-		t.Fatalf("got mismatch %+v, want 4 without an owner, and 2 gone", m)
-	}
-	upsert(plain, "changed", "b")
-	upsert(table, "owned", "b")
-	if err := plain.Delete(t.Context(), "deleted"); err != nil {
-		t.Fatal(err)
-	}
-	upsert(plain, "back", "a")
-	if unknown, changed, err := table.correctOwners(t.Context(), m); unknown || !changed || err != nil {
-		t.Fatalf("correctOwners = %v, %v, %v; want false, true, nil", unknown, changed, err)
-	}
-	got := make(map[string]string)
-	result, err := db.Query("SELECT token, owner FROM sessions_owners")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer result.Close()
-	err = result.Iterate(func(row *chai.Row) error {
-		var token, owner string
-		err := row.Scan(&token, &owner)
-		got[token] = owner
-		return err
-	})
-	if want := map[string]string{"same": "a", "owned": "b", "back": "a"}; err != nil || !maps.Equal(got, want) {
-		t.Errorf("got owners %v, %v; want %v, nil", got, err, want)
+	testdb.CheckIndexes(t, db)
+	plan := ""
+	testdb.Query(t, db, "EXPLAIN SELECT token FROM sessions_owners WHERE owner = ?", func(row *chai.Row) error { return row.Scan(&plan) }, "a")
+	if !strings.Contains(plan, `table.Scan("sessions_owners", [{"min": [?], "exact": true}])`) {
+		t.Errorf("the plan of SQL is %s, want a range of the table", plan)
 	}
 }
 
-// Older tables allow NULL. Rows with NULL have owners, too.
-func TestOwnersOfNullData(t *testing.T) {
+// Whatever others do to the tables, an answer has all sessions that could be seen when it
+// began.
+func TestChangesOfOthersAreListed(t *testing.T) {
+	insert := func(t *testing.T, exec func(sql string, args ...any) error, token, data string) {
+		t.Helper()
+		if err := exec("INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?)", token, []byte(data), time.Now().Add(time.Hour)); err != nil {
+			t.Error(err)
+		}
+	}
+	errNo := errors.New("no")
+	update := func(t *testing.T, db *chai.DB, end error, f func(tx *chai.Tx) error) {
+		t.Helper()
+		err := engine.Open(db, nil).Update(t.Context(), func(tx *chai.Tx) error { return errors.Join(f(tx), end) })
+		if !errors.Is(err, end) {
+			t.Error(err)
+		}
+	}
+	exec := func(statements ...string) func(tx *chai.Tx) error {
+		return func(tx *chai.Tx) error {
+			for _, sql := range statements {
+				if err := tx.Exec(sql); err != nil {
+					return fmt.Errorf("%s: %w", sql, err)
+				}
+			}
+			return nil
+		}
+	}
+	const createOwners = "CREATE TABLE sessions_owners (owner TEXT NOT NULL, token TEXT NOT NULL, PRIMARY KEY (owner, token))"
+	rolledBack := func(statements ...string) func(t *testing.T, db *chai.DB, plain, _ *Table) {
+		return func(t *testing.T, db *chai.DB, plain, _ *Table) { update(t, db, errNo, exec(statements...)) }
+	}
+	var many []string
+	for i := range maxNoted + 10 {
+		many = append(many, fmt.Sprintf("n%05d", i))
+	}
+	for name, test := range map[string]struct {
+		change func(t *testing.T, db *chai.DB, plain, table *Table)
+		want   []string
+	}{
+		"nothing":        {func(*testing.T, *chai.DB, *Table, *Table) {}, []string{"1", "2"}},
+		"INSERT":         {func(t *testing.T, db *chai.DB, _, _ *Table) { insert(t, db.Exec, "3", "a") }, []string{"1", "2", "3"}},
+		"another store":  {func(t *testing.T, _ *chai.DB, plain, _ *Table) { upsertData(t, plain, "3", "a") }, []string{"1", "2", "3"}},
+		"renewed, plain": {func(t *testing.T, _ *chai.DB, plain, _ *Table) { upsertData(t, plain, "b", "a") }, []string{"1", "2", "b"}},
+		"UPDATE": {func(t *testing.T, db *chai.DB, _, _ *Table) {
+			update(t, db, nil, func(tx *chai.Tx) error { return tx.Exec("UPDATE sessions SET data = ?", []byte("a")) })
+		}, []string{"1", "2", "b"}},
+		"token moved": {func(t *testing.T, db *chai.DB, _, _ *Table) {
+			testdb.Exec(t, db, "UPDATE sessions SET token = '9' WHERE token = '1'")
+		}, []string{"2", "9"}},
+		"one of two in a batch": {func(t *testing.T, db *chai.DB, plain, table *Table) {
+			lock := engine.Open(db, nil).Lock()
+			lock.Lock()
+			var wg sync.WaitGroup
+			for _, w := range []*Table{table, plain, table, plain} {
+				wg.Go(func() { upsertData(t, w, "3", "a") })
+				wg.Go(func() { upsertData(t, w, fmt.Sprintf("%p", w), "a"); w.Delete(t.Context(), fmt.Sprintf("%p", w)) })
+			}
+			time.Sleep(10 * time.Millisecond)
+			lock.Unlock()
+			wg.Wait()
+		}, []string{"1", "2", "3"}},
+		"owners deleted": {func(t *testing.T, db *chai.DB, _, _ *Table) { testdb.Exec(t, db, "DELETE FROM sessions_owners") }, []string{"1", "2"}},
+		"one deleted": {func(t *testing.T, db *chai.DB, _, _ *Table) {
+			testdb.Exec(t, db, "DELETE FROM sessions_owners WHERE token = '1'")
+		}, []string{"1", "2"}},
+		"owners changed": {func(t *testing.T, db *chai.DB, _, _ *Table) {
+			testdb.Exec(t, db, "UPDATE sessions_owners SET owner = 'b' WHERE token = '1'")
+		}, []string{"1", "2"}},
+		"DELETE rolled back":  {rolledBack("DELETE FROM sessions_owners"), []string{"1", "2"}},
+		"UPDATE rolled back":  {rolledBack("UPDATE sessions_owners SET owner = 'b'"), []string{"1", "2"}},
+		"DROP rolled back":    {rolledBack("DROP TABLE sessions_owners"), []string{"1", "2"}},
+		"REINDEX rolled back": {rolledBack("CREATE INDEX more ON sessions_owners (token)", "REINDEX"), []string{"1", "2"}},
+		"INSERT rolled back":  {rolledBack("DELETE FROM sessions WHERE token = '1'", "UPDATE sessions SET expiry = expiry"), []string{"1", "2"}},
+		"REINDEX of an index rolled back": {func(t *testing.T, db *chai.DB, _, table *Table) {
+			update(t, db, nil, exec("CREATE INDEX more ON sessions_owners (owner, token)"))
+			upsertData(t, table, "3", "a")
+			update(t, db, errNo, exec("REINDEX sessions_owners"))
+		}, []string{"1", "2", "3"}},
+		"owners made anew": {func(t *testing.T, db *chai.DB, _, _ *Table) {
+			update(t, db, nil, exec("DROP TABLE sessions_owners", createOwners))
+		}, []string{"1", "2"}},
+		"sessions made anew": {func(t *testing.T, db *chai.DB, _, _ *Table) {
+			update(t, db, nil, func(tx *chai.Tx) error {
+				err := exec("CREATE TABLE other (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)",
+					"INSERT INTO other SELECT * FROM sessions", "DROP TABLE sessions", "ALTER TABLE other RENAME TO sessions")(tx)
+				insert(t, tx.Exec, "3", "a")
+				return err
+			})
+		}, []string{"1", "2", "3"}},
+		"owners put away and back": {func(t *testing.T, db *chai.DB, _, table *Table) {
+			update(t, db, nil, exec("ALTER TABLE sessions_owners RENAME TO former", createOwners))
+			upsertData(t, table, "3", "a")
+			update(t, db, nil, exec("DROP TABLE sessions_owners", "ALTER TABLE former RENAME TO sessions_owners"))
+		}, []string{"1", "2", "3"}},
+		"many": {func(t *testing.T, db *chai.DB, _, _ *Table) {
+			update(t, db, nil, func(tx *chai.Tx) error {
+				for _, token := range many {
+					insert(t, tx.Exec, token, "a")
+				}
+				return nil
+			})
+		}, append([]string{"1", "2"}, many...)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Memory(t)
+			table := newTableWithOwners(t, db)
+			plain := New(db, Options{Name: "sessions", Logger: table.Logger})
+			upsertData(t, plain, "1", "a") // from before the first answer
+			upsertData(t, table, "2", "a")
+			upsertData(t, table, "b", "b")
+			wantTokensOf(t, table, "a", "1", "2")
+			for range 2 {
+				test.change(t, db, plain, table)
+				wantTokensOf(t, table, "a", test.want...)
+				if name != "nothing" {
+					break
+				}
+			}
+			fsyncs := table.db.Fsyncs()
+			wantTokensOf(t, table, "a", test.want...)
+			if n := table.db.Fsyncs() - fsyncs; n != 0 {
+				t.Errorf("another answer made %d commits, want none", n)
+			}
+			if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			testdb.CheckOwners(t, db, firstByte, true)
+			if n, err := table.DeleteOf(t.Context(), "a", time.Now()); n != len(test.want) || err != nil {
+				t.Errorf("DeleteOf = %d, %v; want %d, nil", n, err, len(test.want))
+			}
+		})
+	}
+}
+
+// While a transaction is open that has written out changes, answers do without them, and
+// don't look at them again and again. Once it has ended, they have them.
+func TestChangesOfAnOpenTransaction(t *testing.T) {
+	for name, n := range map[string]int{"some": 20, "all": maxNoted + 10} {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Memory(t)
+			calls := new(atomic.Int64)
+			table := newTableWithOwner(t, db, func(data []byte) (string, error) {
+				calls.Add(1)
+				return firstByte(data)
+			})
+			upsertData(t, table, "0", "a")
+			wantTokensOf(t, table, "a", "0")
+			tx, err := db.Begin(true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := []string{"0"}
+			for i := range n {
+				want = append(want, fmt.Sprintf("1%05d", i))
+				if err := tx.Exec("INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?)", want[i+1], []byte("a"), time.Now().Add(time.Hour)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := tx.Exec("UPDATE sessions SET expiry = expiry"); err != nil { // writes out
+				t.Fatal(err)
+			}
+			calls.Store(0)
+			for range 3 {
+				wantTokensOf(t, table, "a", "0")
+			}
+			if got := calls.Load(); got != 3 {
+				t.Errorf("the owner function was called %d times, want 3", got)
+			}
+			if err := tx.Commit(); err != nil {
+				t.Fatal(err)
+			}
+			wantTokensOf(t, table, "a", want...)
+		})
+	}
+}
+
+// Transactions that began before the table was used first are not told by the feed. While
+// one is open, nothing is answered.
+func TestTransactionsBeforeTheFeed(t *testing.T) {
 	db := testdb.Memory(t)
-	testdb.Exec(t, db, "CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP)")
-	if err := db.Exec("INSERT INTO sessions (token, expiry) VALUES ('a', ?)", time.Now().Add(time.Hour)); err != nil {
+	testdb.Exec(t, db, "CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)",
+		"CREATE INDEX sessions_expiry_idx ON sessions (expiry)",
+		"CREATE TABLE sessions_owners (owner TEXT NOT NULL, token TEXT NOT NULL, PRIMARY KEY (owner, token))")
+	var table *Table
+	for i := range 3 {
+		tx, err := db.Begin(true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if table == nil {
+			table = New(db, Options{Name: "sessions", OwnerOf: firstByte, Logger: func() *slog.Logger { return slog.New(slog.DiscardHandler) }})
+		}
+		if err := tx.Exec("INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?)", fmt.Sprint("t", i), []byte("a"), time.Now().Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		got, err := tokensOf(ctx, table, "a")
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("with transaction %d open, SessionsOf = %q, %v; want an error", i, got, err)
+		}
+		if err := tx.Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantTokensOf(t, table, "a", "t0", "t1", "t2")
+}
+
+// A store without an owner function, or SQL, may change a session at any moment of a
+// reconciliation.
+func TestChangesWhileReconciling(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	plain := New(db, Options{Name: "sessions"})
+	const sessions = 3 * reconcilePart
+	if err := plain.Create(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := newTableWithOwners(t, db).MatchOwners(t.Context()); err != nil {
+	for i := range sessions {
+		upsertData(t, plain, fmt.Sprintf("%05d", i), "b")
+	}
+	var changed []string
+	calls := 0
+	var mu sync.Mutex
+	table := newTableWithOwner(t, db, func(data []byte) (string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if calls++; calls%500 == 1 && calls < 3*sessions {
+			for _, i := range []int{0, sessions / 2, sessions - 1} {
+				token := fmt.Sprintf("%05d-%d", i, calls)
+				changed = append(changed, token)
+				upsertData(t, plain, token, "a")
+			}
+		}
+		return firstByte(data)
+	})
+	wantTokensOf(t, table, "c")
+	slices.Sort(changed)
+	calls = 3 * sessions
+	wantTokensOf(t, table, "a", changed...)
+}
+
+// What is unknown is asked for again: it is found for its owner once it can be read, and
+// until then every answer ends with an error.
+func TestUnknownOwners(t *testing.T) {
+	db := testdb.Memory(t)
+	var broken atomic.Bool
+	table := newTableWithOwner(t, db, func(data []byte) (string, error) {
+		if broken.Load() && bytes.HasSuffix(data, []byte("new")) {
+			return "", errUnreadable
+		}
+		return firstByte(data)
+	})
+	plain := New(db, Options{Name: "sessions"})
+	wantUnread := func(owner string, want ...string) {
+		t.Helper()
+		if got, err := tokensOf(t.Context(), table, owner); !slices.Equal(got, want) || !errors.Is(err, errUnreadable) || !errors.Is(err, errUnread) {
+			t.Errorf("SessionsOf(%q) = %q, %v; want %q and %v", owner, got, err, want, errUnreadable)
+		}
+	}
+	for name, writer := range map[string]*Table{"own": table, "plain": plain} {
+		t.Run(name, func(t *testing.T) {
+			upsertData(t, table, "1", "a")
+			upsertData(t, table, "2", "a")
+			broken.Store(true)
+			upsertData(t, writer, "2", "a new")
+			upsertData(t, writer, "3", "a new")
+			wantUnread("a", "1")
+			wantUnread("b")
+			if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			wantUnread("a", "1")
+			broken.Store(false)
+			wantTokensOf(t, table, "a", "1", "2", "3")
+			broken.Store(true)
+			wantUnread("a", "1") // although they are listed
+			if n, err := table.DeleteOf(t.Context(), "b", time.Now()); n != 0 || err != nil {
+				t.Errorf("DeleteOf = %d, %v; want 0, nil: what is listed is not unknown", n, err)
+			}
+			upsertData(t, writer, "4", "b new")
+			if n, err := table.DeleteOf(t.Context(), "a", time.Now()); n != 3 || !errors.Is(err, errUnread) {
+				t.Errorf("DeleteOf = %d, %v; want 3, %v", n, err, errUnread)
+			}
+			if err := writer.Delete(t.Context(), "4"); err != nil {
+				t.Fatal(err)
+			}
+			broken.Store(false)
+			wantTokensOf(t, table, "a")
+			wantTokensOf(t, table, "b")
+		})
+	}
+	// A bounded number is asked for in vain.
+	broken.Store(true)
+	const sessions = 2*mostUnread + 7
+	for i := range sessions {
+		upsertData(t, table, fmt.Sprintf("%05d", i), "a")
+		upsertData(t, table, fmt.Sprintf("%05d", i), "a new")
+	}
+	upsertData(t, table, "last", "a new")
+	if n, err := table.DeleteOf(t.Context(), "a", time.Now()); n != sessions || !errors.Is(err, errUnread) {
+		t.Errorf("DeleteOf = %d, %v; want %d, %v", n, err, sessions, errUnread)
+	}
+	broken.Store(false)
+	wantTokensOf(t, table, "a", "last")
+}
+
+// A commit may happen after its caller has got an error, because its turn hangs. Its
+// session is unknown from then on.
+func TestUnknownOwnerAfterAHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		table := newTableWithOwners(t, db)
+		wantTokensOf(t, table, "a")
+		lock := engine.Open(db, nil).Lock()
+		lock.Lock()
+		release := make(chan struct{})
+		go table.write(t.Context(), 0, func(*engine.Batch, *layout) error {
+			<-release
+			return nil
+		})
+		synctest.Wait()
+		done := make(chan error)
+		go func() { done <- table.Upsert(t.Context(), "1", []byte("!"), time.Now().Add(time.Hour)) }()
+		synctest.Wait()
+		lock.Unlock()
+		if err := <-done; err != engine.ErrHangs {
+			t.Fatalf("Upsert = %v, want %v", err, engine.ErrHangs)
+		}
+		close(release)
+		synctest.Wait()
+		if _, found, err := find(t, table, "1"); !found || err != nil {
+			t.Fatalf("Find = %v, %v; want true, nil", found, err)
+		}
+		if n, err := table.DeleteOf(t.Context(), "a", time.Now()); n != 0 || !errors.Is(err, errUnread) {
+			t.Errorf("DeleteOf = %d, %v; want 0, %v", n, err, errUnread)
+		}
+	})
+}
+
+// Rows that can't be are passed over, and logged once. Nothing else is affected.
+func TestRowsThatCantBe(t *testing.T) {
+	db := testdb.Memory(t)
+	var log testdb.Log
+	table := New(db, Options{Name: "sessions", Logger: func() *slog.Logger { return log.Logger(slog.LevelError) },
+		OwnerOf: func(data []byte) (string, error) { return string(data), nil }})
+	if err := errors.Join(table.Create(t.Context()), table.CreateOwners(t.Context())); err != nil {
 		t.Fatal(err)
 	}
-	row, err := db.QueryRow("SELECT COUNT(*) FROM sessions_owners")
-	if err != nil {
-		t.Fatal(err)
+	upsertData(t, table, "1", "a")
+	wantTokensOf(t, table, "a", "1")
+	for _, length := range []int{MaxKeyLen + 1, 127, 128, 300, 20_000} {
+		long := strings.Repeat("z", length)
+		for _, pair := range [][2]string{{"a", long}, {"", long}, {long, "1"}, {long, long}} {
+			if err := db.Exec("INSERT INTO sessions_owners (owner, token) VALUES (?, ?)", pair[0], pair[1]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, pair := range [][2]string{{long, "a"}, {"1" + fmt.Sprint(length), long}} {
+			err := db.Exec("INSERT INTO sessions (token, data, expiry) VALUES (?, ?, ?)", pair[0], []byte(pair[1]), time.Now().Add(time.Hour))
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		upsertData(t, table, "2", "b")
+		wantTokensOf(t, table, "a", "1")
+		wantTokensOf(t, table, "b", "2")
+		if _, err := tokensOf(t.Context(), table, long); err != ErrOwnerTooLong {
+			t.Errorf("SessionsOf an owner of %d bytes ended with %v, want %v", length, err, ErrOwnerTooLong)
+		}
+		if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+			t.Errorf("DeleteExpired: %v", err)
+		}
+		if err := table.Upsert(t.Context(), "1", []byte(long), time.Now()); err != ErrOwnerTooLong {
+			t.Errorf("Upsert with an owner of %d bytes = %v, want %v", length, err, ErrOwnerTooLong)
+		}
 	}
-	var n int
-	if err := row.Scan(&n); err != nil || n != 1 {
-		t.Errorf("got %d owners, %v; want 1, nil", n, err)
+	if got := log.String(); strings.Count(got, "\n") != 1 || strings.Contains(got, "zz") {
+		t.Errorf("logged %q, want one line", got)
+	}
+	if n, err := table.DeleteOf(t.Context(), "a", time.Now()); n != 1 || err != nil {
+		t.Errorf("DeleteOf = %d, %v; want 1, nil", n, err)
 	}
 }
 
-// A table can be used while its owners are being matched. What asks for an owner's
-// sessions waits, and gets an error when its context ends, or after 10 seconds.
-func TestTableIsUsedWhileOwnersAreMatched(t *testing.T) {
+// A damaged row is an error. Nobody takes the sessions before it for all of an owner.
+func TestDamagedRowsAreNotPassedOver(t *testing.T) {
+	for name, damage := range map[string]func(b *engine.Batch, l *layout){
+		"session": func(b *engine.Batch, l *layout) {
+			b.Put(appendKey(nil, l.sessions.namespace, "b"), appendText(nil, "b"))
+		},
+		"entry": func(b *engine.Batch, l *layout) {
+			b.Put(append(appendText(appendInt(nil, l.owners.namespace), "o"), textType, 9), []byte{1})
+		},
+		"token of an entry": func(b *engine.Batch, l *layout) {
+			b.Put(appendBlob(appendText(appendInt(nil, l.owners.namespace), "o"), nil), []byte{1})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			table := newTableWithOwners(t, testdb.Memory(t))
+			for _, token := range []string{"a", "b", "c"} {
+				upsertData(t, table, token, "o")
+			}
+			wantTokensOf(t, table, "o", "a", "b", "c")
+			err := table.write(t.Context(), 0, func(b *engine.Batch, l *layout) error {
+				damage(b, l)
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := tokensOf(t.Context(), table, "o"); !errors.Is(err, errBadRow) {
+				t.Errorf("SessionsOf = %q, %v; want %v", got, err, errBadRow)
+			}
+			if err := table.owners.sweep(t.Context(), true, nil); !errors.Is(err, errBadRow) {
+				t.Errorf("the sweep ended with %v, want %v", err, errBadRow)
+			}
+		})
+	}
+}
+
+// A table can be used while sessions are listed. What asks for an owner's sessions waits,
+// and gets an error when its context ends, or after 10 seconds.
+func TestTableIsUsedWhileReconciling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
 		plain := New(db, Options{Name: "sessions"})
 		if err := plain.Create(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		upsert := func(table *Table, token, data string) {
-			t.Helper()
-			if err := table.Upsert(t.Context(), token, []byte(data), time.Now().Add(time.Hour)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		upsert(plain, "a", "blocks")
+		upsertData(t, plain, "a", "blocks")
 		release := make(chan struct{})
-		table := New(db, Options{Name: "sessions", OwnerOf: func(data []byte) string {
+		table := newTableWithOwner(t, db, func(data []byte) (string, error) {
 			if string(data) == "blocks" {
 				<-release
 			}
-			return "owner"
-		}})
-		if err := table.CreateOwners(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+			return "owner", nil
+		})
 		first := make(chan error)
 		go func() {
-			rows, _, err := table.PageOf(t.Context(), "owner", "")
-			if err == nil && len(rows) != 2 {
-				err = fmt.Errorf("got %d rows, want 2", len(rows))
+			tokens, err := tokensOf(t.Context(), table, "owner")
+			if err == nil && len(tokens) != 2 {
+				err = fmt.Errorf("got %q, want 2", tokens)
 			}
 			first <- err
 		}()
 		synctest.Wait()
-
-		upsert(table, "b", "does not")
-		if _, _, found, err := table.Find(t.Context(), "a"); !found || err != nil {
+		upsertData(t, table, "b", "does not")
+		if _, found, err := find(t, table, "a"); !found || err != nil {
 			t.Errorf("Find = %v, %v; want true, nil", found, err)
 		}
 		start := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, _, err := table.PageOf(ctx, "owner", ""); err != context.DeadlineExceeded || time.Since(start) != time.Second {
-			t.Errorf("PageOf = %v after %v, want %v after 1s", err, time.Since(start), context.DeadlineExceeded)
+		if _, err := tokensOf(ctx, table, "owner"); err != context.DeadlineExceeded || time.Since(start) != time.Second {
+			t.Errorf("SessionsOf = %v after %v, want %v after 1s", err, time.Since(start), context.DeadlineExceeded)
 		}
-		if err := table.MatchOwners(t.Context()); err != nil {
-			t.Errorf("MatchOwners = %v, want nil", err)
-		}
-		if _, _, err := table.PageOf(t.Context(), "owner", ""); err != errMatching || time.Since(start) != 11*time.Second {
-			t.Errorf("PageOf = %v after %v, want %v after 11s", err, time.Since(start), errMatching)
+		if _, err := tokensOf(t.Context(), table, "owner"); err != errReconciling || time.Since(start) != 11*time.Second {
+			t.Errorf("SessionsOf = %v after %v, want %v after 11s", err, time.Since(start), errReconciling)
 		}
 		close(release)
 		if err := <-first; err != nil {
 			t.Error(err)
 		}
-		// From then on, nobody matches again for a page.
-		upsert(plain, "c", "without")
-		if rows, _, err := table.PageOf(t.Context(), "owner", ""); len(rows) != 2 || err != nil {
-			t.Errorf("PageOf = %d rows, %v; want 2, nil", len(rows), err)
-		}
 	})
 }
 
-// No call says that it has all sessions of an owner when it has only some: when the
-// table of owners is made anew, a store without owners renews a session, or the owner
-// function can't read one.
-func TestOwnersAreNeverLeftOutSilently(t *testing.T) {
-	expiry := time.Now().Add(time.Hour)
-	upsert := func(t *testing.T, table *Table, token, data string) {
-		t.Helper()
-		if err := table.Upsert(t.Context(), token, []byte(data), expiry); err != nil {
-			t.Error(err)
-		}
-	}
-	wantPage := func(t *testing.T, table *Table, owner string, n int, want error) {
-		t.Helper()
-		rows, next, err := table.PageOf(t.Context(), owner, "")
-		if len(rows) != n || next != "" || err != want {
-			t.Errorf("PageOf(%q) = %d rows, %q, %v; want %d, \"\", %v", owner, len(rows), next, err, n, want)
-		}
-	}
-	const sessions = 3 * sweepWrite
-	newTables := func(t *testing.T, ownerOf func(data []byte) string) (plain, table *Table) {
-		db := testdb.Memory(t)
-		plain = New(db, Options{Name: "sessions"})
-		if err := plain.Create(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		table = New(db, Options{Name: "sessions", OwnerOf: ownerOf})
-		if err := table.CreateOwners(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		for i := range sessions {
-			upsert(t, plain, fmt.Sprintf("%03d", i), "alice")
-		}
-		return plain, table
-	}
-	makeAnew := func(t *testing.T, table *Table) {
-		t.Helper()
-		testdb.Exec(t, table.handle, "DROP TABLE sessions_owners")
-		if err := table.CreateOwners(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}
-
-	t.Run("made anew", func(t *testing.T) {
-		_, table := newTables(t, firstByte)
-		wantPage(t, table, "a", sessions, nil)
-		makeAnew(t, table)
-		wantPage(t, table, "a", sessions, nil)
-	})
-	t.Run("made anew meanwhile", func(t *testing.T) {
-		var table *Table
-		calls := 0
-		var mu sync.Mutex
-		_, table = newTables(t, func(data []byte) string {
-			mu.Lock()
-			defer mu.Unlock()
-			if calls++; calls == sessions/2 {
-				makeAnew(t, table)
-			}
-			return firstByte(data)
-		})
-		wantPage(t, table, "a", sessions, nil)
-	})
-	t.Run("renewed meanwhile", func(t *testing.T) {
-		var plain, table *Table
-		var once sync.Once
-		plain, table = newTables(t, func(data []byte) string {
-			once.Do(func() { upsert(t, plain, "042", "alice's") })
-			return firstByte(data)
-		})
-		wantPage(t, table, "a", sessions, nil)
-	})
-	t.Run("unreadable", func(t *testing.T) {
-		unreadable := true
-		plain, table := newTables(t, func(data []byte) string {
-			if unreadable && string(data) == "bob" {
-				panic(ErrUndecodable)
-			}
-			return firstByte(data)
-		})
-		upsert(t, plain, "bob's", "bob")
-		wantPage(t, table, "a", sessions, errUnknownOwner)
-		wantPage(t, table, "b", 0, errUnknownOwner)
-		unreadable = false
-		if err := table.MatchOwners(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		wantPage(t, table, "a", sessions, nil)
-		wantPage(t, table, "b", 1, nil)
-	})
-	t.Run("swept by the owner function", func(t *testing.T) {
-		testdb.Watchdog(t, time.Minute)
-		var table *Table
-		var once sync.Once
-		_, table = newTables(t, func(data []byte) string {
-			once.Do(func() {
-				if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
-					t.Error(err)
-				}
-			})
-			return firstByte(data)
-		})
-		wantPage(t, table, "a", sessions, nil)
-	})
-	t.Run("ended", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		var calls atomic.Int32
-		_, table := newTables(t, func(data []byte) string {
-			calls.Add(1)
-			cancel()
-			return firstByte(data)
-		})
-		if _, _, err := table.PageOf(ctx, "a", ""); err != context.Canceled {
-			t.Errorf("PageOf = %v, want %v", err, context.Canceled)
-		}
-		if n, most := int(calls.Load()), 2*runtime.GOMAXPROCS(0); n > most {
-			t.Errorf("the owner function was called %d times, want at most %d", n, most)
-		}
-		wantPage(t, table, "a", sessions, nil)
-	})
-}
-
-// The value of a panic may have data of the session, so it must not get into a log.
-func TestOwnerFunctionPanics(t *testing.T) {
-	table := New(testdb.Memory(t), Options{Name: "sessions", OwnerOf: func(data []byte) string {
-		switch string(data) {
-		case "undecodable":
-			panic(ErrUndecodable)
-		case "runtime":
-			return string(data[100:101])
-		}
-		panic("secret " + string(data))
-	}})
-	for data, want := range map[string]string{
-		"undecodable": ErrUndecodable.Error(),
-		"runtime":     "the owner function panicked: runtime error: slice bounds out of range [:101]",
-		"data":        "the owner function panicked",
-	} {
-		owner, err := table.ReadOwner([]byte(data))
-		if message, _, _ := strings.Cut(fmt.Sprint(err), " with "); owner != "" || message != want {
-			t.Errorf("ReadOwner(%q) = %q, %v; want %q", data, owner, err, want)
-		}
-		if errors.Is(err, ErrUndecodable) != (data == "undecodable") {
-			t.Errorf("ReadOwner(%q) = %v, which can't be told from %v", data, err, ErrUndecodable)
-		}
-	}
-}
-
-// countOwnerCalls makes table count the calls of its owner function.
-func countOwnerCalls(table *Table) (calls *atomic.Int64) {
-	calls = new(atomic.Int64)
-	ownerOf := table.OwnerOf
-	table.OwnerOf = func(data []byte) string {
-		calls.Add(1)
-		return ownerOf(data)
-	}
-	return calls
-}
-
-// The sessions of the longest possible owner are found. A commit with a longer one
-// fails, since looking for it could panic in Chai. An earlier session with one stays,
-// and so does one that can't be decoded, which is tried again.
-func TestLongestOwner(t *testing.T) {
+// A sweep removes the entries of sessions that are gone, and former ones of sessions that
+// have changed hands. Without changes, sweeps neither write nor ask for an owner.
+func TestSweepForgets(t *testing.T) {
 	db := testdb.Memory(t)
-	table := newTableWithOwners(t, db)
-	table.OwnerOf = func(data []byte) string {
-		if string(data) == "undecodable" {
-			panic(ErrUndecodable)
-		}
-		return string(data)
-	}
-	calls := countOwnerCalls(table)
-	longest := strings.Repeat("o", MaxKeyLen)
+	calls := new(atomic.Int64)
+	table := newTableWithOwner(t, db, func(data []byte) (string, error) {
+		calls.Add(1)
+		return firstByte(data)
+	})
 	plain := New(db, Options{Name: "sessions"})
-	expiry := time.Now().Add(time.Hour)
-	err := errors.Join(
-		table.Upsert(t.Context(), "new", []byte(longest), expiry),
-		plain.Upsert(t.Context(), "earlier", []byte(longest), expiry),
-		plain.Upsert(t.Context(), "too long", []byte(longest+"o"), expiry),
-		plain.Upsert(t.Context(), "undecodable", []byte("undecodable"), expiry),
-	)
-	if err != nil {
+	rng := rand.New(rand.NewPCG(3, 4))
+	sweep := func() {
+		t.Helper()
+		if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 5 {
+		for range 2 * sweepScan / 5 {
+			token := fmt.Sprint(rng.IntN(500))
+			w := []*Table{table, plain}[rng.IntN(2)]
+			if rng.IntN(3) == 0 {
+				if err := w.Delete(t.Context(), token); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				upsertData(t, w, token, string(rune('a'+rng.IntN(5))))
+			}
+		}
+		sweep()
+		testdb.CheckOwners(t, db, firstByte, true)
+		fsyncs := table.db.Fsyncs()
+		calls.Store(0)
+		sweep() // its own changes
+		sweep()
+		if n, m := calls.Load(), table.db.Fsyncs()-fsyncs; n != 0 || m != 0 {
+			t.Errorf("sweeps after no change asked for %d owners, and made %d commits, want none", n, m)
+		}
+	}
+}
+
+// What a sweep finds wrong may be right when its turn has come.
+func TestForgetComparesAgain(t *testing.T) {
+	for name, change := range map[string]func(t *testing.T, table *Table){
+		"back":    func(t *testing.T, table *Table) { upsertData(t, table, "gone", "a") },
+		"renewed": func(t *testing.T, table *Table) { upsertData(t, table, "moved", "a again") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Memory(t)
+			table := newTableWithOwners(t, db)
+			upsertData(t, table, "gone", "a")
+			upsertData(t, table, "moved", "a")
+			upsertData(t, table, "moved", "b")
+			if err := table.Delete(t.Context(), "gone"); err != nil {
+				t.Fatal(err)
+			}
+			err := table.owners.forgetIf(t.Context(), func(string) bool { return true }, func(e entry) bool {
+				if e.owner == "a" && e.session.Token == "moved" {
+					change(t, table)
+				}
+				return e.owner == "a"
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			testdb.CheckOwners(t, db, firstByte, false)
+		})
+	}
+}
+
+// The former table of owners is replaced if it is surely one, and only then.
+func TestFormerTableOfOwners(t *testing.T) {
+	const create = "CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT NOT NULL)"
+	const index = "CREATE INDEX sessions_owners_by_owner ON sessions_owners (owner, token)"
+	for name, test := range map[string]struct {
+		statements []string
+		replaced   bool
+	}{
+		"former":        {[]string{create, index}, true},
+		"no index":      {[]string{create}, false},
+		"another index": {[]string{create, "CREATE INDEX mine ON sessions_owners (owner, token)"}, false},
+		"other columns": {[]string{create, "CREATE INDEX sessions_owners_by_owner ON sessions_owners (owner)"}, false},
+		"descending":    {[]string{create, "CREATE INDEX sessions_owners_by_owner ON sessions_owners (owner, token DESC)"}, false},
+		"unique":        {[]string{create, "CREATE UNIQUE INDEX sessions_owners_by_owner ON sessions_owners (owner, token)"}, false},
+		"two indexes":   {[]string{create, index, "CREATE INDEX mine ON sessions_owners (owner)"}, false},
+		"NULL":          {[]string{"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)", index}, false},
+		"more columns":  {[]string{"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT NOT NULL, note TEXT)", index}, false},
+		"another type":  {[]string{"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner BLOB NOT NULL)", index}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Memory(t)
+			testdb.Exec(t, db, testdb.CreateTable)
+			testdb.Exec(t, db, test.statements...)
+			testdb.Exec(t, db, "INSERT INTO sessions_owners (token, owner) VALUES ('gone', 'gone')")
+			upsertData(t, New(db, Options{Name: "sessions"}), "1", "a")
+			tables := make([]*Table, 4)
+			var wg sync.WaitGroup
+			for i := range tables {
+				tables[i] = New(db, Options{Name: "sessions", OwnerOf: firstByte})
+				wg.Go(func() {
+					if err := tables[i].CreateOwners(t.Context()); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			err := tables[0].Check()
+			if !test.replaced {
+				if err == nil || !strings.HasSuffix(err.Error(), ": drop it, so that it is made anew") || testdb.Count(t, db, "SELECT COUNT(*) FROM sessions_owners") != 1 {
+					t.Errorf("Check = %v, want an error that says to drop it, and the table as it was", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantTokensOf(t, tables[0], "a", "1")
+			testdb.CheckOwners(t, db, firstByte, true)
+		})
+	}
+}
+
+// Older tables allow NULL. Rows with NULL are nobody's.
+func TestOwnersOfNullData(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, "CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP)")
+	if err := db.Exec("INSERT INTO sessions (token, expiry) VALUES ('a', ?)", time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if err := table.Upsert(t.Context(), "refused", []byte(longest+"o"), expiry); err != ErrOwnerTooLong {
-		t.Errorf("Upsert with an owner of %d bytes = %v, want %v", MaxKeyLen+1, err, ErrOwnerTooLong)
-	}
-	for _, want := range []int64{5, 1} { // the second time, only the undecodable session
-		if err := table.MatchOwners(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if n := calls.Swap(0); n != want {
-			t.Errorf("the owner function was called %d times, want %d", n, want)
-		}
-	}
-	rows, _, err := table.PageOf(t.Context(), longest, "")
-	if len(rows) != 2 || err != errUnknownOwner {
-		t.Errorf("PageOf the longest owner = %d sessions, %v; want 2, %v", len(rows), err, errUnknownOwner)
-	}
-	for _, owner := range []string{"", longest + "o"} {
-		if rows, _, err := table.PageOf(t.Context(), owner, ""); len(rows) != 0 || err != nil {
-			t.Errorf("PageOf an owner of %d bytes = %d sessions, %v; want none, nil", len(owner), len(rows), err)
-		}
-	}
-	owners := make(map[string]string)
-	testdb.Query(t, db, "SELECT token, owner FROM sessions_owners", func(row *chai.Row) error {
-		var token, owner string
-		err := row.Scan(&token, &owner)
-		owners[token] = owner
-		return err
-	})
-	if want := map[string]string{"new": longest, "earlier": longest, "too long": ""}; !maps.Equal(owners, want) {
-		t.Errorf("got owners %q, want %q", owners, want)
-	}
-	if _, found, err := find(t, table, "too long"); !found || err != nil {
-		t.Errorf("Find of a session whose owner is too long = %v, %v; want true, nil", found, err)
-	}
-}
-
-// However many sessions a writer without owners has added and deleted, and wherever,
-// each session gets its owner, and no other owner stays. Matching again decodes nothing
-// and writes nothing.
-func TestOwnersAreMatchedInParts(t *testing.T) {
-	for _, sessions := range []int{sweepWrite, sweepWrite + 1, 2*sweepWrite + 7} {
-		for name, writer := range map[string]func(i int) (owned, kept bool){
-			"all owned":       func(int) (bool, bool) { return true, true },
-			"none owned":      func(int) (bool, bool) { return false, true },
-			"gone between":    func(i int) (bool, bool) { return true, i%2 == 0 },
-			"owned between":   func(i int) (bool, bool) { return i%2 == 0, true },
-			"mixed":           func(i int) (bool, bool) { return i%5 < 3, i%3 < 2 },
-			"gone at the end": func(i int) (bool, bool) { return true, i < sessions/3 },
-		} {
-			t.Run(fmt.Sprint(name, "/", sessions), func(t *testing.T) {
-				db := testdb.Memory(t)
-				table := newTableWithOwners(t, db)
-				plain := New(db, Options{Name: "sessions"})
-				calls := countOwnerCalls(table)
-				writers := map[bool]*Table{true: table, false: plain}
-				var gone []string
-				for i := range sessions {
-					owned, kept := writer(i)
-					token := fmt.Sprintf("%05d", i)
-					if err := writers[owned].Upsert(t.Context(), token, []byte{byte('a' + i%3)}, time.Now()); err != nil {
-						t.Fatal(err)
-					}
-					if !kept {
-						gone = append(gone, token)
-					}
-				}
-				if err := plain.Delete(t.Context(), gone...); err != nil {
-					t.Fatal(err)
-				}
-				if err := table.MatchOwners(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-				testdb.CheckOwners(t, db, firstByte)
-				fsyncs := table.db.Fsyncs()
-				calls.Store(0)
-				if err := table.MatchOwners(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-				if n := calls.Load(); n != 0 {
-					t.Errorf("the owner function was called %d times for sessions with an owner, want none", n)
-				}
-				if n := table.db.Fsyncs() - fsyncs; n != 0 {
-					t.Errorf("got %d commits for sessions with an owner, want none", n)
-				}
-			})
-		}
-	}
+	table := newTableWithOwners(t, db)
+	wantTokensOf(t, table, "a")
+	testdb.CheckOwners(t, db, firstByte, true)
 }
 
 // Pages of an owner's sessions leave out no token between them, and are limited like
@@ -511,73 +746,118 @@ func TestPagesOfAnOwnerMeet(t *testing.T) {
 	var want []string
 	for i := range pageLen + 1 {
 		want = append(want, fmt.Sprintf("%05d", i/2)+strings.Repeat("\x00", i%2))
-		upsert(t, table, want[i], time.Now())
+		upsertData(t, table, want[i], "0")
 	}
-	upsert(t, table, "another", time.Now())
-	var got []string
-	var lengths []int
-	for from, more := "", true; more; more = from != "" {
-		rows, next, err := table.PageOf(t.Context(), "0", from)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, row := range rows {
-			got = append(got, row.Token)
-		}
-		lengths, from = append(lengths, len(rows)), next
+	upsertData(t, table, "another", "1")
+	wantTokensOf(t, table, "0", want...)
+	a, err := table.owners.await(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
-	if !slices.Equal(got, want) || !slices.Equal(lengths, []int{pageLen, 1}) {
-		t.Errorf("got %d sessions in pages of %v, want %d in pages of %d", len(got), lengths, len(want), pageLen)
+	rows, next, err := table.owners.page(t.Context(), a, "0", "")
+	if len(rows) != pageLen || next != after(want[pageLen-1]) || err != nil {
+		t.Errorf("the first page has %d sessions, and ends before %q, %v; want %d, %q, nil", len(rows), next, err, pageLen, want[pageLen])
 	}
 }
 
-// A damaged row is an error. Nobody takes the sessions before it for all of an owner, or
-// the owners behind it for gone.
-func TestDamagedRowsAreNotPassedOver(t *testing.T) {
-	entry := func(l *layout) []byte { return appendText(appendInt(nil, l.byOwner.namespace), "o") }
-	for name, test := range map[string]struct {
-		damage             func(b *engine.Batch, l *layout)
-		wantPage, wantRest error // from PageOf, and from MatchOwners, which reads no entries
-	}{
-		"session": {func(b *engine.Batch, l *layout) {
-			b.Put(appendKey(nil, l.sessions.namespace, "b"), appendText(nil, "b"))
-		}, errBadRow, errBadRow},
-		"owner": {func(b *engine.Batch, l *layout) {
-			b.Put(appendKey(nil, l.owners.namespace, "b"), appendText(nil, "b"))
-		}, nil, errBadRow},
-		"token of an owner": {func(b *engine.Batch, l *layout) {
-			b.Put(appendKey(nil, l.owners.namespace, "b"), appendInt(appendInt(nil, 1), 2))
-		}, nil, errBadRow},
-		"entry": {func(b *engine.Batch, l *layout) {
-			b.PutEntry(append(entry(l), textType, 9))
-		}, errBadRow, nil},
-		"token of an entry": {func(b *engine.Batch, l *layout) {
-			b.PutEntry(appendBlob(entry(l), nil))
-		}, errBadRow, nil},
+// A commit that keeps the data of a session asks for no owner. The session may have changed
+// before its turn.
+func TestSameDataIsListed(t *testing.T) {
+	for name, change := range map[string]func(t *testing.T, table *Table){
+		"not":             func(*testing.T, *Table) {},
+		"deleted":         func(t *testing.T, table *Table) { table.DeleteOf(t.Context(), "a", time.Now()) },
+		"somebody else's": func(t *testing.T, table *Table) { upsertData(t, table, "1", "b") },
+		"and swept": func(t *testing.T, table *Table) {
+			upsertData(t, table, "1", "b")
+			table.DeleteExpired(t.Context(), time.Now())
+		},
+		"without an entry": func(t *testing.T, table *Table) { testdb.Exec(t, table.handle, "DELETE FROM sessions_owners") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			table := newTableWithOwners(t, testdb.Memory(t))
-			for _, token := range []string{"a", "b", "c"} {
-				if err := table.Upsert(t.Context(), token, []byte("o"), time.Now()); err != nil {
-					t.Fatal(err)
-				}
+			var calls atomic.Int64
+			table := newTableWithOwner(t, testdb.Memory(t), func(data []byte) (string, error) {
+				calls.Add(1)
+				return firstByte(data)
+			})
+			table.db.GrowCache(1 << 20)
+			upsertData(t, table, "1", "a")
+			wantTokensOf(t, table, "a", "1")
+			calls.Store(0)
+			n, err := table.owners.prepare("1", []byte("a"))
+			if err != nil || calls.Load() != 0 {
+				t.Fatalf("the owner function was called %d times, %v; want 0, nil", calls.Load(), err)
 			}
-			if rows, _, err := table.PageOf(t.Context(), "o", ""); len(rows) != 3 || err != nil {
-				t.Fatalf("PageOf = %d sessions, %v; want 3, nil", len(rows), err)
-			}
-			err := table.write(t.Context(), 0, func(b *engine.Batch, l *layout) error {
-				test.damage(b, l)
-				return nil
+			change(t, table)
+			err = table.write(t.Context(), 0, func(b *engine.Batch, l *layout) error {
+				row := encodeRow(Row{"1", []byte("a"), time.Now().Add(time.Hour)})
+				return errors.Join(table.owners.commit(b, l, n), l.sessions.put(b, appendKey(nil, l.sessions.namespace, "1"), row))
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if rows, _, err := table.PageOf(t.Context(), "o", ""); !errors.Is(err, test.wantPage) {
-				t.Errorf("PageOf = %d sessions, %v; want %v", len(rows), err, test.wantPage)
-			}
-			if err := table.MatchOwners(t.Context()); !errors.Is(err, test.wantRest) {
-				t.Errorf("MatchOwners = %v, want %v", err, test.wantRest)
-			}
+			wantTokensOf(t, table, "a", "1")
 		})
+	}
+}
+
+// A note stays while it is on a batch that the snapshot did not have in which its session
+// was read.
+func TestNoteOnLaterBatch(t *testing.T) {
+	n, followed := newOwnerNotes(), tables{1, 2}
+	n.told(engine.Change{End: 4})
+	if !n.follow(followed, 4) {
+		t.Error("the sessions from before are not noted")
+	}
+	n.compared(followed, 4)
+	put := func(end uint64) { n.told(engine.Change{Key: appendKey(nil, 1, "a"), End: end}) }
+	put(5)
+	put(7)
+	if n.current(followed, 6, 6) || !n.current(followed, 4, 9) {
+		t.Error("the change of batch 5 is noted for other snapshots than those from 5 on")
+	}
+	if got := n.noted(6, 10); !slices.Equal(got, []string{"a"}) {
+		t.Errorf("noted %q, want a", got)
+	}
+	n.settled([]string{"a"}, 6)
+	if got := n.noted(6, 10); len(got) != 0 || !n.current(followed, 6, 6) {
+		t.Errorf("noted %q after it was read in snapshot 6, want nothing", got)
+	}
+	if got := n.noted(7, 10); !slices.Equal(got, []string{"a"}) || n.current(followed, 7, 7) {
+		t.Errorf("noted %q for snapshot 7, want a", got)
+	}
+	n.settled([]string{"a"}, 7)
+	if got := n.noted(9, 10); len(got) != 0 || !n.current(followed, 9, 9) {
+		t.Errorf("noted %q after all was read, want nothing", got)
+	}
+}
+
+// With many sessions, the owner function is called in other goroutines, too. Its panic
+// reaches the caller, and if it ends a goroutine, the caller gets an error.
+func TestOwnerFunctionEndsOtherGoroutines(t *testing.T) {
+	for name, end := range map[string]func(){"panic": func() { panic("bug") }, "Goexit": runtime.Goexit} {
+		table := newTableWithOwner(t, testdb.Memory(t), func(data []byte) (string, error) {
+			if len(data) > 1 {
+				end()
+			}
+			return firstByte(data)
+		})
+		plain := New(table.handle, Options{Name: "sessions"})
+		for i := range 100 {
+			upsertData(t, plain, fmt.Sprint(i), "a")
+		}
+		upsertData(t, plain, "last", "a bug")
+		var recovered any
+		var err error
+		func() {
+			defer func() { recovered = recover() }()
+			_, err = tokensOf(t.Context(), table, "a")
+		}()
+		if (recovered == "bug") != (name == "panic") || (err != nil) != (name == "Goexit") {
+			t.Errorf("%s: SessionsOf ended with %v, or panicked with %v", name, err, recovered)
+		}
+		upsertData(t, plain, "last", "a")
+		if tokens, err := tokensOf(t.Context(), table, "a"); len(tokens) != 101 || err != nil {
+			t.Errorf("%s: then SessionsOf has %d sessions, %v; want 101, nil", name, len(tokens), err)
+		}
 	}
 }

@@ -64,24 +64,30 @@ func (t *Table) Find(ctx context.Context, token string) (data []byte, expiry tim
 // tokens, up to the limits of a page. next is where the next page begins, or "" after
 // the last page. The first page begins at "". The sessions belong to the caller.
 func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string, err error) {
-	err = t.read(ctx, func(s *engine.Snapshot, l *layout) error {
-		rows, next = nil, ""
-		size := 0
-		return scan(s, l, from, func(_ []byte, row Row) (more bool, err error) {
-			if len(rows) == pageLen || size >= pageBytes {
-				next = after(rows[len(rows)-1].Token)
-				return false, nil
-			}
-			row.Data = bytes.Clone(row.Data)
-			size += len(row.Data)
-			rows = append(rows, row)
-			return true, nil
-		})
+	err = t.read(ctx, func(s *engine.Snapshot, l *layout) (err error) {
+		rows, next, err = l.page(s, from, pageLen)
+		return err
 	})
 	if err != nil {
 		return nil, "", err
 	}
 	return rows, next, nil
+}
+
+// page is [Table.Page] in a snapshot, with another limit.
+func (l *layout) page(s *engine.Snapshot, from string, most int) (rows []Row, next string, err error) {
+	size := 0
+	err = scan(s, l, from, func(_ []byte, row Row) (more bool, err error) {
+		if len(rows) == most || size >= pageBytes {
+			next = after(rows[len(rows)-1].Token)
+			return false, nil
+		}
+		row.Data = bytes.Clone(row.Data)
+		size += len(row.Data)
+		rows = append(rows, row)
+		return true, nil
+	})
+	return rows, next, err
 }
 
 // scan calls each for the sessions beginning at the token from, in the order of their
@@ -115,7 +121,7 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 	} else if expiry.After(maxExpiry) {
 		expiry = maxExpiry
 	}
-	owner, known, err := t.ownerToPut(data)
+	listing, err := t.owners.prepare(token, data)
 	if err != nil {
 		return err
 	}
@@ -128,32 +134,17 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 	// The caller encodes the row: other callers need not wait for that, and the
 	// operation does not use the caller's data if it runs after an early return.
 	row := encodeRow(Row{token, data, expiry})
-	unread := t.HasOwners() && !known
-	err = t.write(ctx, len(row)+MaxKeyLen, func(b *engine.Batch, l *layout) error {
+	err = t.write(ctx, len(row)+2*MaxKeyLen, func(b *engine.Batch, l *layout) error {
 		if t.ended.has(token) {
 			return ErrEnded
 		}
-		if known {
-			if err := l.putOwner(b, token, owner); err != nil {
-				return err
-			}
-		}
-		if unread {
-			var err error
-			if unread, err = l.keepOwner(b, token); err != nil {
-				return err
-			}
-			if unread {
-				t.unread.Add(1) // although the caller may have gone
-			}
+		if err := t.owners.commit(b, l, listing); err != nil {
+			return err
 		}
 		return l.sessions.put(b, appendKey(nil, l.sessions.namespace, token), row)
 	})
 	if err == nil {
 		t.counts.upserts.Add(1)
-		if unread {
-			t.unread.Add(1) // a match may have begun before the session could be seen
-		}
 	}
 	return err
 }
@@ -162,12 +153,23 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 // they have ended. Missing sessions are ignored, but remembered, too. The tokens must
 // not be longer than [MaxKeyLen].
 func (t *Table) Delete(ctx context.Context, tokens ...string) error {
-	err := t.write(ctx, len(tokens)*MaxKeyLen, func(b *engine.Batch, l *layout) error {
+	return t.deleteListed(ctx, "", tokens)
+}
+
+// deleteListed is Delete for sessions that are listed for an owner, unless it is "".
+func (t *Table) deleteListed(ctx context.Context, owner string, tokens []string) error {
+	err := t.write(ctx, len(tokens)*2*MaxKeyLen, func(b *engine.Batch, l *layout) error {
 		if err := l.delete(b, tokens); err != nil {
 			return err
 		}
 		for _, token := range tokens {
 			t.ended.add(token, t.RememberEnded)
+			if owner == "" {
+				continue
+			}
+			if err := l.owners.delete(b, ownerKey(l.owners.namespace, owner, token)); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
@@ -177,18 +179,11 @@ func (t *Table) Delete(ctx context.Context, tokens ...string) error {
 	return err
 }
 
-// delete deletes the sessions with the given tokens and their owners. It finishes one
-// table before the next, because the engine finds rows that follow each other faster.
+// delete deletes the sessions with the given tokens. Their owners go with a sweep.
 func (l *layout) delete(b *engine.Batch, tokens []string) error {
-	relations := []*relation{&l.sessions}
-	if l.owners != nil {
-		relations = append(relations, l.owners)
-	}
-	for _, r := range relations {
-		for _, token := range tokens {
-			if err := r.delete(b, appendKey(nil, r.namespace, token)); err != nil {
-				return err
-			}
+	for _, token := range tokens {
+		if err := l.sessions.delete(b, appendKey(nil, l.sessions.namespace, token)); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -422,16 +422,12 @@ func TestFullPageGetsNoMore(t *testing.T) {
 		rows, next, err := table.Page(t.Context(), from)
 		return len(rows), next, err
 	})
-	check("compareOwners", func(from string) (n int, next string, err error) {
-		err = table.read(t.Context(), func(s *engine.Snapshot, l *layout) error {
-			m, err := l.compareOwners(s, from)
-			n, next = len(m.without), m.next
-			return err
-		})
-		return n, next, err
-	})
-	check("PageOf", func(from string) (int, string, error) {
-		rows, next, err := table.PageOf(t.Context(), "o", from)
+	a, err := table.owners.await(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("page of an owner", func(from string) (int, string, error) {
+		rows, next, err := table.owners.page(t.Context(), a, "o", from)
 		return len(rows), next, err
 	})
 	fill(half[withoutData:]) // a sweep counts whole rows

@@ -25,17 +25,22 @@ type Sweep struct {
 
 // DeleteExpired deletes the sessions whose expiry is not after now. It returns what it
 // has done, even on error. The first call also repairs the indexes of the table, and
-// looks for space that earlier processes have left to be freed. Each call matches the
-// owners with the remaining sessions.
+// looks for space that earlier processes have left to be freed. Each call lists the
+// sessions that are not listed for their owners, and removes what is listed too much.
 //
 // It searches without blocking writes, and deletes a few sessions in each turn. A
 // session that is committed meanwhile with an expiry after now stays.
 func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, err error) {
+	changed := t.owners.beginSweep()
 	defer func() {
+		if changed && err != nil {
+			t.owners.changed.Store(true) // the next sweep forgets it
+		}
 		t.counts.swept.Add(uint64(sweep.Deleted))
 		t.counts.lastSweep.Store(&sweepEnd{time.Now(), err})
 	}()
 	left := int64(0)
+	var kept []uint64 // see [ownerIndex.sweep]
 	for from, more := "", true; more; {
 		var page expiredPage
 		if page, err = t.scanExpired(ctx, from, now); err != nil {
@@ -52,6 +57,7 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 			t.garbage.Add(page.expired * int64(deleted) / int64(len(page.tokens)))
 		}
 		left += page.left
+		kept = append(kept, page.kept...)
 	}
 	if !t.foundGarbage.Load() {
 		if err := t.findGarbage(left); err != nil {
@@ -61,7 +67,7 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 	if err := t.repairIndexes(ctx); err != nil {
 		return sweep, err
 	}
-	if err := t.MatchOwners(ctx); err != nil {
+	if err := t.owners.sweep(ctx, changed, kept); err != nil {
 		return sweep, err
 	}
 	if t.garbage.Load() < max(compactAfter, left/4) {
@@ -130,9 +136,10 @@ func rangeOf(namespace int64) [2][]byte {
 // An expiredPage holds the expired sessions in a part of the table.
 type expiredPage struct {
 	tokens        []string
-	scanned       int    // sessions read to find them
-	expired, left int64  // bytes of the expired sessions, and of the others
-	next          string // where the next page begins, "" at the end of the table
+	scanned       int      // sessions read to find them
+	expired, left int64    // bytes of the expired sessions, and of the others
+	kept          []uint64 // hashes of the tokens of the others
+	next          string   // where the next page begins, "" at the end of the table
 }
 
 // scanExpired looks for expired sessions with tokens from the given one on.
@@ -147,6 +154,9 @@ func (t *Table) scanExpired(ctx context.Context, from string, now time.Time) (pa
 			page.scanned++
 			if row.Expiry.After(now) {
 				page.left += int64(len(encoded))
+				if t.OwnerOf != nil {
+					page.kept = append(page.kept, t.owners.hash(row.Token))
+				}
 				return true, nil
 			}
 			page.tokens = append(page.tokens, row.Token)

@@ -3,15 +3,17 @@
 // deletes expired rows.
 //
 // The table is in this file, the rows in row.go, the indexes in index.go, the owners
-// in owner.go, ended sessions in ended.go, and the sweep in sweep.go. The package
-// knows nothing of SCS, and does not know when a session has expired: it compares
-// expiries with a time that the caller passes.
+// in owner.go, ownernotes.go and reconcile.go, going through sessions in sessions.go,
+// ended sessions in ended.go, and the sweep in sweep.go and forget.go. The package knows
+// nothing of SCS, and does not know when a session has expired: it compares expiries with
+// a time that the caller passes.
 package sessiontable
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"runtime"
 	"slices"
@@ -40,9 +42,10 @@ type Options struct {
 	CacheSize     int64         // bytes of memory that the database may take for speed
 	RememberEnded time.Duration // how long [Table.Upsert] refuses deleted sessions
 
-	// OwnerOf returns the owner of the session with the given data. If it is not nil,
-	// there is a second table, for the owners.
-	OwnerOf func(data []byte) string
+	// OwnerOf returns the owner of the session with the given data, "" if it has none, or an
+	// error if it can't read the data. If it is not nil, there is a second table, for the
+	// owners.
+	OwnerOf func(data []byte) (string, error)
 
 	// Logger is called for each line that is logged.
 	Logger func() *slog.Logger
@@ -58,22 +61,23 @@ type Table struct {
 	right   sync.Map               // namespaces of the indexes that are known to be right
 	ended   *ended                 // nil if nothing is remembered
 	garbage atomic.Int64           // about how many bytes of deleted sessions are in files
-	matched atomic.Pointer[match]  // the last one; nil before the first
-	unread  *atomic.Uint64         // grows with each commit of a session whose owner is not known
+	owners  ownerIndex
 	counts  counts
 
-	foundGarbage atomic.Bool   // whether findGarbage was successful
-	matching     chan struct{} // has an element while a goroutine matches the owners
+	foundGarbage atomic.Bool // whether findGarbage was successful
 }
 
 // New returns a table of db.
 func New(db *chai.DB, options Options) *Table {
-	t := &Table{Options: options, handle: db, db: engine.Open(db, options.Logger), matching: make(chan struct{}, 1)}
+	t := &Table{Options: options, handle: db, db: engine.Open(db, options.Logger)}
 	t.db.UseMemory(options.CacheSize)
 	if options.RememberEnded > 0 {
 		t.ended = engine.Shared(t.db, t.Name, newEnded)
 	}
-	t.unread = engine.Shared(t.db, t.Name, func() *atomic.Uint64 { return new(atomic.Uint64) })
+	if t.OwnerOf != nil {
+		t.owners = ownerIndex{ownerNotes: engine.Shared(t.db, t.Name, newOwnerNotes), table: t, ownerOf: t.OwnerOf, seed: maphash.MakeSeed()}
+		t.owners.once.Do(func() { t.db.Follow(t.owners.told) })
+	}
 	return t
 }
 
@@ -112,24 +116,56 @@ func CheckName(db *chai.DB, name string) error {
 // Create creates the table if it does not exist. It waits for the application's
 // transactions no longer than a write does.
 func (t *Table) Create(ctx context.Context) error {
-	return t.create(ctx, t.Name,
-		"CREATE TABLE IF NOT EXISTS "+t.Name+" (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)")
-}
-
-// create runs statements in one transaction, unless the table that they create
-// exists.
-func (t *Table) create(ctx context.Context, name string, statements ...string) error {
-	if _, err := t.handle.DB.Catalog().GetTableInfo(name); err == nil {
+	if t.exists(t.Name) {
 		return nil
 	}
 	return t.db.Update(ctx, func(tx *chai.Tx) error {
-		for _, sql := range statements {
-			if err := tx.Exec(sql); err != nil {
+		return tx.Exec("CREATE TABLE IF NOT EXISTS " + t.Name + " (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)")
+	})
+}
+
+// CreateOwners creates the table of owners if it does not exist, or has the form that it
+// had before chaistore was released.
+func (t *Table) CreateOwners(ctx context.Context) error {
+	if _, err := t.relation(t.Name, sessionColumns, "token"); err != nil {
+		return err
+	}
+	name := t.ownersName()
+	if t.exists(name) && !t.hasFormerOwners() {
+		return nil
+	}
+	err := t.db.Update(ctx, func(tx *chai.Tx) error {
+		if t.hasFormerOwners() {
+			if err := tx.Exec("DROP TABLE " + name); err != nil {
 				return err
 			}
 		}
-		return nil
+		return tx.Exec("CREATE TABLE IF NOT EXISTS " + name + " (owner TEXT NOT NULL, token TEXT NOT NULL, PRIMARY KEY (owner, token))")
 	})
+	if err != nil {
+		return fmt.Errorf("create table %q: %w", name, err)
+	}
+	return nil
+}
+
+func (t *Table) exists(name string) bool {
+	_, err := t.handle.DB.Catalog().GetTableInfo(name)
+	return err == nil
+}
+
+func (t *Table) ownersName() string { return t.Name + "_owners" }
+
+// hasFormerOwners reports whether the table of owners is surely one that an earlier version
+// has made, with the primary key token and one index.
+func (t *Table) hasFormerOwners() bool {
+	name := t.ownersName()
+	r, err := t.relation(name, []column{{"token", "text", true}, {"owner", "text", true}}, "token")
+	if err != nil || len(r.indexes) != 1 || r.indexes[0].name != name+"_by_owner" {
+		return false
+	}
+	info, err := t.handle.DB.Catalog().GetTableInfo(name)
+	return err == nil && info.FieldConstraints.Ordered[1].IsNotNull &&
+		slices.Equal(r.indexes[0].columns, []indexColumn{{1, false}, {0, false}})
 }
 
 // counts holds the counters of a Table.
@@ -183,7 +219,6 @@ type layout struct {
 	err       error // why the table can't be used
 	sessions  relation
 	owners    *relation     // nil without OwnerOf
-	byOwner   index         // of owners
 	described atomic.Uint64 // 1 more than the number of the catalog that it is known to describe
 }
 
@@ -191,6 +226,7 @@ type layout struct {
 type relation struct {
 	name      string
 	namespace int64 // the beginning of the keys of its rows
+	cached    bool  // whether its rows enter the cache when they are put
 	indexes   []index
 }
 
@@ -217,13 +253,12 @@ func (t *Table) layout() (*layout, error) {
 	l := t.known.Load()
 	if l == nil || l.catalog != any(catalog) {
 		l = &layout{catalog: catalog}
-		l.sessions, l.err = t.relation(t.Name, sessionColumns)
-		if t.HasOwners() && l.err == nil {
-			owners, err := t.relation(t.ownersName(), ownerColumns)
-			if i := slices.IndexFunc(owners.indexes, isByOwner); i >= 0 {
-				l.byOwner = owners.indexes[i]
-			} else if err == nil {
-				err = fmt.Errorf("table %q has no index on owner and token", t.ownersName())
+		l.sessions, l.err = t.relation(t.Name, sessionColumns, "token")
+		l.sessions.cached = true
+		if t.OwnerOf != nil && l.err == nil {
+			owners, err := t.relation(t.ownersName(), ownerColumns, "owner", "token")
+			if err != nil && t.exists(t.ownersName()) {
+				err = fmt.Errorf("%w: drop it, so that it is made anew", err)
 			}
 			l.owners, l.err = &owners, err
 		}
@@ -235,9 +270,9 @@ func (t *Table) layout() (*layout, error) {
 }
 
 // relation looks a table up in the catalog. It returns an error unless the table has
-// the given columns, the primary key token, no other constraints, and only non-unique
-// indexes on columns that can be indexed.
-func (t *Table) relation(name string, columns []column) (r relation, err error) {
+// the given columns and primary key, no other constraints, and only non-unique indexes on
+// columns that can be indexed.
+func (t *Table) relation(name string, columns []column, primary ...string) (r relation, err error) {
 	catalog := t.handle.DB.Catalog()
 	info, err := catalog.GetTableInfo(name)
 	if err != nil {
@@ -259,8 +294,16 @@ func (t *Table) relation(name string, columns []column) (r relation, err error) 
 		}
 		return r, fmt.Errorf("table %q has columns other than %s", name, strings.Join(names, ", "))
 	}
-	if key := info.PrimaryKey; key == nil || len(key.Paths) != 1 || key.Paths[0].String() != "token" || key.SortOrder.IsDesc(0) {
-		return r, fmt.Errorf("the primary key of table %q is not its column \"token\", ascending", name)
+	var key []string
+	if info.PrimaryKey != nil {
+		for i, path := range info.PrimaryKey.Paths {
+			if !info.PrimaryKey.SortOrder.IsDesc(i) {
+				key = append(key, path.String())
+			}
+		}
+	}
+	if !slices.Equal(key, primary) {
+		return r, fmt.Errorf("the primary key of table %q is not its column %q, ascending", name, strings.Join(primary, ", "))
 	}
 	if len(info.TableConstraints) > 1 {
 		return r, fmt.Errorf("table %q has a constraint besides its primary key", name)
@@ -287,11 +330,11 @@ func (t *Table) relation(name string, columns []column) (r relation, err error) 
 	return r, nil
 }
 
-// relations returns the tables and the index that are read.
+// relations returns the tables that are read.
 func (l *layout) relations() []relation {
 	relations := []relation{l.sessions}
 	if l.owners != nil {
-		relations = append(relations, *l.owners, relation{name: l.byOwner.name, namespace: l.byOwner.namespace})
+		relations = append(relations, *l.owners)
 	}
 	return relations
 }
@@ -338,8 +381,7 @@ const mostTries = 100
 // until then would be lost.
 var errOtherCatalog = errors.New("the database has another catalog than Chai, which has not undone a transaction that changed a table: reopen the database")
 
-// describes reports whether l has the tables and the index that s has under their
-// names. Chai makes the rows of a transaction visible a moment before its changes to
+// describes reports whether l has the tables that s has under their names. Chai makes the rows of a transaction visible a moment before its changes to
 // the catalog.
 func (l *layout) describes(s *engine.Snapshot) (bool, error) {
 	catalog, ok := s.Catalog()
@@ -353,8 +395,7 @@ func (l *layout) describes(s *engine.Snapshot) (bool, error) {
 	return same, err
 }
 
-// isIn reports whether l has the tables and the index that the catalog in the database
-// has.
+// isIn reports whether l has the tables that the catalog in the database has.
 func (l *layout) isIn(get func(key []byte) ([]byte, error)) (bool, error) {
 	for _, r := range l.relations() {
 		row, err := get(appendKey(nil, catalogNamespace, r.name))

@@ -90,19 +90,21 @@ func TestCheckName(t *testing.T) {
 // A table of another form is refused. Its rows would be taken for sessions, or sessions
 // would be written that its application can't read.
 func TestCheckRefusesOtherTables(t *testing.T) {
-	const owners = "CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT NOT NULL)"
+	const owners = "CREATE TABLE sessions_owners (owner TEXT NOT NULL, token TEXT NOT NULL, PRIMARY KEY (owner, token))"
+	const drop = ": drop it, so that it is made anew"
 	for want, statements := range map[string][]string{
-		`table "sessions" does not exist`:                                          {},
-		`column 1 of table "sessions" is not "token"`:                              {"CREATE TABLE sessions (id TEXT PRIMARY KEY)"},
-		`column 2 of table "sessions" is not "data"`:                               {"CREATE TABLE sessions (token TEXT PRIMARY KEY)"},
-		`column 3 of table "sessions" is not "expiry"`:                             {"CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB)"},
-		`column "data" of table "sessions" is of type text, not blob`:              {"CREATE TABLE sessions (token TEXT PRIMARY KEY, data TEXT, expiry TIMESTAMP)"},
-		`table "sessions" has columns other than token, data, expiry`:              {"CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP, note TEXT)"},
-		`the primary key of table "sessions" is not its column "token", ascending`: {"CREATE TABLE sessions (token TEXT, data BLOB, expiry TIMESTAMP)"},
-		`table "sessions_owners" does not exist`:                                   {testdb.CreateTable},
-		`column 2 of table "sessions_owners" is not "owner"`:                       {testdb.CreateTable, "CREATE TABLE sessions_owners (token TEXT PRIMARY KEY)"},
-		`table "sessions_owners" has no index on owner and token`:                  {testdb.CreateTable, owners, "CREATE INDEX other ON sessions_owners (token, owner)"},
-		"": {testdb.CreateTable, owners, "CREATE INDEX other ON sessions_owners (token)", "CREATE INDEX right ON sessions_owners (owner, token)"},
+		`table "sessions" does not exist`:                                                               {},
+		`column 1 of table "sessions" is not "token"`:                                                   {"CREATE TABLE sessions (id TEXT PRIMARY KEY)"},
+		`column 2 of table "sessions" is not "data"`:                                                    {"CREATE TABLE sessions (token TEXT PRIMARY KEY)"},
+		`column 3 of table "sessions" is not "expiry"`:                                                  {"CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB)"},
+		`column "data" of table "sessions" is of type text, not blob`:                                   {"CREATE TABLE sessions (token TEXT PRIMARY KEY, data TEXT, expiry TIMESTAMP)"},
+		`table "sessions" has columns other than token, data, expiry`:                                   {"CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB, expiry TIMESTAMP, note TEXT)"},
+		`the primary key of table "sessions" is not its column "token", ascending`:                      {"CREATE TABLE sessions (token TEXT, data BLOB, expiry TIMESTAMP)"},
+		`table "sessions_owners" does not exist`:                                                        {testdb.CreateTable},
+		`column 1 of table "sessions_owners" is not "owner"` + drop:                                     {testdb.CreateTable, "CREATE TABLE sessions_owners (token TEXT PRIMARY KEY)"},
+		`the primary key of table "sessions_owners" is not its column "owner, token", ascending` + drop: {testdb.CreateTable, "CREATE TABLE sessions_owners (owner TEXT, token TEXT PRIMARY KEY)"},
+		`index "one" of table "sessions_owners" is unique` + drop:                                       {testdb.CreateTable, owners, "CREATE UNIQUE INDEX one ON sessions_owners (token)"},
+		"": {testdb.CreateTable, owners, "CREATE INDEX other ON sessions_owners (token)"},
 	} {
 		db := testdb.Memory(t)
 		testdb.Exec(t, db, statements...)

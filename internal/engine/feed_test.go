@@ -1,0 +1,160 @@
+package engine
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/reach"
+	"go.elara.ws/chaistore/internal/testdb"
+)
+
+// Followers are told of every change, by whom it is made, before anyone can see it: of what
+// is written out, rolled back and committed by SQL, and of this package's own batches.
+func TestFeed(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, "CREATE TABLE t (k TEXT PRIMARY KEY, v TEXT NOT NULL)")
+	info, err := db.DB.Catalog().GetTableInfo("t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	prefix := []byte{byte(info.StoreNamespace) + 48}
+	key := func(k string) []byte { return append(append(bytes.Clone(prefix), 98, byte(len(k))), k...) }
+	e := Open(db, nil)
+	if err := e.Read(t.Context(), func(*Snapshot) error { return nil }); err != nil { // observes from now on
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var told []string
+	var last, first uint64
+	e.Follow(func(c Change) {
+		mu.Lock()
+		defer mu.Unlock()
+		if c.Key == nil {
+			first = c.End
+			return
+		}
+		if c.End < last || c.End <= first {
+			t.Errorf("told of a batch that ends at %d after %d and %d", c.End, last, first)
+		}
+		last = c.End
+		rows := db.DB.Store.DB().NewSnapshot()
+		if number := reach.SeqNum(rows); number >= c.End {
+			t.Errorf("told of a batch that ends at %d when snapshots have the number %d", c.End, number)
+		}
+		_ = rows.Close()
+		if bytes.HasPrefix(c.Key, prefix) {
+			told = append(told, fmt.Sprintf("%s %v %v", c.Key[3:], c.Delete, c.Own))
+		}
+	})
+	if first == 0 {
+		t.Error("not told of the batches before")
+	}
+	want := func(what string, want ...string) {
+		t.Helper()
+		mu.Lock()
+		defer mu.Unlock()
+		if !slices.Equal(told, want) {
+			t.Errorf("after %s, told %q, want %q", what, told, want)
+		}
+		told = nil
+		err := e.Read(t.Context(), func(s *Snapshot) error {
+			if s.Number() < last {
+				return fmt.Errorf("the snapshot has the number %d, less than %d", s.Number(), last)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	testdb.Exec(t, db, "INSERT INTO t (k, v) VALUES ('a', '1')")
+	want("an INSERT", "a false false")
+	err = errors.Join(
+		e.Write(t.Context(), 0, func(b *Batch) error {
+			b.Put(key("b"), []byte{1})
+			b.AsOther()
+			b.Delete(key("b"))
+			return nil
+		}),
+		e.Write(t.Context(), 0, func(b *Batch) error { b.PutEntry(key("c"), []byte{1}); return nil }),
+		e.Write(t.Context(), 0, func(b *Batch) error { b.Delete(key("c")); return nil }),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want("own writes", "b false true", "b true false", "c false true", "c true true")
+	errNo := errors.New("no")
+	err = e.Update(t.Context(), func(tx *chai.Tx) error {
+		return errors.Join(tx.Exec("INSERT INTO t (k, v) VALUES ('d', '1')"), tx.Exec("UPDATE t SET v = '2' WHERE k = 'a'"), errNo)
+	})
+	if !errors.Is(err, errNo) {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	undone := slices.Contains(told, "d true false")
+	mu.Unlock()
+	if !undone {
+		t.Errorf("after a rollback of what was written out, told %q, want d to be deleted", told)
+	}
+	told = nil
+	_ = e.state.fail(errNo)
+	if err := e.Write(t.Context(), 0, func(b *Batch) error { b.Put(key("e"), []byte{1}); return nil }); !errors.Is(err, errNo) {
+		t.Errorf("Write = %v, want %v", err, errNo)
+	}
+	func() {
+		defer func() { _ = recover() }()
+		_ = db.Exec("INSERT INTO t (k, v) VALUES ('f', '1')")
+	}()
+	if len(told) != 0 {
+		t.Errorf("told %q of batches that were refused", told)
+	}
+}
+
+// Whoever begins to follow while others commit is told of each batch, or that it was before.
+func TestFollowBesideCommits(t *testing.T) {
+	db := testdb.Memory(t)
+	e := Open(db, nil)
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for i := range 300 {
+				key := fmt.Appendf(nil, "k%d-%d", g, i)
+				if err := e.Write(t.Context(), 0, func(b *Batch) error { b.Put(key, []byte{1}); return nil }); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 100 {
+		var mu sync.Mutex
+		var first uint64
+		ends := make(map[uint64]bool)
+		e.Follow(func(c Change) {
+			mu.Lock()
+			defer mu.Unlock()
+			if c.Key == nil {
+				first = max(first, c.End)
+			} else {
+				ends[c.End] = true
+			}
+		})
+		var end uint64
+		err := e.Write(t.Context(), 0, func(b *Batch) error { b.Put([]byte("mine"), []byte{1}); return nil })
+		if err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		end = e.feed.end.Load()
+		if first == 0 && len(ends) == 0 || first < end && len(ends) == 0 {
+			t.Errorf("told of nothing after %d, up to %d", first, end)
+		}
+		mu.Unlock()
+	}
+	wg.Wait()
+}

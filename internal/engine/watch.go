@@ -61,16 +61,21 @@ func watch(db *chai.DB, s *shared) {
 		s := store.NewSnapshotSession()
 		return s, reach.Snapshot(s.Snapshot)
 	}
-	s.state = opened.in(dirOf(p))
-	if s.state == nil {
-		s.state = new(state)
-		if dirOf(p) != "" {
+	closed := reach.ClosedCh(p)
+	s.state = new(state)
+	s.state.closed.Store(&closed)
+	if s.state.isClosed() { // the directory may be open again
+		return
+	}
+	if dir := dirOf(p); dir != "" {
+		found := opened.in(dir)
+		if found == nil {
 			_ = s.state.fault(errOtherFiles)
 			return
 		}
+		s.state = found
+		s.state.closed.Store(&closed)
 	}
-	closed := reach.ClosedCh(p)
-	s.state.closed.Store(&closed)
 	if err := s.state.failed(); err != nil {
 		_ = s.state.fault(fmt.Errorf("open database: %w", err)) // Chai may have taken rows that it could not read for missing
 	}

@@ -118,6 +118,7 @@ func TestCompactWhileMergesFail(t *testing.T) {
 // returns, Close waits for it, and no goroutine is left. Pebble's own waits for ever.
 func TestCloseWhileCompacting(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	before := runtime.NumGoroutine()
 	for round := range 40 {
 		watchdog := time.AfterFunc(20*time.Second, func() { panic("hangs") })

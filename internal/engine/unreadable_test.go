@@ -131,6 +131,7 @@ func missingRows(t *testing.T, db *DB) (missing, failed int) {
 // written. Pebble would go on without the rows there, and remove the file that has them.
 func TestUnreadableBlockInCompaction(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	bad := map[string]func(p []byte) error{
 		"error":    func([]byte) error { return &os.PathError{Op: "read", Path: "x.sst", Err: syscall.EIO} },
 		"bit":      func(p []byte) error { p[len(p)/2] ^= 4; return nil },
@@ -178,6 +179,7 @@ func TestUnreadableBlockInCompaction(t *testing.T) {
 // database read-only, and says which file it is.
 func TestFlippedBits(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 3*time.Minute)
 	disk, engine, db := newBadDB(t)
 	var reads []int64 // of one compaction
@@ -276,6 +278,7 @@ func TestUnreadableBlockInFind(t *testing.T) {
 // before, and has the same when it is opened again.
 func TestReadsThatFailInATransaction(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	writes := map[string]func(tx *chai.Tx) error{
 		"insert": func(tx *chai.Tx) error { return tx.Exec("INSERT INTO t (k, v) VALUES (100000, 1), (100001, 1)") },
 		"update": func(tx *chai.Tx) error { return tx.Exec("UPDATE t SET v = -1 WHERE k > 10 AND k < 500") },

@@ -118,6 +118,7 @@ var ways = map[string]func(db *chai.DB, sql string, args ...any) error{
 // Close returns.
 func TestStatementsAfterAFailure(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	for way := range ways {
 		for _, by := range []string{"store", "application"} {
 			t.Run(way+"/"+by, func(t *testing.T) {

@@ -622,40 +622,65 @@ func BenchmarkSessionsOf(b *testing.B) {
 	}
 }
 
-// BenchmarkCommitWithOwner renews random SCS sessions from a number of goroutines:
-// without Owner (none), with one that does next to nothing (trivial), and with
-// OwnerByKey, which decodes the data (by-key).
+// BenchmarkCommitWithOwner commits new SCS sessions, and renews random ones with other
+// data, from a number of goroutines: without Owner (none), with one that does next to
+// nothing (trivial), and with OwnerByKey, which decodes the data (by-key).
 func BenchmarkCommitWithOwner(b *testing.B) {
-	data := newUserData(b, "alice")
-	for _, goroutines := range []int{1, 64} {
-		for _, bench := range []struct {
-			name  string
-			owner func([]byte) (string, error)
-		}{
-			{"none", nil},
-			{"trivial", func([]byte) (string, error) { return "alice", nil }},
-			{"by-key", userOwner},
-		} {
-			b.Run(fmt.Sprint(goroutines, "/", bench.name), func(b *testing.B) {
-				s := newStoreWith(b, testdb.Disk(b), chaistore.Config{Owner: bench.owner})
-				commit := func(rng *rand.Rand, i int) {
-					if err := s.Commit(benchTokens[rng.IntN(benchSessions)], data, inAnHour()); err != nil {
-						b.Error(err)
-					}
-				}
-				testdb.InParallel(64, benchSessions, commit)
-				b.ReportAllocs()
-				b.ResetTimer()
-				testdb.InParallel(goroutines, b.N, commit)
-			})
+	versions := make([][]byte, 100)
+	for i := range versions {
+		data, err := scs.GobCodec{}.Encode(inAnHour(), map[string]any{"user": "alice", "csrf": fmt.Sprintf("%0200d", i)})
+		if err != nil {
+			b.Fatal(err)
 		}
+		versions[i] = data
 	}
-	b.Run("owner-by-key", func(b *testing.B) { // alone
-		b.ReportAllocs()
-		for range b.N {
-			if owner, _ := userOwner(data); owner != "alice" {
-				b.Fatal("got the wrong owner")
+	for _, goroutines := range []int{1, 64} {
+		for _, what := range []string{"new", "renewed"} {
+			for _, bench := range []struct {
+				name  string
+				owner func([]byte) (string, error)
+			}{
+				{"none", nil},
+				{"trivial", func([]byte) (string, error) { return "alice", nil }},
+				{"by-key", userOwner},
+			} {
+				b.Run(fmt.Sprint(goroutines, "/", what, "/", bench.name), func(b *testing.B) {
+					s := newStoreWith(b, testdb.Disk(b), chaistore.Config{Owner: bench.owner})
+					commit := func(rng *rand.Rand, token string) {
+						if err := s.Commit(token, versions[rng.IntN(len(versions))], inAnHour()); err != nil {
+							b.Error(err)
+						}
+					}
+					testdb.InParallel(64, benchSessions, func(rng *rand.Rand, i int) { commit(rng, benchTokens[i]) })
+					b.ReportAllocs()
+					b.ResetTimer()
+					testdb.InParallel(goroutines, b.N, func(rng *rand.Rand, i int) {
+						token := benchTokens[rng.IntN(benchSessions)]
+						if what == "new" {
+							token = fmt.Sprintf("%016x%027d", rng.Uint64(), i)
+						}
+						commit(rng, token)
+					})
+				})
 			}
 		}
-	})
+	}
+}
+
+// BenchmarkOwnerByKey finds the owner of an SCS session.
+func BenchmarkOwnerByKey(b *testing.B) {
+	data := newUserData(b, "alice")
+	for name, owner := range map[string]func([]byte) (string, error){
+		"gob":                          userOwner,
+		"gob, as the codec decodes it": chaistore.OwnerByKey(struct{ scs.Codec }{scs.GobCodec{}}, "user"),
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for range b.N {
+				if owner, _ := owner(data); owner != "alice" {
+					b.Fatal("got the wrong owner")
+				}
+			}
+		})
+	}
 }

@@ -7,12 +7,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
-	"math"
-	"reflect"
-	"strconv"
 	"time"
-
-	"github.com/alexedwards/scs/v2"
 
 	"go.elara.ws/chaistore/internal/sessiontable"
 )
@@ -101,39 +96,4 @@ func (s *ChaiStore) DeleteOf(ctx context.Context, owner string) (int, error) {
 		return n, fmt.Errorf("chaistore: %w", err)
 	}
 	return n, nil
-}
-
-// OwnerByKey returns a function for [Config.Owner] that decodes a session with the
-// session manager's codec, and returns the value that the application has put under
-// key: a string as it is, and an integer in decimal. Without such a value, the session has
-// no owner.
-//
-// Some codecs decode integers as float64 numbers, which are printed as integers. One
-// of 2^53 or more may have been another integer, so it is an error, and so is any other
-// value: without the owner, [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] return errors.
-//
-//	Owner: chaistore.OwnerByKey(sessionManager.Codec, "userID")
-func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, err error) {
-	return func(data []byte) (string, error) {
-		_, values, err := codec.Decode(data)
-		if err != nil {
-			return "", fmt.Errorf("decode session: %w", err)
-		}
-		value := reflect.ValueOf(values[key])
-		switch value.Kind() {
-		case reflect.Invalid:
-			return "", nil
-		case reflect.String:
-			return value.String(), nil
-		case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-			return strconv.FormatInt(value.Int(), 10), nil
-		case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
-			return strconv.FormatUint(value.Uint(), 10), nil
-		case reflect.Float64:
-			if f := value.Float(); f == math.Trunc(f) && math.Abs(f) < 1<<53 {
-				return strconv.FormatInt(int64(f), 10), nil
-			}
-		}
-		return "", fmt.Errorf("the owner is neither a string nor an integer, but a %T", values[key])
-	}
 }

@@ -1,7 +1,9 @@
 package chaistore_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/gob"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -907,6 +909,58 @@ func TestOwnerByKey(t *testing.T) {
 			t.Errorf("got the owner %q for the %T %v, want %q", got, test.value, test.value, test.want)
 		}
 	}
+}
+
+// Sessions are decoded as scs.GobCodec decodes them, whatever types they have, and in
+// whichever order they come. Data that it can't decode is an error, and the sessions that
+// come after it are decoded.
+func TestOwnerByKeyDecodesAsGobCodec(t *testing.T) {
+	type (
+		inner struct{ Name string }
+		outer struct{ Any any }
+		other struct{ N int }
+	)
+	for _, value := range []any{inner{}, outer{}, other{}, []any{}, time.Time{}} {
+		gob.Register(value)
+	}
+	var codec scs.GobCodec
+	ownerOf := chaistore.OwnerByKey(codec, "user")
+	var sessions [][]byte
+	for i, values := range []map[string]any{
+		{},
+		{"a": 1, "b": "text", "c": []byte("bytes")},
+		{"a": time.Unix(1, 0)},
+		{"a": inner{"a"}},
+		{"a": other{1}, "b": inner{"b"}},
+		{"a": outer{inner{"a"}}}, // defines a type further on
+		{"a": outer{other{2}}},
+		{"a": []any{inner{"a"}, 1, outer{nil}}},
+	} {
+		for j := range 4 {
+			values["user"] = fmt.Sprint("user", i, j)
+			data, err := codec.Encode(inAnHour(), values)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sessions = append(sessions, data)
+		}
+	}
+	testdb.InParallel(8, 8000, func(rng *rand.Rand, i int) {
+		data := sessions[rng.IntN(len(sessions))]
+		if rng.IntN(4) == 0 {
+			data = bytes.Clone(data)
+			data[rng.IntN(len(data))] ^= byte(1 + rng.IntN(255))
+			data = data[:len(data)-rng.IntN(2)*rng.IntN(len(data))]
+		}
+		_, values, wantErr := codec.Decode(data)
+		want, _ := values["user"].(string)
+		if _, isString := values["user"].(string); wantErr == nil && values["user"] != nil && !isString {
+			return
+		}
+		if got, err := ownerOf(data); got != want || (err == nil) != (wantErr == nil) {
+			t.Errorf("got the owner %q, %v for the data %q; scs.GobCodec decodes %q, %v", got, err, data, want, wantErr)
+		}
+	})
 }
 
 // DeleteOf finds the sessions of every ID, though a JSON codec decodes IDs as

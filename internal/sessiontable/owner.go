@@ -103,7 +103,8 @@ func (x *ownerIndex) prepare(token string, data []byte) (n listing, err error) {
 		return n, nil
 	}
 	if l, err := x.table.layout(); err == nil {
-		if _, same, _, err := decodeRow(x.table.db.Cached(appendKey(nil, l.sessions.namespace, token))); err == nil && bytes.Equal(same, data) {
+		var room [MaxKeyLen + 20]byte // on the stack: see appendKey
+		if _, same, _, err := decodeRow(x.table.db.Cached(appendKey(room[:0], l.sessions.namespace, token))); err == nil && bytes.Equal(same, data) {
 			n.same = same
 			return n, nil
 		}

@@ -462,7 +462,7 @@ func TestSweepIsLogged(t *testing.T) {
 		} {
 			sweep()
 			line := strings.Split(log.String(), "\n")[i]
-			if want := fmt.Sprintf("scanned=%d deleted=%d duration=", 2-i, 1-i); !strings.Contains(line, "DEBUG") || !strings.Contains(line, want) {
+			if want := fmt.Sprintf("scanned=%d deleted=%d active=1 duration=", 2-i, 1-i); !strings.Contains(line, "DEBUG") || !strings.Contains(line, want) {
 				t.Errorf("sweep %d was logged as %q, want %q at debug level", i, line, want)
 			}
 		}

@@ -14,10 +14,19 @@ import (
 // same moment. Stats can be encoded as JSON.
 type Stats struct {
 	Finds     uint64 // calls of Find that looked for a session
-	CacheHits uint64 // finds that did not access the database
+	CacheHits uint64 // finds that were answered from memory: see [Config.CacheSize]
 	Commits   uint64 // sessions committed
 	Deletes   uint64 // sessions deleted by Delete, DeleteFunc and DeleteOf, missing ones included
 	Swept     uint64 // expired sessions deleted by sweeps
+
+	// Active is the number of active sessions that the last successful sweep has seen. It is
+	// 0 before the first one.
+	Active int64
+
+	// FilterBytes is the memory taken by the filter of tokens, by which the store knows that
+	// a session does not exist. It is 0 if there is none: before the first sweep of a large
+	// table, or if there is no memory for it.
+	FilterBytes int64
 
 	// Fsyncs is the number of fsyncs for commits, deletes and sweeps, by all stores
 	// on the database together.
@@ -49,6 +58,8 @@ func (s *ChaiStore) Stats() Stats {
 		Commits:        t.Upserts,
 		Deletes:        t.Deletes,
 		Swept:          t.Swept,
+		Active:         t.Active,
+		FilterBytes:    t.FilterBytes,
 		Fsyncs:         t.Fsyncs,
 		LastSweep:      t.LastSweep,
 		LastSweepError: errorText(t.LastSweepErr),

@@ -20,6 +20,7 @@ type Batch struct {
 	changes []change
 	latest  map[string]int                   // the index of each key's last change
 	read    func(key []byte) ([]byte, error) // reads the rows from before the batch
+	absent  func(key []byte) bool            // whether a row was certainly not there before
 	other   bool                             // whether AsOther was called in this operation
 }
 
@@ -58,6 +59,13 @@ func (b *Batch) Get(key []byte) ([]byte, error) {
 		return b.changes[i].row, nil
 	}
 	return b.read(key)
+}
+
+// Absent reports whether it is certain that there is no row with the given key, so that it
+// need not be deleted.
+func (b *Batch) Absent(key []byte) bool {
+	_, changed := b.latest[string(key)]
+	return !changed && b.absent(key)
 }
 
 // run runs op, and undoes its changes if it fails.
@@ -109,8 +117,9 @@ func (db *DB) commit(group []*request, results []error) (err error) {
 	if err := db.awaitObserving(context.Background(), true); err != nil {
 		return err
 	}
+	db.filters.settle()
 	var committed *Snapshot
-	b := Batch{latest: make(map[string]int, len(group)), read: func(key []byte) (_ []byte, err error) {
+	b := Batch{latest: make(map[string]int, len(group)), absent: db.AbsentOnDisk, read: func(key []byte) (_ []byte, err error) {
 		if row := db.cache.get(key); row != nil {
 			return row, nil
 		}

@@ -38,19 +38,24 @@ import (
 // The cache also knows which batch changed the catalog last.
 type cache struct {
 	catalog atomic.Uint64 // the mark of Chai's table of tables
-	limit   atomic.Int64  // in bytes, for each shard
+	limit   atomic.Int64  // in bytes, for the copies and the filters
+	filters *keyFilters
 	seed    maphash.Seed
 	shards  [32]shard
 }
 
-// GrowCache raises the limit of the cache to the given number of bytes, if it is lower.
-// At first, the limit is 0.
+// GrowCache raises the limit of the cache and of the filters to the given number of bytes,
+// if it is lower. At first, the limit is 0. The filters take up to half of it.
 func (db *DB) GrowCache(bytes int64) {
 	db.growing.Lock()
 	defer db.growing.Unlock()
 	c := &db.cache
-	c.limit.Store(max(c.limit.Load(), bytes/int64(len(c.shards))))
+	c.limit.Store(max(c.limit.Load(), bytes))
+	c.filters.most.Store(c.limit.Load() / 4)
 }
+
+// room returns the limit of a shard.
+func (c *cache) room() int { return int(c.limit.Load()-c.filters.size.Load()) / len(c.shards) }
 
 // follow is told each change.
 func (c *cache) follow(change Change) {
@@ -111,7 +116,7 @@ func (c *cache) fill(number uint64, key, row []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if *mark <= number {
-		s.put(string(key), row, int(c.limit.Load()))
+		s.put(string(key), row, c.room())
 	}
 }
 
@@ -125,7 +130,7 @@ func (c *cache) committed(b *Batch) {
 		s, _ := c.shard([]byte(key))
 		s.mu.Lock()
 		if change.row != nil {
-			s.put(key, change.row, int(c.limit.Load()))
+			s.put(key, change.row, c.room())
 		} else {
 			s.remove(key)
 		}

@@ -340,7 +340,7 @@ func TestOvertakenReaderEntersNothing(t *testing.T) {
 // A row is not entered if its key is marked while the reader waits to enter it.
 func TestReaderLooksAtTheMarkUnderTheLock(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
-	c := cache{seed: maphash.MakeSeed()}
+	c := cache{seed: maphash.MakeSeed(), filters: new(keyFilters)}
 	c.limit.Store(1 << 20)
 	s, mark := c.shard(cacheKey)
 	s.mu.Lock()
@@ -498,7 +498,7 @@ func TestGrowCache(t *testing.T) {
 	cacheFind(t, e, cacheKey)
 	wantCached(t, e, cacheKey, "one")
 	wantCached(t, other, cacheKey, "one")
-	if got := e.cache.limit.Load() * int64(len(e.cache.shards)); got != 1<<20 {
+	if got := e.cache.limit.Load(); got != 1<<20 {
 		t.Errorf("got a cache of %d bytes, want the largest size, %d", got, 1<<20)
 	}
 }
@@ -508,7 +508,7 @@ func TestGrowCache(t *testing.T) {
 func (c *cache) check(t *testing.T) (rows int) {
 	t.Helper()
 	for i := range c.shards {
-		c.shards[i].check(t, int(c.limit.Load()))
+		c.shards[i].check(t, c.room())
 		rows += len(c.shards[i].entries)
 	}
 	return rows
@@ -572,7 +572,7 @@ func TestShardKeepsItsLimit(t *testing.T) {
 
 func TestShardRemovesUnusedEntries(t *testing.T) {
 	const hot, cold, entries = 50, 10_000, 200
-	c := &cache{seed: maphash.MakeSeed()}
+	c := &cache{seed: maphash.MakeSeed(), filters: new(keyFilters)}
 	c.limit.Store(1 << 30)
 	row := make([]byte, 100)
 	var s *shard
@@ -587,7 +587,7 @@ func TestShardRemovesUnusedEntries(t *testing.T) {
 		}
 	}
 	limit := entries * (&entry{key: string(keys[0]), row: row}).size()
-	c.limit.Store(int64(limit))
+	c.limit.Store(int64(limit * len(c.shards)))
 	for _, key := range keys[:hot] {
 		c.fill(0, key, row)
 	}
@@ -697,7 +697,7 @@ func TestCacheTakesItsSize(t *testing.T) {
 	const size = 4 << 20
 	before := testdb.HeapInUse()
 	for _, row := range []int{20, 60, 300, 1000, 1025, 2049, 4000, 4097, 8193} {
-		c := &cache{seed: maphash.MakeSeed()}
+		c := &cache{seed: maphash.MakeSeed(), filters: new(keyFilters)}
 		c.limit.Store(size / int64(len(c.shards)))
 		rng := rand.New(rand.NewPCG(2, 0))
 		for range 4 * size / (row + entryOverhead) {

@@ -31,7 +31,7 @@
 // # What the files are
 //
 // The queue is in queue.go, the batch in batch.go, reading in snapshot.go, the cache in
-// cache.go. What is committed, by whomever, passes through watch.go, feed.go tells those
+// cache.go, and what certainly does not exist in absent.go. What is committed, by whomever, passes through watch.go, feed.go tells those
 // who follow it, and undo.go knows which changes may still be undone. When the disk fails,
 // disk.go sees it, and failure.go says what follows; closing.go makes Close wait. The
 // application's own turns are in application.go, memory and files for speed in memory.go,
@@ -79,6 +79,7 @@ type shared struct {
 	own       atomic.Pointer[ownBatch] // while this package commits it
 	feed      feed
 	cache     cache
+	filters   keyFilters
 	undo      undoLog
 	growing   sync.Mutex
 	memory    int64      // the greatest budget so far; growing protects it
@@ -117,8 +118,9 @@ func sharedBy(db *chai.DB) *shared {
 	value, ok := registry.Load(key)
 	if !ok {
 		fresh := &shared{app: appLock{taken: make(chan struct{}, 1)}}
-		fresh.cache.seed = maphash.MakeSeed()
+		fresh.cache.seed, fresh.cache.filters = maphash.MakeSeed(), &fresh.filters
 		fresh.feed.follow(fresh.cache.follow)
+		fresh.feed.follow(fresh.filters.follow)
 		value, ok = registry.LoadOrStore(key, fresh)
 		if !ok {
 			runtime.AddCleanup(db.DB, func(key any) { registry.Delete(key) }, key)

@@ -9,8 +9,8 @@ import (
 	"github.com/cockroachdb/pebble"
 )
 
-// A Change is a row that a batch puts or deletes. With a nil key, any row may have changed,
-// in any batch up to End.
+// A Change is a row that a batch puts or deletes. With a nil key, any row may have been
+// put or deleted, or deleted, in any batch up to End.
 type Change struct {
 	Key    []byte // valid only during the call
 	Delete bool
@@ -84,12 +84,16 @@ type ownBatch struct {
 // tell tells the changes of a batch.
 func (s *shared) tell(b *pebble.Batch) {
 	end := b.SeqNum() + uint64(b.Count())
-	var changes []change
-	if own := s.own.Load(); own != nil && own.batch == b {
-		changes = own.changes
-	}
 	followers := s.feed.begin(end)
-	i := 0
+	if own := s.own.Load(); own != nil && own.batch == b {
+		for _, change := range own.changes {
+			c := Change{Key: change.key, Delete: change.row == nil, Own: !change.other, End: end}
+			for _, f := range followers {
+				f(c)
+			}
+		}
+		return
+	}
 	for r := b.Reader(); ; {
 		kind, key, _, ok, err := r.Next()
 		if !ok || err != nil { // it has been read once
@@ -99,8 +103,8 @@ func (s *shared) tell(b *pebble.Batch) {
 		switch kind {
 		case pebble.InternalKeyKindSet, pebble.InternalKeyKindDelete:
 			c.Key, c.Delete = key, kind == pebble.InternalKeyKindDelete
-			c.Own = changes != nil && !changes[i].other
-			i++
+		case pebble.InternalKeyKindRangeDelete:
+			c.Delete = true
 		case pebble.InternalKeyKindLogData:
 			continue
 		}

@@ -197,7 +197,7 @@ func TestBudgetGrows(t *testing.T) {
 		{1 << 30, 256 << 20, 64 << 20, 12, 384 + 3*64},
 	} {
 		db.UseMemory(test.budget)
-		if got := db.cache.limit.Load() * int64(len(db.cache.shards)); got != test.limit {
+		if got := db.cache.limit.Load(); got != test.limit {
 			t.Errorf("UseMemory(%d): got %d bytes for copies, want %d", test.budget, got, test.limit)
 		}
 		if got := reach.Opts(db.pebble()).MemTableSize; got != uint64(test.table) {

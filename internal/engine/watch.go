@@ -309,6 +309,9 @@ func (db *DB) forgetSeen() {
 // has an undo log, or why the batch must not be committed.
 func (w *watcher) look(b *pebble.Batch, sync bool) (ends bool, err error) {
 	u := w.undo.look(b.SeqNum(), sync)
+	if own := w.own.Load(); own != nil && own.batch == b { // it has no notes
+		return false, u.check()
+	}
 	for r := b.Reader(); ; {
 		kind, key, row, ok, err := r.Next()
 		if err != nil {

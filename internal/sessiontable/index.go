@@ -146,7 +146,7 @@ func (t *Table) addEntries(ctx context.Context, ix *index) error {
 		err := t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 			keys, more = nil, false
 			n := 0
-			return scan(s, l, from, func(encoded []byte, row Row) (bool, error) {
+			return scan(s, l, from, func(_, encoded []byte, row Row) (bool, error) {
 				if n++; n > sweepScan || len(keys) == sweepWrite {
 					from, more = row.Token, true
 					return false, nil

@@ -44,14 +44,19 @@ func (t *Table) Find(ctx context.Context, token string) (data []byte, expiry tim
 	}
 	t.counts.finds.Add(1)
 	var room [MaxKeyLen + 20]byte // on the stack: see appendKey
-	row := t.db.Cached(appendKey(room[:0], l.sessions.namespace, token))
-	if row != nil && l.isOf(t.db.Catalog()) { // the table had not been replaced when the copy was looked up
+	key := appendKey(room[:0], l.sessions.namespace, token)
+	row := t.db.Cached(key)
+	known := row != nil || t.db.Absent(key)
+	if known && l.isOf(t.db.Catalog()) { // the table had not been replaced when that was known
 		t.counts.cacheHits.Add(1)
 	} else {
 		err = t.read(ctx, func(s *engine.Snapshot, l *layout) (err error) {
 			row, err = s.Find(appendKey(nil, l.sessions.namespace, token))
 			return err
 		})
+		if row == nil && err == nil {
+			t.collectFew(ctx)
+		}
 	}
 	if row == nil || err != nil {
 		return nil, time.Time{}, false, err
@@ -77,7 +82,7 @@ func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string,
 // page is [Table.Page] in a snapshot, with another limit.
 func (l *layout) page(s *engine.Snapshot, from string, most int) (rows []Row, next string, err error) {
 	size := 0
-	err = scan(s, l, from, func(_ []byte, row Row) (more bool, err error) {
+	err = scan(s, l, from, func(_, _ []byte, row Row) (more bool, err error) {
 		if len(rows) == most || size >= pageBytes {
 			next = after(rows[len(rows)-1].Token)
 			return false, nil
@@ -91,12 +96,12 @@ func (l *layout) page(s *engine.Snapshot, from string, most int) (rows []Row, ne
 }
 
 // scan calls each for the sessions beginning at the token from, in the order of their
-// tokens, for as long as each asks for more. The encoded row and the data are valid only
-// during the call. It passes over rows whose token is too long for a session, which SQL can
+// tokens, for as long as each asks for more. The key, the encoded row and the data are valid
+// only during the call. It passes over rows whose token is too long for a session, which SQL can
 // add.
-func scan(s *engine.Snapshot, l *layout, from string, each func(encoded []byte, row Row) (more bool, err error)) error {
+func scan(s *engine.Snapshot, l *layout, from string, each func(key, encoded []byte, row Row) (more bool, err error)) error {
 	end := appendInt(nil, l.sessions.namespace+1)
-	return s.Scan(appendKey(nil, l.sessions.namespace, from), end, func(_, encoded []byte) (more bool, err error) {
+	return s.Scan(appendKey(nil, l.sessions.namespace, from), end, func(key, encoded []byte) (more bool, err error) {
 		token, data, expiry, err := decodeRow(encoded)
 		if err != nil {
 			return false, err
@@ -104,7 +109,7 @@ func scan(s *engine.Snapshot, l *layout, from string, each func(encoded []byte, 
 		if len(token) > MaxKeyLen {
 			return true, nil
 		}
-		return each(encoded, Row{string(token), data, expiry})
+		return each(key, encoded, Row{string(token), data, expiry})
 	})
 }
 
@@ -151,9 +156,28 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 
 // Delete deletes the sessions with the given tokens in one batch, and remembers that
 // they have ended. Missing sessions are ignored, but remembered, too. The tokens must
-// not be longer than [MaxKeyLen].
+// not be longer than [MaxKeyLen]. If all are known to be missing, Delete waits for nobody.
 func (t *Table) Delete(ctx context.Context, tokens ...string) error {
+	if t.ended == nil && ctx.Err() == nil && t.absent(tokens) {
+		t.counts.deletes.Add(uint64(len(tokens)))
+		return nil
+	}
 	return t.deleteListed(ctx, "", tokens)
+}
+
+// absent reports whether all sessions with the given tokens are known to be missing.
+func (t *Table) absent(tokens []string) bool {
+	l, err := t.layout()
+	if err != nil {
+		return false
+	}
+	var room [MaxKeyLen + 20]byte
+	for _, token := range tokens {
+		if !t.db.AbsentOnDisk(appendKey(room[:0], l.sessions.namespace, token)) {
+			return false
+		}
+	}
+	return l.isOf(t.db.Catalog())
 }
 
 // deleteListed is Delete for sessions that are listed for an owner, unless it is "".
@@ -182,7 +206,11 @@ func (t *Table) deleteListed(ctx context.Context, owner string, tokens []string)
 // delete deletes the sessions with the given tokens. Their owners go with a sweep.
 func (l *layout) delete(b *engine.Batch, tokens []string) error {
 	for _, token := range tokens {
-		if err := l.sessions.delete(b, appendKey(nil, l.sessions.namespace, token)); err != nil {
+		key := appendKey(nil, l.sessions.namespace, token)
+		if b.Absent(key) {
+			continue
+		}
+		if err := l.sessions.delete(b, key); err != nil {
 			return err
 		}
 	}

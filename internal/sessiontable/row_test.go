@@ -376,7 +376,7 @@ func TestPagesAreLimitedInBytes(t *testing.T) {
 		lengths, from = append(lengths, len(rows)), next
 	}
 	for from, more := "", true; more; more = from != "" {
-		page, err := table.scanExpired(t.Context(), from, now)
+		page, err := table.scanExpired(t.Context(), from, now, newCollection(t, table))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -432,7 +432,7 @@ func TestFullPageGetsNoMore(t *testing.T) {
 	})
 	fill(half[withoutData:]) // a sweep counts whole rows
 	check("scanExpired", func(from string) (int, string, error) {
-		page, err := table.scanExpired(t.Context(), from, now)
+		page, err := table.scanExpired(t.Context(), from, now, newCollection(t, table))
 		return len(page.tokens), page.next, err
 	})
 }
@@ -516,7 +516,7 @@ func TestReadingEndsWithItsContext(t *testing.T) {
 	calls := map[string]func(ctx context.Context) error{
 		"Find":          func(ctx context.Context) error { _, _, _, err := table.Find(ctx, "0"); return err },
 		"Page":          func(ctx context.Context) error { _, _, err := table.Page(ctx, ""); return err },
-		"scanExpired":   func(ctx context.Context) error { _, err := table.scanExpired(ctx, "", time.Now()); return err },
+		"scanExpired":   func(ctx context.Context) error { _, err := table.scanExpired(ctx, "", time.Now(), newCollection(t, table)); return err },
 		"DeleteExpired": func(ctx context.Context) error { _, err := table.DeleteExpired(ctx, time.Now()); return err },
 		"repairIndexes": func(ctx context.Context) error { return newTable(t, db).repairIndexes(ctx) },
 	}
@@ -577,4 +577,14 @@ func TestRowsAreTheCallers(t *testing.T) {
 			}
 		}
 	})
+}
+
+func newCollection(t *testing.T, table *Table) *collection {
+	t.Helper()
+	c, err := table.collect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
 }

@@ -23,10 +23,14 @@ type Sweep struct {
 	Deleted int // sessions deleted
 }
 
+// Active returns the number of sessions that were read and have not expired.
+func (s Sweep) Active() int { return s.Scanned - s.Deleted }
+
 // DeleteExpired deletes the sessions whose expiry is not after now. It returns what it
 // has done, even on error. The first call also repairs the indexes of the table, and
-// looks for space that earlier processes have left to be freed. Each call lists the
-// sessions that are not listed for their owners, and removes what is listed too much.
+// looks for space that earlier processes have left to be freed. Each call makes a filter of
+// the tokens that there are, lists the sessions that are not listed for their owners, and
+// removes what is listed too much.
 //
 // It searches without blocking writes, and deletes a few sessions in each turn. A
 // session that is committed meanwhile with an expiry after now stays.
@@ -38,12 +42,20 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 		}
 		t.counts.swept.Add(uint64(sweep.Deleted))
 		t.counts.lastSweep.Store(&sweepEnd{time.Now(), err})
+		if err == nil {
+			t.counts.active.Store(int64(sweep.Active()))
+		}
 	}()
+	c, err := t.collect()
+	if err != nil {
+		return sweep, err
+	}
+	defer c.Close()
 	left := int64(0)
 	var kept []uint64 // see [ownerIndex.sweep]
 	for from, more := "", true; more; {
 		var page expiredPage
-		if page, err = t.scanExpired(ctx, from, now); err != nil {
+		if page, err = t.scanExpired(ctx, from, now, c); err != nil {
 			return sweep, err
 		}
 		sweep.Scanned += page.scanned
@@ -59,6 +71,7 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 		left += page.left
 		kept = append(kept, page.kept...)
 	}
+	c.Done()
 	if !t.foundGarbage.Load() {
 		if err := t.findGarbage(left); err != nil {
 			return sweep, err
@@ -142,17 +155,20 @@ type expiredPage struct {
 	next          string   // where the next page begins, "" at the end of the table
 }
 
-// scanExpired looks for expired sessions with tokens from the given one on.
-func (t *Table) scanExpired(ctx context.Context, from string, now time.Time) (page expiredPage, err error) {
+// scanExpired looks for expired sessions with tokens from the given one on, and collects
+// the others.
+func (t *Table) scanExpired(ctx context.Context, from string, now time.Time, c *collection) (page expiredPage, err error) {
 	err = t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 		page = expiredPage{}
-		return scan(s, l, from, func(encoded []byte, row Row) (more bool, err error) {
+		c.in(s, l)
+		return scan(s, l, from, func(key, encoded []byte, row Row) (more bool, err error) {
 			if page.scanned == sweepScan || len(page.tokens) == sweepWrite || page.expired >= pageBytes {
 				page.next = row.Token
 				return false, nil
 			}
 			page.scanned++
 			if row.Expiry.After(now) {
+				c.Add(key)
 				page.left += int64(len(encoded))
 				if t.OwnerOf != nil {
 					page.kept = append(page.kept, t.owners.hash(row.Token))
@@ -199,4 +215,58 @@ func (t *Table) deleteIfExpired(ctx context.Context, tokens []string, now time.T
 		return 0, err
 	}
 	return deleted, nil
+}
+
+// A collection collects the keys of sessions for the filter of the table.
+type collection struct {
+	*engine.Collection
+	namespace int64
+}
+
+// collect begins a collection.
+func (t *Table) collect() (*collection, error) {
+	l, err := t.layout()
+	if err != nil {
+		return nil, err
+	}
+	const session = 300 // bytes, more or less; the next filter is made for as many as there are
+	keys := rangeOf(l.sessions.namespace)
+	size, _ := t.db.SizeOfFiles(keys[0], keys[1])
+	return &collection{t.db.Collect(t.Name, keys[0], size/session), l.sessions.namespace}, nil
+}
+
+// in is called for each snapshot in which sessions are read. If the table was replaced, they
+// are others than those that the filter would be for.
+func (c *collection) in(s *engine.Snapshot, l *layout) {
+	if l.sessions.namespace != c.namespace {
+		c.Close()
+	}
+	c.In(s)
+}
+
+// collectFew makes the filter of a table that is so small that it can be read at once. It
+// tries that one time.
+func (t *Table) collectFew(ctx context.Context) {
+	l, err := t.layout()
+	if err != nil || t.collected.Swap(l.sessions.namespace) == l.sessions.namespace {
+		return
+	}
+	c, err := t.collect()
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	n := 0
+	err = t.read(ctx, func(s *engine.Snapshot, l *layout) error {
+		c.in(s, l)
+		n = 0
+		return scan(s, l, "", func(key, _ []byte, _ Row) (more bool, err error) {
+			c.Add(key)
+			n++
+			return n <= sweepScan, nil
+		})
+	})
+	if n <= sweepScan && err == nil {
+		c.Done()
+	}
 }

@@ -24,7 +24,7 @@ func TestSweepSparesSessionsRenewedMeanwhile(t *testing.T) {
 	for _, token := range []string{"a", "b", "c", "d"} {
 		upsert(t, table, token, now.Add(-time.Minute))
 	}
-	page, err := table.scanExpired(t.Context(), "", now)
+	page, err := table.scanExpired(t.Context(), "", now, newCollection(t, table))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +317,7 @@ func TestRenewedSessionIsNoGarbage(t *testing.T) {
 	if sweep, err := table.DeleteExpired(ctx, now); sweep.Deleted != 1 || err != nil {
 		t.Fatalf("DeleteExpired = %+v, %v; want 1 deleted, nil", sweep, err)
 	}
-	page, err := table.scanExpired(t.Context(), "", now)
+	page, err := table.scanExpired(t.Context(), "", now, newCollection(t, table))
 	if got := table.garbage.Load(); got != page.left || err != nil {
 		t.Errorf("got %d bytes of garbage, %v; want as many as of the session that is left, %d", got, err, page.left)
 	}

@@ -64,7 +64,8 @@ type Table struct {
 	owners  ownerIndex
 	counts  counts
 
-	foundGarbage atomic.Bool // whether findGarbage was successful
+	foundGarbage atomic.Bool  // whether findGarbage was successful
+	collected    atomic.Int64 // the namespace for which collectFew was called
 }
 
 // New returns a table of db.
@@ -171,6 +172,7 @@ func (t *Table) hasFormerOwners() bool {
 // counts holds the counters of a Table.
 type counts struct {
 	finds, cacheHits, upserts, deletes, swept atomic.Uint64
+	active                                    atomic.Int64
 	lastSweep                                 atomic.Pointer[sweepEnd]
 }
 
@@ -185,6 +187,8 @@ type Stats struct {
 	Finds, CacheHits uint64
 	Upserts, Deletes uint64 // acknowledged sessions
 	Swept            uint64
+	Active           int64     // sessions that the last sweep has seen; 0 before the first
+	FilterBytes      int64     // memory of the filter of what does not exist
 	LastSweep        time.Time // when it ended; the zero time before the first
 	LastSweepErr     error
 	Fsyncs           uint64 // of all tables in the database
@@ -201,10 +205,12 @@ func (t *Table) Stats() Stats {
 		Upserts:   t.counts.upserts.Load(),
 		Deletes:   t.counts.deletes.Load(),
 		Swept:     t.counts.swept.Load(),
+		Active:    t.counts.active.Load(),
 		Fsyncs:    t.db.Fsyncs(),
 		WriteErr:  t.db.WriteError(),
 
 		BackgroundErr: t.db.BackgroundError(),
+		FilterBytes:   t.db.FilterSize(t.Name),
 	}
 	if last := t.counts.lastSweep.Load(); last != nil {
 		stats.LastSweep, stats.LastSweepErr = last.at, last.err

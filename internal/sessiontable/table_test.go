@@ -156,7 +156,7 @@ func TestStats(t *testing.T) {
 		}
 		got := table.Stats()
 		want := Stats{Finds: 3, CacheHits: 3, Upserts: 3, Deletes: 2, Swept: 2,
-			LastSweep: start.Add(time.Second), LastSweepErr: context.Canceled, Fsyncs: got.Fsyncs}
+			LastSweep: start.Add(time.Second), LastSweepErr: context.Canceled, Fsyncs: got.Fsyncs, FilterBytes: got.FilterBytes}
 		if got != want {
 			t.Errorf("Stats = %+v, want %+v", got, want)
 		}

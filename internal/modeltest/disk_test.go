@@ -154,7 +154,7 @@ func TestDiskFullInUpdate(t *testing.T) {
 				}
 			}
 			wantCommitted()
-			if err := s.Delete("none"); !errors.Is(err, syscall.ENOSPC) {
+			if err := s.Delete("s00"); !errors.Is(err, syscall.ENOSPC) {
 				t.Errorf("Delete = %v, want %v", err, syscall.ENOSPC)
 			}
 			if err := chaistore.Update(t.Context(), db, func(*chai.Tx) error { return nil }); !errors.Is(err, syscall.ENOSPC) {

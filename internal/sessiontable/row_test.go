@@ -514,9 +514,12 @@ func TestReadingEndsWithItsContext(t *testing.T) {
 	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
 	table := newTable(t, db)
 	calls := map[string]func(ctx context.Context) error{
-		"Find":          func(ctx context.Context) error { _, _, _, err := table.Find(ctx, "0"); return err },
-		"Page":          func(ctx context.Context) error { _, _, err := table.Page(ctx, ""); return err },
-		"scanExpired":   func(ctx context.Context) error { _, err := table.scanExpired(ctx, "", time.Now(), newCollection(t, table)); return err },
+		"Find": func(ctx context.Context) error { _, _, _, err := table.Find(ctx, "0"); return err },
+		"Page": func(ctx context.Context) error { _, _, err := table.Page(ctx, ""); return err },
+		"scanExpired": func(ctx context.Context) error {
+			_, err := table.scanExpired(ctx, "", time.Now(), newCollection(t, table))
+			return err
+		},
 		"DeleteExpired": func(ctx context.Context) error { _, err := table.DeleteExpired(ctx, time.Now()); return err },
 		"repairIndexes": func(ctx context.Context) error { return newTable(t, db).repairIndexes(ctx) },
 	}

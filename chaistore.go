@@ -88,8 +88,9 @@ type Config struct {
 	CreateTable bool
 
 	// CacheSize is the number of bytes of memory that the database may take for speed:
-	// a quarter for copies of sessions that were recently found or committed, three
-	// eighths for blocks of its files, and three eighths for what is not in files yet.
+	// a quarter for copies of sessions that were recently found or committed, and for the
+	// filters by which it knows what does not exist, three eighths for blocks of its
+	// files, and three eighths for what is not in files yet.
 	// It is taken as it is needed, so a database that is hardly used takes next to
 	// nothing. Closing the database gives it back, the copies once its stores are not
 	// referred to any more. With cgo, only the copies are on Go's heap, and the process
@@ -226,6 +227,7 @@ func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	if err := s.table.Check(); err != nil {
 		return nil, fmt.Errorf("chaistore: %w", err)
 	}
+	s.table.CollectFew(context.Background())
 	s.startCleanup(cmp.Or(cfg.CleanupInterval, defaultCleanupInterval))
 	return s, nil
 }
@@ -385,7 +387,7 @@ func (s *ChaiStore) Delete(token string) error {
 }
 
 // DeleteCtx deletes the session with the given token. If there is none, it returns
-// nil. When it returns nil, the deletion is on disk.
+// nil, mostly without waiting for anything. When it returns nil, the deletion is on disk.
 //
 // The end of ctx does not stop it: a visitor who signs out and closes the tab, which
 // cancels the context of the request, is signed out. So it may wait for the

@@ -23,7 +23,7 @@ import (
 func wantStats(t *testing.T, s *chaistore.ChaiStore, want chaistore.Stats) {
 	t.Helper()
 	got := s.Stats()
-	if want.FilterBytes = got.FilterBytes; got != want { // see TestFilterIsInStats
+	if want.FilterBytes = got.FilterBytes; got != want { // see TestMissingSessionsAreKnown
 		t.Fatalf("Stats =\n%+v, want\n%+v", got, want)
 	}
 }
@@ -46,6 +46,7 @@ func TestStats(t *testing.T) {
 		wantStats(t, s, want)
 		wantMissing(t, s, "carol")
 		want.Finds++
+		want.CacheHits++
 		wantStats(t, s, want)
 		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions"); n != 2 { // a transaction, which changes nothing
 			t.Fatalf("got %d sessions, want 2", n)
@@ -125,7 +126,7 @@ func TestStatsOfTwoStores(t *testing.T) {
 	wantMissing(t, two, "bob") // two has seen the table in the database
 	wantFound(t, two, "alice", "one")
 	wantStats(t, one, chaistore.Stats{Commits: 1, Fsyncs: 1})
-	wantStats(t, two, chaistore.Stats{Finds: 2, CacheHits: 1, Fsyncs: 1})
+	wantStats(t, two, chaistore.Stats{Finds: 2, CacheHits: 2, Fsyncs: 1})
 }
 
 // Commits that share an fsync are counted one by one.
@@ -398,5 +399,85 @@ func copySession(t *testing.T, db *chai.DB, token func(i int) string, sessions i
 			}
 			batch.Reset()
 		}
+	}
+}
+
+// A find of a session that does not exist is answered from memory: on a new table at once,
+// and on a large one that was there before after its first sweep.
+func TestMissingSessionsAreKnown(t *testing.T) {
+	db := testdb.Memory(t)
+	s := newStore(t, db)
+	wantKnown := func(s *chaistore.ChaiStore, want bool) {
+		t.Helper()
+		before := s.Stats()
+		for i := range 100 {
+			wantMissing(t, s, fmt.Sprint("missing", i))
+		}
+		after := s.Stats()
+		if got := after.CacheHits-before.CacheHits > 90; got != want || (after.FilterBytes > 0) != want {
+			t.Errorf("%d of %d finds were answered from memory, with a filter of %d bytes", after.CacheHits-before.CacheHits, 100, after.FilterBytes)
+		}
+	}
+	wantKnown(s, true)
+	testdb.Exec(t, db, "CREATE TABLE large (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)")
+	const sessions = 5001
+	err := chaistore.Update(t.Context(), db, func(tx *chai.Tx) error {
+		for i := range sessions {
+			if err := tx.Exec("INSERT INTO large (token, data, expiry) VALUES (?, ?, ?)", fmt.Sprint(i), []byte("data"), inAnHour()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	large := newStoreWith(t, db, chaistore.Config{TableName: "large"})
+	wantKnown(large, false)
+	if _, err := large.DeleteExpired(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantKnown(large, true)
+	if got := large.Stats().Active; got != sessions {
+		t.Errorf("got %d active sessions, want %d", got, sessions)
+	}
+	wantKnown(newStoreWith(t, db, chaistore.Config{TableName: "large"}), true) // stores share it
+	wantFound(t, large, "17", "data")
+}
+
+// To delete what does not exist takes neither an fsync nor a turn: it does not wait for
+// whoever holds the write lock. It is remembered, if that is wanted, in a turn without an
+// fsync.
+func TestDeleteOfNothing(t *testing.T) {
+	for name, cfg := range map[string]chaistore.Config{"": {}, "remembered": {RememberEnded: time.Hour}} {
+		t.Run(name, func(t *testing.T) {
+			testdb.Watchdog(t, time.Minute)
+			db := testdb.Disk(t)
+			s := newStoreWith(t, db, cfg)
+			commit(t, s, "alice", "one", inAnHour())
+			before := s.Stats()
+			for i := range 400 {
+				if err := s.Delete(fmt.Sprint("none", i%40)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			after := s.Stats()
+			if after.Fsyncs != before.Fsyncs || after.Deletes != before.Deletes+400 {
+				t.Errorf("400 deletions of nothing took %d fsyncs, and %d were counted", after.Fsyncs-before.Fsyncs, after.Deletes-before.Deletes)
+			}
+			want := cfg.RememberEnded == 0
+			if err := s.Commit("none7", nil, inAnHour()); (err == nil) != want {
+				t.Errorf("Commit of what was deleted before it existed = %v", err)
+			}
+			lock := chaistore.WriteLock(db)
+			lock.Lock()
+			defer lock.Unlock()
+			if !want {
+				return
+			}
+			if err := s.Delete(""); err != nil { // SCS does so for who has no session
+				t.Errorf("Delete = %v while the write lock is held", err)
+			}
+		})
 	}
 }

@@ -84,6 +84,22 @@ func benchmarkWorkloads(b *testing.B, rival rivals.Rival, size size) {
 		run("commit", goroutines, "commits/s", s.renew)
 	}
 	run("request", 64, "requests/s", s.requests(b, 64))
+
+	// What an engine knows of its keys right after loading, it may not know later: after
+	// two seconds of commits, and a sweep.
+	stop := beside(8, s.renew)
+	time.Sleep(2 * time.Second)
+	if _, err := stop(); err != nil {
+		b.Fatal(err)
+	}
+	if rival.Sweeps {
+		if err := s.store.Sweep(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, goroutines := range []int{1, 8} {
+		run("miss-later", goroutines, "finds/s", s.miss)
+	}
 }
 
 // benchmarkSweep deletes the expired half of the sessions while 4 goroutines renew

@@ -37,10 +37,11 @@ type keyFilter struct {
 	gone bool       // whether the filter was removed
 }
 
-// A layer has room for some keys. When it is full, the filter gets a further one.
+// A layer has room for some keys. When it is full, the filter gets a further one. Where
+// there is no memory for that, the layer takes more.
 type layer struct {
-	blocks []block
-	room   int64
+	blocks     []block
+	keys, room int64
 }
 
 // A block has all bits of a key. It is a line of the processor's cache.
@@ -101,12 +102,14 @@ func (fs *keyFilters) add(f *keyFilter, key []byte) bool {
 	defer f.mu.Unlock()
 	layers := *f.layers.Load()
 	last := layers[len(layers)-1]
-	if last.room == 0 {
-		if last = fs.grow(f, f.keys.Load()); last == nil {
+	if last.keys >= last.room {
+		if further := fs.grow(f, f.keys.Load()); further != nil {
+			last = further
+		} else if last.room = most(last.blocks); last.keys >= last.room {
 			return false
 		}
 	}
-	last.room--
+	last.keys++
 	last.set(h)
 	f.keys.Add(1)
 	return true
@@ -115,22 +118,26 @@ func (fs *keyFilters) add(f *keyFilter, key []byte) bool {
 // grow adds a layer for a number of keys, or for as many as there is memory for, and
 // returns it, or nil. f.mu must be locked, or nobody else knows f.
 func (fs *keyFilters) grow(f *keyFilter, keys int64) *layer {
-	size, most := f.size(), fs.most.Load()
-	room := min(most-size, 2*most-fs.size.Load()) / blockSize // in blocks
-	blocks := min((keys*sizeOfKey/8+blockSize-1)/blockSize, room)
-	if keys = min(keys, blocks*blockSize*8/leastOfKey); keys < leastRoom || f.gone {
+	size, limit := f.size(), fs.most.Load()
+	room := min(limit-size, 2*limit-fs.size.Load()) / blockSize // in blocks
+	n := min((keys*sizeOfKey/8+blockSize-1)/blockSize, room)
+	if n < leastRoom*leastOfKey/8/blockSize || f.gone {
 		return nil
 	}
-	added := &layer{blocks: make([]block, blocks), room: keys}
+	added := &layer{blocks: make([]block, n)}
+	added.room = min(keys, most(added.blocks))
 	var layers []*layer
 	if former := f.layers.Load(); former != nil {
 		layers = slices.Clone(*former)
 	}
 	layers = append(layers, added)
 	f.layers.Store(&layers)
-	fs.size.Add(blocks * blockSize)
+	fs.size.Add(n * blockSize)
 	return added
 }
+
+// most returns the greatest number of keys in a layer.
+func most(blocks []block) int64 { return int64(len(blocks)) * blockSize * 8 / leastOfKey }
 
 // size returns how many bytes f takes.
 func (f *keyFilter) size() (n int64) {

@@ -204,8 +204,11 @@ func (m *absentModel) statements(rng *rand.Rand) {
 				m.find(m.s, name(i), there[i])
 			}
 			if rng.IntN(2) == 0 { // some sweeps begin and end meanwhile
-				for begin := m.sweeps.Load(); m.sweeps.Load() < begin+3 && m.ctx.Err() == nil; {
-					time.Sleep(100 * time.Microsecond)
+				begun := m.sweeps.Load()
+				for range 100 { // no longer: a sweep may need a turn, to see a table replaced
+					if m.sweeps.Load() < begun+3 {
+						time.Sleep(100 * time.Microsecond)
+					}
 				}
 			}
 			wg.Go(func() { // beside the rollback, too

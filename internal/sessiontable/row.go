@@ -55,7 +55,7 @@ func (t *Table) Find(ctx context.Context, token string) (data []byte, expiry tim
 			return err
 		})
 		if row == nil && err == nil {
-			t.collectFew(ctx)
+			t.CollectFew(ctx)
 		}
 	}
 	if row == nil || err != nil {

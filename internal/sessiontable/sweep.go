@@ -244,9 +244,10 @@ func (c *collection) in(s *engine.Snapshot, l *layout) {
 	c.In(s)
 }
 
-// collectFew makes the filter of a table that is so small that it can be read at once. It
-// tries that one time.
-func (t *Table) collectFew(ctx context.Context) {
+// CollectFew makes the filter of a table that is so small that it can be read at once, such
+// as a new one, whose filter then grows with it. It tries that one time. The first find of
+// what does not exist calls it, too.
+func (t *Table) CollectFew(ctx context.Context) {
 	l, err := t.layout()
 	if err != nil || t.collected.Swap(l.sessions.namespace) == l.sessions.namespace {
 		return

@@ -65,7 +65,7 @@ type Table struct {
 	counts  counts
 
 	foundGarbage atomic.Bool  // whether findGarbage was successful
-	collected    atomic.Int64 // the namespace for which collectFew was called
+	collected    atomic.Int64 // the namespace for which CollectFew was called
 }
 
 // New returns a table of db.

@@ -75,7 +75,7 @@ func TestMeasure(t *testing.T) {
 		}
 		workloads := []string{"space", "mixed/goroutines=1", "request/goroutines=64"}
 		for _, goroutines := range []int{1, 8} {
-			for _, workload := range []string{"find", "warm", "miss"} {
+			for _, workload := range []string{"find", "warm", "miss", "miss-later"} {
 				workloads = append(workloads, fmt.Sprintf("%s/goroutines=%d", workload, goroutines))
 			}
 		}

@@ -40,7 +40,7 @@ const MaxKeyLen = 100
 type Options struct {
 	Name          string        // has passed [CheckName]
 	CacheSize     int64         // bytes of memory that the database may take for speed
-	RememberEnded time.Duration // how long [Table.Upsert] refuses deleted sessions
+	RememberEnded time.Duration // how long [Table.Upsert] refuses sessions that callers or SQL have deleted
 
 	// OwnerOf returns the owner of the session with the given data, "" if it has none, or an
 	// error if it can't read the data. If it is not nil, there is a second table, for the
@@ -72,7 +72,14 @@ func New(db *chai.DB, options Options) *Table {
 	t := &Table{Options: options, handle: db, db: engine.Open(db, options.Logger)}
 	t.db.UseMemory(options.CacheSize)
 	if options.RememberEnded > 0 {
-		t.ended = engine.Shared(t.db, t.Name, newEnded)
+		t.ended = engine.Shared(t.db, t.Name, func() *ended { return newEnded(t.Name) })
+		t.ended.remember(t.RememberEnded)
+		t.ended.once.Do(func() {
+			t.db.Follow(t.ended.told)
+			if info, err := db.DB.Catalog().GetTableInfo(t.Name); err == nil {
+				t.ended.follow(int64(info.StoreNamespace))
+			}
+		})
 	}
 	if t.OwnerOf != nil {
 		t.owners = ownerIndex{ownerNotes: engine.Shared(t.db, t.Name, newOwnerNotes), table: t, ownerOf: t.OwnerOf, seed: maphash.MakeSeed()}

@@ -4,9 +4,9 @@
 //
 // The table is in this file, the rows in row.go, the indexes in index.go, the owners
 // in owner.go, ownernotes.go and reconcile.go, going through sessions in sessions.go,
-// ended sessions in ended.go, and the sweep in sweep.go and forget.go. The package knows
-// nothing of SCS, and does not know when a session has expired: it compares expiries with
-// a time that the caller passes.
+// ended sessions in ended.go, contexts that end with them in contexts.go, and the sweep in
+// sweep.go and forget.go. The package knows nothing of SCS. It compares expiries with a time
+// that the caller passes; only contexts look at the clock.
 package sessiontable
 
 import (
@@ -55,14 +55,15 @@ type Options struct {
 // before the table exists.
 type Table struct {
 	Options
-	handle  *chai.DB
-	db      *engine.DB
-	known   atomic.Pointer[layout] // from the latest catalog seen
-	right   sync.Map               // namespaces of the indexes that are known to be right
-	ended   *ended                 // nil if nothing is remembered
-	garbage atomic.Int64           // about how many bytes of deleted sessions are in files
-	owners  ownerIndex
-	counts  counts
+	handle   *chai.DB
+	db       *engine.DB
+	known    atomic.Pointer[layout] // from the latest catalog seen
+	right    sync.Map               // namespaces of the indexes that are known to be right
+	ended    *ended                 // nil if nothing is remembered
+	contexts *contexts
+	garbage  atomic.Int64 // about how many bytes of deleted sessions are in files
+	owners   ownerIndex
+	counts   counts
 
 	foundGarbage atomic.Bool // whether findGarbage was successful
 }
@@ -81,6 +82,8 @@ func New(db *chai.DB, options Options) *Table {
 			}
 		})
 	}
+	t.contexts = engine.Shared(t.db, t.Name, func() *contexts { return newContexts(t.Name) })
+	t.contexts.once.Do(func() { t.db.Follow(t.contexts.told) })
 	if t.OwnerOf != nil {
 		t.owners = ownerIndex{ownerNotes: engine.Shared(t.db, t.Name, newOwnerNotes), table: t, ownerOf: t.OwnerOf, seed: maphash.MakeSeed()}
 		t.owners.once.Do(func() { t.db.Follow(t.owners.told) })
@@ -420,12 +423,13 @@ func (l *layout) isIn(get func(key []byte) ([]byte, error)) (bool, error) {
 func (l *layout) isOf(catalog uint64) bool { return l.described.Load() == catalog+1 }
 
 // write runs op in a turn, with the layout that the table has then. size is the
-// approximate number of bytes that op writes to the table.
+// approximate number of bytes that op writes to the table. When it returns nil, the contexts
+// of the sessions that op has deleted are done.
 func (t *Table) write(ctx context.Context, size int, op func(b *engine.Batch, l *layout) error) error {
 	if _, err := t.layout(); err != nil {
 		return err
 	}
-	return t.db.Write(ctx, size, func(b *engine.Batch) error {
+	err := t.db.Write(ctx, size, func(b *engine.Batch) error {
 		l, err := t.layout()
 		if err != nil {
 			return err
@@ -442,4 +446,8 @@ func (t *Table) write(ctx context.Context, size int, op func(b *engine.Batch, l 
 		}
 		return op(b, l)
 	})
+	if err == nil {
+		t.contexts.settle(t)
+	}
+	return err
 }

@@ -118,6 +118,7 @@ func TestSessionContextEnds(t *testing.T) {
 		}, sql: true, all: true},
 		"replaced by an empty": {end: func(x site) error { return update(x.db, createNew, "DROP TABLE sessions", renameNew) }, sql: true, all: true},
 		"renamed":              {end: func(x site) error { return x.db.Exec("ALTER TABLE sessions RENAME TO former") }, sql: true, all: true},
+		"rebuilt and deleted":  {end: func(x site) error { return update(x.db, createNew, copyNew, "DROP TABLE sessions", renameNew, deleteA) }, sql: true},
 		"rebuilt, then deleted": {end: func(x site) error {
 			return errors.Join(update(x.db, createNew, copyNew, "DROP TABLE sessions", renameNew), x.s.Delete("a"))
 		}},
@@ -189,6 +190,7 @@ func TestSessionContextGoesOn(t *testing.T) {
 		"put, rolled back":     rolledBack(deleteA, insertA, "UPDATE sessions SET expiry = '2001-01-01T00:00:00Z'", toRenew, deleteA),
 		"past, rolled back":    rolledBack("UPDATE sessions SET expiry = '2001-01-01T00:00:00Z'", "UPDATE sessions SET data = '\\x62'"),
 		"rebuilt":              committed(createNew, copyNew, "DROP TABLE sessions", renameNew),
+		"moved":                committed(createNew, copyNew, "DELETE FROM sessions", "DROP TABLE sessions", renameNew),
 		"rebuilt by renaming":  committed("ALTER TABLE sessions RENAME TO former", createNew, "INSERT INTO rebuilt SELECT * FROM former", renameNew, "DROP TABLE former"),
 		"renamed away":         committed("ALTER TABLE sessions RENAME TO away", "ALTER TABLE away RENAME TO sessions"),
 		"rebuild, rolled back": rolledBack(createNew, copyNew, "DROP TABLE sessions", renameNew, deleteA),
@@ -296,6 +298,8 @@ func TestSessionContextBesideEarlierTransaction(t *testing.T) {
 	}
 	defer tx.Rollback()
 	s := newStore(t, db)
+	_, cancel := s.SessionContext(t.Context(), "a")
+	cancel()
 	a := sessionContext(t, s, "a")
 	if err := tx.Exec(deleteA); err != nil {
 		t.Fatal(err)

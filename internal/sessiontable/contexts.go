@@ -31,7 +31,7 @@ import (
 //     that it has there. It stays a suspect until a snapshot has all changes that were told.
 //   - A session that was deleted ends even if it is there again when it is looked at. Whether
 //     a transaction has put it back before its end is known from what was told (lastDeletion).
-//     What a transaction that replaces the table deletes is not known to have ended: the
+//     What a transaction deletes before it replaces the table is not known to have ended: the
 //     session may be in the new table.
 //   - Each context has the number of the snapshot in which its session was found. A deletion
 //     ends the contexts from before it, not those of a session that was put afterwards.
@@ -54,7 +54,6 @@ type contexts struct {
 	byExpiry expiryHeap
 	suspects map[*watchedSession]struct{}
 	all      uint64       // the end of the last change that made suspects of all, or 0
-	replaced uint64       // the last transaction that changed the table in the catalog
 	dropped  lastDeletion // of the table
 
 	count int // contexts
@@ -109,7 +108,7 @@ func (d *lastDeletion) told(c engine.Change) {
 	switch {
 	case c.Delete && c.Own:
 		d.end = c.End
-	case c.Delete && !c.Undo:
+	case c.Delete:
 		d.open, d.transaction = c.End, c.Transaction
 	case d.transaction == c.Transaction:
 		d.open = 0
@@ -243,7 +242,6 @@ func (x *contexts) told(c engine.Change) {
 		}
 		x.followed.Store(f)
 		x.dropped.told(c)
-		x.replaced = c.Transaction
 		for _, s := range x.sessions {
 			if s.deleted.transaction == c.Transaction {
 				s.deleted.open = 0
@@ -274,9 +272,7 @@ func (x *contexts) told(c engine.Change) {
 	if s == nil {
 		return
 	}
-	if c.Own || c.Transaction != x.replaced {
-		s.deleted.told(c)
-	}
+	s.deleted.told(c)
 	x.suspect(s, c.End)
 }
 

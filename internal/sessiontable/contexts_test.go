@@ -7,6 +7,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/chaisql/chai"
+
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
@@ -64,6 +66,56 @@ func TestSessionChangesBeforeItsContext(t *testing.T) {
 					t.Errorf("without contexts, something is left: %+v", x)
 				}
 			})
+		})
+	}
+}
+
+// A session that SQL has deleted, or whose table it has dropped, ends even if it is there
+// again when it is looked at.
+func TestSessionIsBackBeforeItIsLookedAt(t *testing.T) {
+	const (
+		remove = "DELETE FROM sessions"
+		insert = "INSERT INTO sessions (token, data, expiry) VALUES ('a', '\\x61', '2099-01-01T00:00:00Z')"
+	)
+	for name, transactions := range map[string][][]string{
+		"deleted":               {{remove}, {insert}},
+		"deleted, then twice":   {{remove}, {insert}, {remove, insert}},
+		"deleted, then by it":   {{remove}, {remove, insert}},
+		"twice":                 {{remove, insert, remove}, {insert}},
+		"dropped":               {{"DROP TABLE sessions"}, {testdb.CreateTable, insert}},
+		"renamed":               {{"ALTER TABLE sessions RENAME TO away"}, {"ALTER TABLE away RENAME TO sessions"}},
+		"dropped, then renamed": {{"DROP TABLE sessions"}, {testdb.CreateTable, insert, "ALTER TABLE sessions RENAME TO away", "ALTER TABLE away RENAME TO sessions"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testdb.Watchdog(t, time.Minute)
+			db := testdb.Memory(t)
+			testdb.Exec(t, db, testdb.CreateTable, insert)
+			table := New(db, Options{Name: "sessions"})
+			ctx, cancel := table.Context(t.Context(), "a")
+			defer cancel()
+			table.contexts.settling.Lock() // nobody looks
+			for _, statements := range transactions {
+				err := table.db.Update(t.Context(), func(tx *chai.Tx) (err error) {
+					for _, sql := range statements {
+						err = errors.Join(err, tx.Exec(sql))
+					}
+					return err
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			next, cancel := table.Context(t.Context(), "a")
+			defer cancel()
+			table.contexts.settling.Unlock()
+			<-ctx.Done()
+			if context.Cause(ctx) != ErrEnded {
+				t.Errorf("the cause is %v, want %v", context.Cause(ctx), ErrEnded)
+			}
+			table.contexts.settle(table)
+			if next.Err() != nil {
+				t.Errorf("a context of the session that was put has ended: %v", context.Cause(next))
+			}
 		})
 	}
 }

@@ -103,11 +103,14 @@ type Config struct {
 	CacheSize int64
 
 	// RememberEnded is how long the store remembers a session deleted by Delete,
-	// DeleteFunc or DeleteOf, and refuses to commit it again, with [ErrEnded].
+	// DeleteFunc, DeleteOf or SQL, and refuses to commit it again, with [ErrEnded].
 	// Without it, a request that loaded the session before it was deleted, and
 	// commits it afterwards, brings it back. Choose a time longer than any request
 	// takes, such as 10 minutes. The stores on a table that remember ended sessions
 	// share them, about 60 bytes each, until the process ends.
+	//
+	// What SQL deletes counts when its transaction commits, unless that puts the session
+	// again, or drops or replaces the table. What a sweep deletes is not remembered.
 	//
 	// A request that renews its token (RenewToken) while its session is being ended
 	// goes on under the new token: to end a user's sessions for good, also refuse the

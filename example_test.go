@@ -6,9 +6,11 @@ import (
 	"errors"
 	"expvar"
 	"fmt"
+	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -147,6 +149,63 @@ func ExampleErrEnded() {
 	site.ServeHTTP(response, request)
 	fmt.Println(response.Code, response.Header().Get("Location"))
 	// Output: 303 /sign-in
+}
+
+// A connection that stays open, such as a WebSocket, ends with the session that has opened
+// it: here, another device signs the user out everywhere. The client may connect again, with
+// the session that it has then.
+func ExampleChaiStore_SessionContext() {
+	db, err := chai.Open(":memory:")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+	sessionManager := scs.New()
+	store, err := chaistore.NewWithConfig(db, chaistore.Config{
+		CreateTable: true,
+		Owner:       chaistore.OwnerByKey(sessionManager.Codec, "user"),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer store.StopCleanup()
+	sessionManager.Store = store
+
+	messages := make(chan string) // to the user
+	serve := func(ctx context.Context, connection io.Writer) {
+		// With HashTokenInStore, the store knows the session by another token.
+		ctx, cancel := store.SessionContext(ctx, chaistore.StoredToken(ctx, sessionManager))
+		defer cancel()
+		for {
+			select {
+			case message := <-messages:
+				fmt.Fprintln(connection, message)
+			case <-ctx.Done():
+				if errors.Is(context.Cause(ctx), chaistore.ErrEnded) {
+					fmt.Fprintln(connection, "You were signed out.")
+				}
+				return
+			}
+		}
+	}
+
+	request, err := sessionManager.Load(context.Background(), signIn(sessionManager, "alice"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		serve(request, os.Stdout)
+	}()
+	messages <- "Hello!"
+	if _, err := store.DeleteOf(context.Background(), "alice"); err != nil { // on another device
+		log.Fatal(err)
+	}
+	<-served
+	// Output:
+	// Hello!
+	// You were signed out.
 }
 
 // DeleteFunc ends the sessions that a function chooses, such as those of a user if

@@ -195,7 +195,8 @@ func newBenchStoreWithCache(b *testing.B, open func(testing.TB) *chai.DB, cacheS
 
 // BenchmarkCommit renews random sessions from a number of goroutines: sharing
 // batches, each commit in a batch of its own (alone), in a table with an index on
-// expiry (indexed), and in a database without a disk to wait for (memory). The
+// expiry (indexed), beside contexts of other sessions (contexts), and in a database
+// without a disk to wait for (memory). The
 // benchmark called pebble writes as much to Pebble itself, which is the least that a
 // commit can take.
 func BenchmarkCommit(b *testing.B) {
@@ -218,6 +219,13 @@ func BenchmarkCommit(b *testing.B) {
 			})
 		})
 	}
+	for _, contexts := range []int{1, 10_000} {
+		b.Run(fmt.Sprint("64/contexts=", contexts), func(b *testing.B) {
+			db, s := newBenchStore(b, testdb.Disk)
+			watchOthers(b, s, contexts)
+			benchmarkGroups(b, db, 64, s.Commit)
+		})
+	}
 	b.Run("1/pebble", func(b *testing.B) {
 		db, _ := newBenchStore(b, testdb.Disk)
 		engine := db.DB.Store.DB()
@@ -233,6 +241,23 @@ func BenchmarkCommit(b *testing.B) {
 		_, s := newBenchStore(b, testdb.Memory)
 		benchmarkCommit(b, 1, s.Commit)
 	})
+}
+
+// watchOthers makes contexts of sessions that the benchmark does not use.
+func watchOthers(b *testing.B, s *chaistore.ChaiStore, contexts int) {
+	const sessions = 100
+	for i := range contexts {
+		if i < sessions {
+			if err := s.Commit(missingTokens[i], nil, inAnHour()); err != nil {
+				b.Fatal(err)
+			}
+		}
+		ctx, cancel := s.SessionContext(b.Context(), missingTokens[i%sessions])
+		b.Cleanup(cancel)
+		if ctx.Err() != nil {
+			b.Fatal(context.Cause(ctx))
+		}
+	}
 }
 
 // indexedOnDisk returns a database on disk with the table of older setups.

@@ -12,10 +12,12 @@ import (
 // A Change is a row that a batch puts or deletes. With a nil key, any row may have been
 // put or deleted, or deleted, in any batch up to End.
 type Change struct {
-	Key    []byte // valid only during the call
-	Delete bool
-	Own    bool   // whether an operation of this package has made it, before [Batch.AsOther]
-	End    uint64 // the end of the batch: snapshots with this number, or a greater one, have it
+	Key, Row    []byte // valid only during the call; Row is nil if the row is deleted
+	Delete      bool
+	Own         bool   // whether an operation of this package has made it, before [Batch.AsOther]
+	Undo        bool   // whether it is a part of the rollback of its transaction
+	Transaction uint64 // greater than that of earlier transactions; a batch of this package is one
+	End         uint64 // the end of the batch: snapshots with this number, or a greater one, have it
 }
 
 // A feed tells its followers what is committed, by this package, by SQL, and by Chai when
@@ -33,6 +35,7 @@ type Change struct {
 // database.
 type feed struct {
 	end       atomic.Uint64 // of the last batch that is told
+	ended     uint64        // transactions that have ended; Pebble's commit mutex protects it
 	mu        sync.Mutex    // held while followers changes
 	followers atomic.Pointer[[]func(Change)]
 }
@@ -45,6 +48,10 @@ func (db *DB) Follow(f func(Change)) { db.feed.follow(f) }
 // Observes reports whether followers are told of all batches that are not in a snapshot
 // opened from now on. They are after a write.
 func (db *DB) Observes() bool { return db.isObserving() }
+
+// Told returns the end of the last batch that followers are told of, or are about to be.
+// Who follows the feed is told of each later one.
+func (db *DB) Told() uint64 { return db.feed.end.Load() }
 
 func (fd *feed) follow(f func(Change)) {
 	fd.mu.Lock()
@@ -81,13 +88,13 @@ type ownBatch struct {
 	changes []change // as many as the batch has, in the same order
 }
 
-// tell tells the changes of a batch.
-func (s *shared) tell(b *pebble.Batch) {
+// tell tells the changes of a batch, which rolls a transaction back if undo is true.
+func (s *shared) tell(b *pebble.Batch, undo bool) {
 	end := b.SeqNum() + uint64(b.Count())
 	followers := s.feed.begin(end)
 	if own := s.own.Load(); own != nil && own.batch == b {
 		for _, change := range own.changes {
-			c := Change{Key: change.key, Delete: change.row == nil, Own: !change.other, End: end}
+			c := Change{Key: change.key, Row: change.row, Delete: change.row == nil, Own: !change.other, Transaction: s.feed.ended + 1, End: end}
 			for _, f := range followers {
 				f(c)
 			}
@@ -95,14 +102,14 @@ func (s *shared) tell(b *pebble.Batch) {
 		return
 	}
 	for r := b.Reader(); ; {
-		kind, key, _, ok, err := r.Next()
+		kind, key, row, ok, err := r.Next()
 		if !ok || err != nil { // it has been read once
 			return
 		}
-		c := Change{End: end}
+		c := Change{Undo: undo, Transaction: s.feed.ended + 1, End: end}
 		switch kind {
 		case pebble.InternalKeyKindSet, pebble.InternalKeyKindDelete:
-			c.Key, c.Delete = key, kind == pebble.InternalKeyKindDelete
+			c.Key, c.Row, c.Delete = key, row, kind == pebble.InternalKeyKindDelete
 		case pebble.InternalKeyKindRangeDelete:
 			c.Delete = true
 		case pebble.InternalKeyKindLogData:

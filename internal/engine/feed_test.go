@@ -116,6 +116,98 @@ func TestFeed(t *testing.T) {
 	}
 }
 
+// Followers are told which changes belong to one transaction, and which undo it. Rows are
+// told with them.
+func TestFeedOfTransactions(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, "CREATE TABLE t (k TEXT PRIMARY KEY, v TEXT NOT NULL)", "CREATE TABLE large (k INTEGER PRIMARY KEY, v TEXT NOT NULL)")
+	err := db.Update(func(tx *chai.Tx) error {
+		for i := range 1000 {
+			if err := tx.Exec("INSERT INTO large (k, v) VALUES (?, ?)", i, fmt.Sprintf("%01000d", 1000-i)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := db.DB.Catalog().GetTableInfo("t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	prefix := []byte{byte(info.StoreNamespace) + 48}
+	e := Open(db, discard)
+	write(t, e, set("a", 1)) // observes from now on
+	var mu sync.Mutex
+	var told []string
+	var transactions []uint64
+	sorted := 0
+	e.Follow(func(c Change) {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(c.Key) > 0 && c.Key[0] == transientType {
+			sorted++
+		}
+		if !bytes.HasPrefix(c.Key, prefix) && !bytes.HasPrefix(c.Key, firstKey) {
+			return
+		}
+		if (c.Row == nil) != c.Delete {
+			t.Errorf("told a row of %d bytes with Delete = %v", len(c.Row), c.Delete)
+		}
+		if n := len(transactions); n == 0 || transactions[n-1] != c.Transaction {
+			if n > 0 && c.Transaction < transactions[n-1] {
+				t.Errorf("told of transaction %d after %d", c.Transaction, transactions[n-1])
+			}
+			transactions = append(transactions, c.Transaction)
+			told = append(told, "")
+		}
+		what := "put"
+		if c.Delete {
+			what = "delete"
+		}
+		if c.Undo {
+			what = "undo: " + what
+		}
+		told[len(told)-1] += fmt.Sprintf("%s %s, ", what, c.Row[max(0, len(c.Row)-1):])
+	})
+	transaction := func(err error, statements ...string) {
+		t.Helper()
+		got := e.Update(t.Context(), func(tx *chai.Tx) error {
+			for _, sql := range statements {
+				if err := tx.Exec(sql); err != nil {
+					t.Error(err)
+				}
+			}
+			// What others sort is written to the database, too, in batches between.
+			testdb.Query(t, db, "SELECT k, v FROM large ORDER BY v", func(*chai.Row) error { return nil })
+			return errors.Join(tx.Exec("SELECT * FROM t"), err)
+		})
+		if !errors.Is(got, err) {
+			t.Fatal(got)
+		}
+	}
+	transaction(nil, "INSERT INTO t (k, v) VALUES ('a', '1')", "UPDATE t SET v = '2'", "DELETE FROM t", "INSERT INTO t (k, v) VALUES ('a', '3')")
+	transaction(errNo, "UPDATE t SET v = '4'", "DELETE FROM t", "INSERT INTO t (k, v) VALUES ('b', '5')")
+	testdb.Exec(t, db, "UPDATE t SET v = '6'")
+	write(t, e, func(b *Batch) error { b.Put(key("c"), []byte("7")); b.Delete(key("a")); return nil })
+	write(t, e, set("c", 8))
+	testdb.Exec(t, db, "DELETE FROM t")
+	mu.Lock()
+	defer mu.Unlock()
+	want := []string{
+		"put 1, put 2, delete , put 3, ",
+		"put 4, delete , put 5, undo: put 3, undo: delete , ",
+		"put 6, ", "put 7, delete , ", "put 8, ", "delete , ",
+	}
+	if sorted == 0 {
+		t.Error("nothing was written to sort it")
+	}
+	if !slices.Equal(told, want) {
+		t.Errorf("told\n%q, want\n%q", told, want)
+	}
+}
+
 // Whoever begins to follow while others commit is told of each batch, or that it was before.
 func TestFollowBesideCommits(t *testing.T) {
 	db := testdb.Memory(t)

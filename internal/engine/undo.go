@@ -40,8 +40,9 @@ type undoLog struct {
 	keys map[string]struct{} // of the rows that have a note. Pebble's commit mutex protects it.
 
 	mu    sync.Mutex
-	first uint64 // the number of the first batch with notes of the last transaction
-	kept  *kept  // the snapshot from before it, or nil if readers need none
+	first uint64        // the number of the first batch with notes of the last transaction
+	kept  *kept         // the snapshot from before it, or nil if readers need none
+	over  chan struct{} // closed when that transaction ends, or nil if there is none
 }
 
 // A kept snapshot is closed when it is not needed any more, and no reader uses it.
@@ -88,8 +89,17 @@ func (u *undoLog) began(number uint64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.first = number
+	u.over = make(chan struct{})
 	u.count.Add(1)
 	u.since.Store(number)
+}
+
+// open returns a channel that is closed when the transaction with notes ends, or nil if
+// there is none.
+func (u *undoLog) open() <-chan struct{} {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.over
 }
 
 // end notes that the batch that ends at the given number has removed all notes. It is
@@ -102,6 +112,10 @@ func (u *undoLog) end(end uint64, rolledBack bool) {
 	u.until.Store(end)
 	u.since.Store(0)
 	u.endKept(ending{end, rolledBack})
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	close(u.over)
+	u.over = nil
 }
 
 // endKept lets go of the snapshot that is kept, unless it is kept for good.

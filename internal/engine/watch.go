@@ -227,7 +227,10 @@ func (w *watcher) writeBatch(b *pebble.Batch, synced *sync.WaitGroup, syncErr *e
 	if err != nil {
 		return mem, err
 	}
-	w.tell(b)
+	w.tell(b, ends && synced == nil)
+	if ends || synced != nil {
+		w.feed.ended++
+	}
 	if ends {
 		w.forgetSeen()
 		w.undo.end(b.SeqNum()+uint64(b.Count()), synced == nil)

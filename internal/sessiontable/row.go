@@ -140,7 +140,7 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 	// operation does not use the caller's data if it runs after an early return.
 	row := encodeRow(Row{token, data, expiry})
 	err = t.write(ctx, len(row)+2*MaxKeyLen, func(b *engine.Batch, l *layout) error {
-		if t.ended.has(token) {
+		if t.ended.has(token, l.sessions.namespace) {
 			return ErrEnded
 		}
 		if err := t.owners.commit(b, l, listing); err != nil {
@@ -159,6 +159,7 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 // not be longer than [MaxKeyLen]. If all are known to be missing, Delete waits for nobody.
 func (t *Table) Delete(ctx context.Context, tokens ...string) error {
 	if t.ended == nil && ctx.Err() == nil && t.absent(tokens) {
+		t.contexts.settle(t)
 		t.counts.deletes.Add(uint64(len(tokens)))
 		return nil
 	}
@@ -239,6 +240,20 @@ func appendKey(dst []byte, namespace int64, token string) []byte {
 	const mostForNamespaceAndLength = 20
 	dst = slices.Grow(dst, len(token)+mostForNamespaceAndLength)
 	return appendText(appendInt(dst, namespace), token)
+}
+
+// tokenIn returns the token in a key that has the given beginning, or nil if the key is
+// none of a session that can be found.
+func tokenIn(key, beginning []byte) []byte {
+	key, ok := bytes.CutPrefix(key, beginning)
+	if !ok || len(key) == 0 || valueLen(key) != len(key) {
+		return nil
+	}
+	token, ok := decodeBytes(key, textType)
+	if !ok || len(token) > MaxKeyLen {
+		return nil
+	}
+	return token
 }
 
 // encodeRow returns the encoded columns of a row, in the order of the table.

@@ -4,9 +4,9 @@
 //
 // The table is in this file, the rows in row.go, the indexes in index.go, the owners
 // in owner.go, ownernotes.go and reconcile.go, going through sessions in sessions.go,
-// ended sessions in ended.go, and the sweep in sweep.go and forget.go. The package knows
-// nothing of SCS, and does not know when a session has expired: it compares expiries with
-// a time that the caller passes.
+// ended sessions in ended.go, contexts that end with them in contexts.go, and the sweep in
+// sweep.go and forget.go. The package knows nothing of SCS. It compares expiries with a time
+// that the caller passes; only contexts look at the clock.
 package sessiontable
 
 import (
@@ -40,7 +40,7 @@ const MaxKeyLen = 100
 type Options struct {
 	Name          string        // has passed [CheckName]
 	CacheSize     int64         // bytes of memory that the database may take for speed
-	RememberEnded time.Duration // how long [Table.Upsert] refuses deleted sessions
+	RememberEnded time.Duration // how long [Table.Upsert] refuses sessions that callers or SQL have deleted
 
 	// OwnerOf returns the owner of the session with the given data, "" if it has none, or an
 	// error if it can't read the data. If it is not nil, there is a second table, for the
@@ -55,14 +55,15 @@ type Options struct {
 // before the table exists.
 type Table struct {
 	Options
-	handle  *chai.DB
-	db      *engine.DB
-	known   atomic.Pointer[layout] // from the latest catalog seen
-	right   sync.Map               // namespaces of the indexes that are known to be right
-	ended   *ended                 // nil if nothing is remembered
-	garbage atomic.Int64           // about how many bytes of deleted sessions are in files
-	owners  ownerIndex
-	counts  counts
+	handle   *chai.DB
+	db       *engine.DB
+	known    atomic.Pointer[layout] // from the latest catalog seen
+	right    sync.Map               // namespaces of the indexes that are known to be right
+	ended    *ended                 // nil if nothing is remembered
+	contexts *contexts
+	garbage  atomic.Int64 // about how many bytes of deleted sessions are in files
+	owners   ownerIndex
+	counts   counts
 
 	foundGarbage atomic.Bool  // whether findGarbage was successful
 	collected    atomic.Int64 // the namespace for which CollectFew was called
@@ -73,8 +74,17 @@ func New(db *chai.DB, options Options) *Table {
 	t := &Table{Options: options, handle: db, db: engine.Open(db, options.Logger)}
 	t.db.UseMemory(options.CacheSize)
 	if options.RememberEnded > 0 {
-		t.ended = engine.Shared(t.db, t.Name, newEnded)
+		t.ended = engine.Shared(t.db, t.Name, func() *ended { return newEnded(t.Name) })
+		t.ended.remember(t.RememberEnded)
+		t.ended.once.Do(func() {
+			t.db.Follow(t.ended.told)
+			if info, err := db.DB.Catalog().GetTableInfo(t.Name); err == nil {
+				t.ended.follow(int64(info.StoreNamespace))
+			}
+		})
 	}
+	t.contexts = engine.Shared(t.db, t.Name, func() *contexts { return newContexts(t.Name) })
+	t.contexts.once.Do(func() { t.db.Follow(t.contexts.told) })
 	if t.OwnerOf != nil {
 		t.owners = ownerIndex{ownerNotes: engine.Shared(t.db, t.Name, newOwnerNotes), table: t, ownerOf: t.OwnerOf, seed: maphash.MakeSeed()}
 		t.owners.once.Do(func() { t.db.Follow(t.owners.told) })
@@ -419,12 +429,13 @@ func (l *layout) isIn(get func(key []byte) ([]byte, error)) (bool, error) {
 func (l *layout) isOf(catalog uint64) bool { return l.described.Load() == catalog+1 }
 
 // write runs op in a turn, with the layout that the table has then. size is the
-// approximate number of bytes that op writes to the table.
+// approximate number of bytes that op writes to the table. When it returns nil, the contexts
+// of the sessions that op has deleted are done.
 func (t *Table) write(ctx context.Context, size int, op func(b *engine.Batch, l *layout) error) error {
 	if _, err := t.layout(); err != nil {
 		return err
 	}
-	return t.db.Write(ctx, size, func(b *engine.Batch) error {
+	err := t.db.Write(ctx, size, func(b *engine.Batch) error {
 		l, err := t.layout()
 		if err != nil {
 			return err
@@ -441,4 +452,8 @@ func (t *Table) write(ctx context.Context, size int, op func(b *engine.Batch, l 
 		}
 		return op(b, l)
 	})
+	if err == nil {
+		t.contexts.settle(t)
+	}
+	return err
 }

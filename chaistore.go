@@ -178,7 +178,7 @@ type ChaiStore struct {
 // New returns a store that keeps sessions in the table "sessions" of db, and deletes
 // expired ones every 5 minutes until [ChaiStore.StopCleanup].
 //
-// New does not touch the database, so the table may be created afterwards. Until
+// New does not look at the table, so it may be created afterwards. Until
 // then, calls of the store return an error that says that it does not exist. New
 // panics if db is nil; [NewWithConfig] returns an error instead.
 func New(db *chai.DB) *ChaiStore {
@@ -200,8 +200,10 @@ func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiSto
 // or closed, if the table's name can't be used, or if the table does not exist or is
 // not a table of sessions: its columns must be token TEXT, data BLOB and expiry
 // TIMESTAMP, in this order, token must be the primary key, and there must be no other
-// constraints. Non-unique indexes on token and expiry are allowed. The context of a
-// handle from [chai.DB.WithContext] has no effect on the store.
+// constraints. Non-unique indexes on token and expiry are allowed. The table must not
+// share its rows with another table or index, as happens when Chai alone has made both,
+// one before and one after a kill: the error says how to copy it. The context of a handle
+// from [chai.DB.WithContext] has no effect on the store.
 //
 // Creating a table is a transaction of Chai, as in [Update]: if other goroutines
 // write with Chai, create the store before they start.

@@ -36,7 +36,8 @@
 // disk.go sees it, and failure.go says what follows; closing.go makes Close wait. The
 // application's own turns are in application.go, memory and files for speed in memory.go,
 // the memory of waiting writes in budget.go, freeing space in compact.go, copies of the
-// files in backup.go, and the order of keys in comparer.go. What Chai and Pebble don't export is in package reach.
+// files in backup.go, the order of keys in comparer.go, and the numbers of tables in
+// namespaces.go. What Chai and Pebble don't export is in package reach.
 //
 // The package knows nothing of sessions.
 package engine

@@ -25,6 +25,7 @@ import (
 type watcher struct {
 	pebble.Logger
 	*shared
+	handle    *chai.DB
 	session   func() (session io.Closer, rows *pebble.Snapshot) // opens a reading session of Chai
 	seen      *map[string]struct{}                              // Chai's
 	db        *pebble.DB
@@ -50,6 +51,7 @@ func watch(db *chai.DB, s *shared) {
 	w := &watcher{
 		Logger:    reach.Opts(p).Logger,
 		shared:    s,
+		handle:    &chai.DB{DB: db.DB},
 		seen:      reach.Seen(db),
 		db:        p,
 		writeLock: reach.Writetxmu(db),
@@ -124,8 +126,9 @@ func (w *watcher) tune() {
 func (w *watcher) fail(err error) error { return w.state.fail(err) }
 
 // observe puts the functions of the watcher before Pebble's own, so that it sees each
-// batch from then on. It does so while no transaction is open, so that it sees all of each.
-// It reports false if it can't just now, or if the database is closed.
+// batch from then on, and mends the sequence of namespaces. It does so while no transaction
+// is open, so that it sees all of each. It reports false if it can't just now, or if the
+// database is closed.
 func (w *watcher) observe(writeLocked bool) bool {
 	if !writeLocked {
 		if !w.writeLock.TryLock() {
@@ -133,14 +136,25 @@ func (w *watcher) observe(writeLocked bool) bool {
 		}
 		defer w.writeLock.Unlock()
 	}
+	if w.observing.Load() {
+		return true
+	}
+	if !w.install() {
+		return false
+	}
+	if err := w.mendSequence(); err != nil {
+		_ = w.fail(fmt.Errorf("mend the sequence of namespaces: %w", err))
+	}
+	return true
+}
+
+// install is the part of observe that must be done while no batch is committed.
+func (w *watcher) install() bool {
 	mu := w.pipeline.Mu()
 	if !mu.TryLock() {
 		return false
 	}
 	defer mu.Unlock()
-	if w.observing.Load() {
-		return true
-	}
 	if w.state.usable() != nil { // Close holds the mutex
 		return false
 	}
@@ -290,13 +304,17 @@ func (w *watcher) forgetSeen() {
 	}
 }
 
-// Chai's encoded numbers of the table of tables, and of its undo log, with which their keys
-// begin, the type with which the numbers of tables for passing results begin, and that of
-// a blob.
+// Chai's encoded numbers of the table of tables, of that of sequences, and of its undo log,
+// with which their keys begin, the type with which the numbers of tables for passing results
+// begin, and other types.
 const (
-	catalogTable  = 48 + 1
-	undoTable     = 48 + 3
+	smallInt      = 48 // the integer 0; up to 31, an integer is its own type
+	catalogTable  = smallInt + 1
+	sequenceTable = smallInt + 2
+	undoTable     = smallInt + 3
+	uint8Type     = 80
 	transientType = 83
+	textType      = 98
 	blobType      = 103
 )
 

@@ -150,6 +150,29 @@ func TestCrashWithOwners(t *testing.T) {
 	}
 }
 
+// After a kill, what makes and drops a table with Chai alone changes no other table.
+func TestTableAfterAKill(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	dir := t.TempDir()
+	db := testdb.Open(t, dir)
+	testdb.Exec(t, db, testdb.CreateTable)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cmd, out := startChild(t, "crash with owners", dir, "") // makes the table of owners
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if strings.HasPrefix(lines.Text(), "done-change") {
+			cmd.Process.Kill()
+		}
+	}
+	if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Fatalf("the process ended with %v, want a kill", err)
+	}
+	db = testdb.Open(t, dir)
+	testdb.Exec(t, db, "CREATE TABLE later (line TEXT)", "DROP TABLE later")
+	testdb.CheckOwners(t, db, ownerInData, false)
+}
+
 // changeWithoutOwners changes sessions without their owners, so that the next process
 // has to add and remove owners.
 func changeWithoutOwners(t *testing.T, dir string, setup []string, round int) {

@@ -273,7 +273,7 @@ func (t *Table) layout() (*layout, error) {
 		l.sessions.cached = true
 		if t.OwnerOf != nil && l.err == nil {
 			owners, err := t.relation(t.ownersName(), ownerColumns, "owner", "token")
-			if err != nil && t.exists(t.ownersName()) {
+			if err != nil && t.exists(t.ownersName()) && !errors.Is(err, errShared) {
 				err = fmt.Errorf("%w: drop it, so that it is made anew", err)
 			}
 			l.owners, l.err = &owners, err
@@ -286,13 +286,16 @@ func (t *Table) layout() (*layout, error) {
 }
 
 // relation looks a table up in the catalog. It returns an error unless the table has
-// the given columns and primary key, no other constraints, and only non-unique indexes on
-// columns that can be indexed.
+// the given columns and primary key, no other constraints, only non-unique indexes on
+// columns that can be indexed, and rows that it shares with no other table or index.
 func (t *Table) relation(name string, columns []column, primary ...string) (r relation, err error) {
 	catalog := t.handle.DB.Catalog()
 	info, err := catalog.GetTableInfo(name)
 	if err != nil {
 		return r, fmt.Errorf("table %q does not exist", name)
+	}
+	if err := t.checkShared(name); err != nil {
+		return r, err
 	}
 	fields := info.FieldConstraints.Ordered
 	for i, column := range columns {
@@ -344,6 +347,35 @@ func (t *Table) relation(name string, columns []column, primary ...string) (r re
 		r.indexes = append(r.indexes, ix)
 	}
 	return r, nil
+}
+
+// errShared is returned when a table has the namespace of another table or index, so that
+// what deletes the rows of one deletes those of the other: see namespaces.go in the engine.
+var errShared = errors.New("share their rows")
+
+// checkShared returns an error if the table or one of its indexes has the namespace of
+// another table or index.
+func (t *Table) checkShared(name string) error {
+	catalog := t.handle.DB.Catalog()
+	info, err := catalog.GetTableInfo(name)
+	if err != nil {
+		return nil
+	}
+	namespaces := []int64{int64(info.StoreNamespace)}
+	for _, index := range catalog.ListIndexes(name) {
+		if info, err := catalog.GetIndexInfo(index); err == nil {
+			namespaces = append(namespaces, int64(info.StoreNamespace))
+		}
+	}
+	all := engine.Namespaces(t.handle)
+	for _, namespace := range namespaces {
+		if sharing := all[namespace]; len(sharing) > 1 {
+			return fmt.Errorf("%s %w, because Chai has given them the same namespace, %d: delete nothing from them, and drop neither. "+
+				"In one call of Update, run ALTER TABLE %[4]s RENAME TO %[4]s_shared; %[5]v; INSERT INTO %[4]s SELECT * FROM %[4]s_shared; "+
+				"leave out the last one if it fails. Then copy what is the other's", strings.Join(sharing, " and "), errShared, namespace, name, info)
+		}
+	}
+	return nil
 }
 
 // relations returns the tables that are read.

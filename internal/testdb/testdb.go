@@ -5,10 +5,12 @@ package testdb
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
 	"math/rand/v2"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -66,6 +68,16 @@ func Open(t testing.TB, path string) *chai.DB {
 }
 
 var opening sync.Mutex
+
+// Killed opens a copy of what a kill of the process would leave of a database on disk.
+func Killed(t testing.TB, db *chai.DB) *chai.DB {
+	t.Helper()
+	dir, files := t.TempDir(), db.DB.Store.DB()
+	if err := errors.Join(files.Flush(), files.Checkpoint(filepath.Join(dir, "pebble"))); err != nil {
+		t.Fatal(err)
+	}
+	return Open(t, dir)
+}
 
 // Slow skips a test that takes about half a second or more, with -short.
 func Slow(t testing.TB) {

@@ -50,16 +50,34 @@ const (
 	defaultCacheSize       = 64 << 20
 )
 
+// ErrClosed is returned by every call on a closed database.
+var ErrClosed = engine.ErrClosed
+
+// ErrBusy is returned by writes that have waited for 10 seconds, and then by every
+// write, at once, until the one that has the turn ends. The usual reason is goroutines
+// of the application, such as two handlers, that have deadlocked each other in Chai:
+// such a deadlock ends with the process. Write with [Update] in handlers. Other reasons
+// are a transaction or the [WriteLock] that is left open, a call of the store in a
+// function passed to Update, and a disk that is full or does not answer. The write may
+// or may not still happen.
+var ErrBusy = engine.ErrHangs
+
+// ErrReadOnly is returned by writes after the first failure of the disk, until the
+// database is opened again. It wraps the reason, such as [syscall.ENOSPC]. Sessions that
+// were acknowledged are still found. Free space on the disk, or check it, and restart
+// the program.
+var ErrReadOnly = engine.ErrReadOnly
+
 // ErrTokenTooLong is returned when committing a session whose token is longer than
 // 100 bytes. SCS makes tokens of 43 bytes. Chai confuses rows whose keys are longer
 // than 127 bytes.
-var ErrTokenTooLong = fmt.Errorf("token is longer than %d bytes", sessiontable.MaxKeyLen)
+var ErrTokenTooLong = fmt.Errorf("token is longer than %d bytes: use SCS's tokens, which have 43", sessiontable.MaxKeyLen)
 
 // ErrDataTooLarge is returned when committing a session with more than 16 MiB of
 // data. Committing that much takes about half a second, during which nobody else can
 // commit. Commits on a database that wait hold copies of up to 32 MiB together;
 // further ones wait until there is room.
-var ErrDataTooLarge = fmt.Errorf("data is larger than %d MiB", maxDataLen>>20)
+var ErrDataTooLarge = fmt.Errorf("data is larger than %d MiB: keep large values elsewhere, and their names in the session", maxDataLen>>20)
 
 const maxDataLen = 16 << 20
 
@@ -156,16 +174,15 @@ type Config struct {
 // write has begun, it is finished. Deletions go on without their caller: see
 // [ChaiStore.DeleteCtx].
 //
-// A write that takes longer than 10 seconds returns an error, and may or may not
-// still happen. The application may be holding a transaction open, or its goroutines
-// may have deadlocked each other in Chai. Further writes fail at once until the hang
-// ends. Find, All and Sessions are not affected.
+// No write waits longer than 10 seconds: see [ErrBusy]. Find, All and Sessions don't wait
+// for writes.
 //
-// The first failure of the disk ends writing: the write that meets it returns the
-// error, and so does each later one, at once. Finds go on from what was acknowledged.
-// Close the database, open it again, and make a new store on it, or restart the
-// process: Close waits for transactions that the application has begun and not ended.
-// Calls on a closed database return an error.
+// The first failure of the disk makes the database read-only: see [ErrReadOnly]. Restart
+// the program, or close the database, open it again, and make a new store on it: Close
+// waits for transactions that the application has begun and not ended. Calls on a closed
+// database return [ErrClosed].
+//
+// Calls of the zero ChaiStore return errors.
 type ChaiStore struct {
 	table   *sessiontable.Table
 	cleanup *cleanup // nil if there is no cleanup goroutine
@@ -230,10 +247,21 @@ func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	return s, nil
 }
 
-var errNilDatabase = errors.New("chaistore: the database is nil")
+var (
+	errNilDatabase = errors.New("chaistore: the database is nil: pass one that was opened")
+	errZeroStore   = errors.New("the store is the zero ChaiStore: make it with New or NewWithConfig")
+)
 
 func isNil(db *chai.DB) bool {
 	return db == nil || db.DB == nil
+}
+
+// usable returns why the store can't be used, or nil.
+func (s *ChaiStore) usable() error {
+	if s.table == nil {
+		return errZeroStore
+	}
+	return s.table.CheckDatabase()
 }
 
 // newStore returns a store without a cleanup goroutine.
@@ -254,12 +282,16 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 }
 
 // Update calls f with a writable transaction of Chai. If f returns nil, Update commits
-// the transaction. If f returns an error or panics, Update rolls the transaction back,
-// and does the same.
+// the transaction. If f returns an error, Update rolls the transaction back and returns
+// the same error. If f panics, Update rolls back and panics on.
+//
+// It is not Chai's db.Update: when several goroutines call that, or db.Exec, they can
+// deadlock each other, and never return.
 //
 // Update waits for other calls of Update, for the [WriteLock], and for the stores on db.
-// If ctx ends before the transaction has begun, or after 10 seconds, Update returns an
-// error and does not call f. Once f has been called, ctx has no effect.
+// If ctx ends before the transaction has begun, Update returns its error and does not
+// call f, and so it does after 10 seconds, with [ErrBusy]. Once f has been called, ctx has
+// no effect.
 //
 //	err := chaistore.Update(ctx, db, func(tx *chai.Tx) error {
 //		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
@@ -276,10 +308,21 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 // When the disk fails while f runs, Chai panics in f. Update rolls back what it can, and
 // panics on. Stores go on reading what was committed before.
 func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
-	if isNil(db) {
+	switch {
+	case isNil(db):
 		return errNilDatabase
+	case f == nil:
+		return errors.New("chaistore: the function passed to Update is nil")
 	}
-	return engine.Open(db, nil).Update(ctx, f)
+	var failure error // of f, which is returned as it is
+	err := engine.Open(db, nil).Update(ctx, func(tx *chai.Tx) error {
+		failure = f(tx)
+		return failure
+	})
+	if failure != nil || err == nil {
+		return failure
+	}
+	return fmt.Errorf("chaistore: update: %w", err)
 }
 
 // WriteLock returns the lock that [Update] holds, for work that does not fit into a
@@ -341,7 +384,10 @@ func (s *ChaiStore) FindCtx(ctx context.Context, token string) (b []byte, exists
 	if err := ctx.Err(); err != nil {
 		return nil, false, fmt.Errorf("chaistore: find: %w", err)
 	}
-	if len(token) > sessiontable.MaxKeyLen {
+	if len(token) > sessiontable.MaxKeyLen || s.table == nil {
+		if err := s.usable(); err != nil {
+			return nil, false, fmt.Errorf("chaistore: find: %w", err)
+		}
 		return nil, false, nil
 	}
 	data, expiry, found, err := s.table.Find(ctx, token)
@@ -367,6 +413,9 @@ func (s *ChaiStore) Commit(token string, b []byte, expiry time.Time) error {
 // 100 bytes is refused with [ErrTokenTooLong], data of more than 16 MiB with
 // [ErrDataTooLarge].
 func (s *ChaiStore) CommitCtx(ctx context.Context, token string, b []byte, expiry time.Time) error {
+	if err := s.usable(); err != nil {
+		return fmt.Errorf("chaistore: commit: %w", err)
+	}
 	if len(token) > sessiontable.MaxKeyLen {
 		return fmt.Errorf("chaistore: commit: %w", ErrTokenTooLong)
 	}
@@ -396,6 +445,9 @@ func (s *ChaiStore) Delete(token string) error {
 // [context.WithoutCancel], or the session of a visitor who goes away meanwhile ends.
 func (s *ChaiStore) DeleteCtx(ctx context.Context, token string) error {
 	ctx = context.WithoutCancel(ctx)
+	if err := s.usable(); err != nil {
+		return fmt.Errorf("chaistore: delete: %w", err)
+	}
 	if len(token) > sessiontable.MaxKeyLen {
 		return nil
 	}

@@ -500,7 +500,7 @@ func TestTablesThatAreRefused(t *testing.T) {
 					return err
 				},
 			} {
-				if err := call(); err == nil || !strings.HasSuffix(err.Error(), test.want) {
+				if err := call(); err == nil || !strings.Contains(err.Error(), test.want) {
 					t.Errorf("%s = %v, want %q", name, err, test.want)
 				}
 			}
@@ -572,24 +572,6 @@ func TestTwoTablesInOneDatabase(t *testing.T) {
 	}
 	wantAll(t, stores[0], map[string]string{"alice": "users"})
 	wantAll(t, stores[1], map[string]string{"alice": "admins"})
-}
-
-func TestPanicsWithoutDatabase(t *testing.T) {
-	for name, call := range map[string]func(db *chai.DB){
-		"New":       func(db *chai.DB) { chaistore.New(db) },
-		"WriteLock": func(db *chai.DB) { chaistore.WriteLock(db) },
-	} {
-		for _, db := range []*chai.DB{nil, {}} {
-			func() {
-				defer func() {
-					if r := recover(); r != "chaistore: the database is nil" {
-						t.Errorf("%s without a database panics with %v", name, r)
-					}
-				}()
-				call(db)
-			}()
-		}
-	}
 }
 
 func TestDoneContext(t *testing.T) {
@@ -702,7 +684,7 @@ func TestLargeCommitsWait(t *testing.T) {
 					go func() {
 						if err := s.Commit(fmt.Sprint(i), data, inAnHour()); err != nil {
 							failed.Add(1)
-							if waited := time.Since(start); !strings.Contains(err.Error(), "hung") || waited > 10*time.Second {
+							if waited := time.Since(start); !errors.Is(err, chaistore.ErrBusy) || waited > 10*time.Second {
 								t.Errorf("Commit = %v after %v", err, waited)
 							}
 						}
@@ -1252,7 +1234,7 @@ func TestFailedDeletionRemembersNothing(t *testing.T) {
 		lock.Lock()
 		err := s.Delete("a")
 		lock.Unlock()
-		if err == nil || !strings.Contains(err.Error(), "hung") {
+		if !errors.Is(err, chaistore.ErrBusy) {
 			t.Fatalf("Delete = %v, want an error that writing has hung", err)
 		}
 		synctest.Wait()

@@ -25,6 +25,9 @@ import (
 // renewed meanwhile stays. When much was deleted, DeleteExpired also has the database
 // merge its files, so that they get smaller.
 func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
+	if s.table == nil {
+		return 0, fmt.Errorf("chaistore: delete expired sessions: %w", errZeroStore)
+	}
 	deleted, err := sweep(ctx, s.table)
 	if err != nil {
 		return deleted, fmt.Errorf("chaistore: delete expired sessions: %w", err)

@@ -5,6 +5,7 @@ package chaistore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"math"
@@ -33,13 +34,17 @@ type Session struct {
 // loop. If the sessions can't be read, or ctx ends, the last element of the sequence
 // is an error with a zero Session.
 func (s *ChaiStore) Sessions(ctx context.Context) iter.Seq2[Session, error] {
-	return converted(func() iter.Seq2[sessiontable.Row, error] { return s.table.Sessions(ctx, time.Now()) })
+	return s.converted(func() iter.Seq2[sessiontable.Row, error] { return s.table.Sessions(ctx, time.Now()) })
 }
 
 // converted returns a sequence of sessions with errors of this package. Each use of it
 // reads the rows anew.
-func converted(rows func() iter.Seq2[sessiontable.Row, error]) iter.Seq2[Session, error] {
+func (s *ChaiStore) converted(rows func() iter.Seq2[sessiontable.Row, error]) iter.Seq2[Session, error] {
 	return func(yield func(Session, error) bool) {
+		if err := s.usable(); err != nil {
+			yield(Session{}, fmt.Errorf("chaistore: read sessions: %w", err))
+			return
+		}
 		for row, err := range rows() {
 			if err != nil {
 				err = fmt.Errorf("chaistore: read sessions: %w", err)
@@ -64,7 +69,7 @@ func converted(rows func() iter.Seq2[sessiontable.Row, error]) iter.Seq2[Session
 // the owner's other sessions, and then ends with an error that wraps one that Owner has
 // returned.
 func (s *ChaiStore) SessionsOf(ctx context.Context, owner string) iter.Seq2[Session, error] {
-	return converted(func() iter.Seq2[sessiontable.Row, error] { return s.table.SessionsOf(ctx, owner, time.Now()) })
+	return s.converted(func() iter.Seq2[sessiontable.Row, error] { return s.table.SessionsOf(ctx, owner, time.Now()) })
 }
 
 // DeleteFunc deletes every active session for which del returns true, and returns their
@@ -79,6 +84,12 @@ func (s *ChaiStore) SessionsOf(ctx context.Context, owner string) iter.Seq2[Sess
 // [Config.RememberEnded]. When ctx ends, DeleteFunc stops reading, deletes the
 // sessions that del has chosen before, and returns the context's error.
 func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int, error) {
+	if del == nil {
+		return 0, errors.New("chaistore: the function passed to DeleteFunc is nil")
+	}
+	if err := s.usable(); err != nil {
+		return 0, fmt.Errorf("chaistore: %w", err)
+	}
 	n, err := s.table.DeleteFunc(ctx, time.Now(), func(row sessiontable.Row) bool { return del(Session(row)) })
 	if err != nil {
 		return n, fmt.Errorf("chaistore: %w", err)
@@ -96,6 +107,9 @@ func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int
 // If there are other sessions whose owner can't be read, it deletes what it can, and
 // returns an error. Like [ChaiStore.DeleteCtx], it goes on when ctx ends.
 func (s *ChaiStore) DeleteOf(ctx context.Context, owner string) (int, error) {
+	if err := s.usable(); err != nil {
+		return 0, fmt.Errorf("chaistore: %w", err)
+	}
 	n, err := s.table.DeleteOf(context.WithoutCancel(ctx), owner, time.Now())
 	if err != nil {
 		return n, fmt.Errorf("chaistore: %w", err)
@@ -113,7 +127,12 @@ func (s *ChaiStore) DeleteOf(ctx context.Context, owner string) (int, error) {
 // value: without the owner, [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] return errors.
 //
 //	Owner: chaistore.OwnerByKey(sessionManager.Codec, "userID")
+//
+// OwnerByKey panics if codec is nil.
 func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, err error) {
+	if codec == nil {
+		panic("chaistore: the codec is nil: pass the Codec of a session manager from scs.New")
+	}
 	return func(data []byte) (string, error) {
 		_, values, err := codec.Decode(data)
 		if err != nil {

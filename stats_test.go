@@ -159,8 +159,8 @@ func TestStatsWhileWritingHangs(t *testing.T) {
 			t.Fatal("Commit did not hang")
 		}
 		got := s.Stats()
-		if !got.WritesHang || got.WriteError == "" || !strings.Contains(err.Error(), got.WriteError) {
-			t.Errorf("while writing hangs, WritesHang = %v and WriteError = %q; want true and the error of Commit, %q", got.WritesHang, got.WriteError, err)
+		if got.BusySince.IsZero() || got.WriteError == "" || !strings.Contains(err.Error(), got.WriteError) {
+			t.Errorf("while writing hangs, BusySince = %v and WriteError = %q; want a time and the error of Commit, %q", got.BusySince, got.WriteError, err)
 		}
 		lock.Unlock()
 		synctest.Wait()
@@ -184,8 +184,8 @@ func TestStatsAfterFailure(t *testing.T) {
 		t.Fatal("Commit to a closed database did not fail")
 	}
 	got := s.Stats()
-	if got.WritesHang || !strings.Contains(got.WriteError, "closed") || !strings.Contains(err.Error(), got.WriteError) {
-		t.Errorf("on a closed database, WritesHang = %v and WriteError = %q; want false and the error of Commit, %q", got.WritesHang, got.WriteError, err)
+	if !got.BusySince.IsZero() || !strings.Contains(got.WriteError, "closed") || !strings.Contains(err.Error(), got.WriteError) {
+		t.Errorf("on a closed database, BusySince = %v and WriteError = %q; want the zero time and the error of Commit, %q", got.BusySince, got.WriteError, err)
 	}
 	if got.Commits != 0 || got.Fsyncs != 0 {
 		t.Errorf("got %d commits and %d fsyncs, want none", got.Commits, got.Fsyncs)

@@ -2,6 +2,7 @@ package robustness
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -122,8 +123,8 @@ func closeBesideCalls(t *testing.T, dir string, round int) {
 					runtime.Gosched()
 				}
 				if err != nil {
-					if !strings.Contains(err.Error(), "the database is closed") {
-						t.Errorf("%s = %v, want an error that says that the database is closed", name, err)
+					if !errors.Is(err, chaistore.ErrClosed) {
+						t.Errorf("%s = %v, want %v", name, err, chaistore.ErrClosed)
 					}
 					return
 				}

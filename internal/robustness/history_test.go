@@ -278,7 +278,7 @@ func (r *historyRun) hasStruck() bool {
 // readOnly reports whether the store says that writing has ended for good.
 func (r *historyRun) readOnly() bool {
 	stats := r.store.Stats()
-	return stats.WriteError != "" && !stats.WritesHang
+	return stats.WriteError != "" && stats.BusySince.IsZero()
 }
 
 // mayNotRead reports whether a find may return an error.

@@ -127,7 +127,7 @@ func (t *Table) Create(ctx context.Context) error {
 // CreateOwners creates the table of owners if it does not exist, or has the form that it
 // had before chaistore was released.
 func (t *Table) CreateOwners(ctx context.Context) error {
-	if _, err := t.relation(t.Name, sessionColumns, "token"); err != nil {
+	if _, err := t.sessionsRelation(); err != nil {
 		return err
 	}
 	name := t.ownersName()
@@ -187,9 +187,10 @@ type Stats struct {
 	Swept            uint64
 	LastSweep        time.Time // when it ended; the zero time before the first
 	LastSweepErr     error
-	Fsyncs           uint64 // of all tables in the database
-	WriteErr         error  // what a write would return now
-	BackgroundErr    error  // why the engine can't write its files in the background
+	Fsyncs           uint64    // of all tables in the database
+	WriteErr         error     // what a write would return now
+	HangsSince       time.Time // since when writes return [engine.ErrHangs], or the zero time
+	BackgroundErr    error     // why the engine can't write its files in the background
 }
 
 // Stats returns the counters of the table since it was made, and the state of its
@@ -204,6 +205,7 @@ func (t *Table) Stats() Stats {
 		Fsyncs:    t.db.Fsyncs(),
 		WriteErr:  t.db.WriteError(),
 
+		HangsSince:    t.db.HangsSince(),
 		BackgroundErr: t.db.BackgroundError(),
 	}
 	if last := t.counts.lastSweep.Load(); last != nil {
@@ -242,6 +244,14 @@ var sessionColumns = []column{{"token", "text", true}, {"data", "blob", false}, 
 // CheckDatabase returns an error unless the database can be read.
 func (t *Table) CheckDatabase() error { return t.db.Usable() }
 
+// Err returns the error that a write would return now, or nil.
+func (t *Table) Err() error {
+	if err := t.db.WriteError(); err != nil {
+		return err
+	}
+	return t.Check()
+}
+
 // Check returns an error unless the table exists and is a table of sessions.
 func (t *Table) Check() error {
 	_, err := t.layout()
@@ -253,12 +263,14 @@ func (t *Table) layout() (*layout, error) {
 	l := t.known.Load()
 	if l == nil || l.catalog != any(catalog) {
 		l = &layout{catalog: catalog}
-		l.sessions, l.err = t.relation(t.Name, sessionColumns, "token")
+		l.sessions, l.err = t.sessionsRelation()
 		l.sessions.cached = true
 		if t.OwnerOf != nil && l.err == nil {
 			owners, err := t.relation(t.ownersName(), ownerColumns, "owner", "token")
 			if err != nil && t.exists(t.ownersName()) {
 				err = fmt.Errorf("%w: drop it, so that it is made anew", err)
+			} else if err != nil {
+				err = fmt.Errorf("%w: make the store anew, which creates it", err)
 			}
 			l.owners, l.err = &owners, err
 		}
@@ -267,6 +279,17 @@ func (t *Table) layout() (*layout, error) {
 		}
 	}
 	return l, l.err
+}
+
+// sessionsRelation looks the table of sessions up.
+func (t *Table) sessionsRelation() (relation, error) {
+	r, err := t.relation(t.Name, sessionColumns, "token")
+	if err != nil && !t.exists(t.Name) {
+		err = fmt.Errorf("%w: create it, for example with Config.CreateTable", err)
+	} else if err != nil {
+		err = fmt.Errorf("%w: set Config.TableName to another name, or change the table", err)
+	}
+	return r, err
 }
 
 // relation looks a table up in the catalog. It returns an error unless the table has

@@ -109,7 +109,7 @@ func TestCheckRefusesOtherTables(t *testing.T) {
 		db := testdb.Memory(t)
 		testdb.Exec(t, db, statements...)
 		err := New(db, Options{Name: "sessions", OwnerOf: firstByte}).Check()
-		if want == "" && err != nil || want != "" && (err == nil || err.Error() != want) {
+		if want == "" && err != nil || want != "" && (err == nil || !strings.HasPrefix(err.Error(), want)) {
 			t.Errorf("Check = %v, want %q", err, want)
 		}
 	}
@@ -192,7 +192,7 @@ func TestTableChangesWhileWritesWait(t *testing.T) {
 				for _, call := range calls {
 					go func() {
 						err := call()
-						if test.want == "" && err != nil || test.want != "" && (err == nil || err.Error() != test.want) {
+						if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.HasPrefix(err.Error(), test.want)) {
 							t.Errorf("got error %v, want %q", err, test.want)
 						}
 					}()

@@ -1,6 +1,11 @@
 // Package chaistore stores the sessions of [github.com/alexedwards/scs/v2] in a Chai
 // database.
 //
+//	db, err := chaistore.Open(ctx, "chai_db")
+//	if err != nil {
+//		return err
+//	}
+//	defer db.Close()
 //	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true})
 //	if err != nil {
 //		return err

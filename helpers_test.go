@@ -34,6 +34,10 @@ import (
 // TestMain fails if a test leaves a cleanup goroutine behind. More tests run in parallel
 // than there are CPUs, because most of them wait for time to pass.
 func TestMain(m *testing.M) {
+	if os.Getenv(holdEnv) != "" {
+		hold()
+		return
+	}
 	flag.Parse()
 	if err := flag.Set("test.parallel", "16"); err != nil {
 		log.Fatal(err)

@@ -352,25 +352,34 @@ func WriteLock(db *chai.DB) sync.Locker {
 // directory dir while it is used. The copy has everything that was acknowledged before
 // the call, and is on disk when Backup returns nil.
 //
-// Backup creates dir, and returns an error if there is anything in it. Only the owner
-// of dir can enter it: the tokens in a copy are as good as those in the database. If
-// dir is on the same file system, the copy shares files with the database that neither
-// changes, so it takes little time and space at first. If the process ends meanwhile,
-// what it leaves in dir is named incomplete.
+// Backup makes dir, and returns an error if there is anything in it, or if it is in the
+// database's own directory. Only the owner of dir can enter it: the tokens in a copy are as
+// good as those in the database. On a file system without modes, such as FAT, Backup
+// returns an error at once, unless it is mounted for its user alone.
 //
-// To restore a copy, stop the program, move the copy to where the database was, and
-// open it with [chai.Open]. It must be all that is there. Copy the directory of an open
-// database with Backup only. The other ways give copies that can't be opened, and when
-// they are taken in the same process, closing the file pebble/LOCK also gives up its
+// When ctx ends, or the database is closed, Backup ends with an error. Then, and after any
+// other error, it leaves nothing. Only if the process ends meanwhile, dir keeps what
+// is there so far, in a directory named incomplete. The copy shares no file with the
+// database: to remove an old one, remove its directory.
+//
+// Only the process that has the database open can copy it: call Backup in a goroutine with
+// a ticker, as in the example, or in an HTTP handler for administrators. Don't copy the
+// directory of an open database in any other way. Such copies can't be opened, and when
+// they are made in the same process, closing the file pebble/LOCK also gives up its
 // lock: then a second process can open the directory, and destroy what both write.
 //
-// Backup can't copy a database that is in memory, is closed, or has failed for good.
-// It may be called at any time from many goroutines.
-func Backup(db *chai.DB, dir string) error {
+// To restore a copy, stop the program, move the copy to where the database was, and
+// start it. Nothing else must be there. Sessions that were ended after the copy was
+// made are back, so people who have signed out since are signed in again. If that must
+// not be, delete all sessions with [ChaiStore.DeleteFunc].
+//
+// Backup can't copy a database that is in memory, closed or read-only. It may be called at
+// any time from many goroutines.
+func Backup(ctx context.Context, db *chai.DB, dir string) error {
 	if isNil(db) {
 		return errNilDatabase
 	}
-	if err := engine.Open(db, nil).Backup(dir); err != nil {
+	if err := engine.Open(db, nil).Backup(ctx, dir); err != nil {
 		return fmt.Errorf("chaistore: %w", err)
 	}
 	return nil

@@ -9,8 +9,11 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -285,6 +288,113 @@ func ExampleWriteLock() {
 	lock.Unlock()
 	fmt.Println(err)
 	// Output: <nil>
+}
+
+// Each night, a goroutine of the program makes a copy, and removes all but the last
+// seven.
+func ExampleBackup() {
+	dir, err := os.MkdirTemp("", "example")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	db, err := chaistore.Open(context.Background(), filepath.Join(dir, "sessions"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+
+	copies := filepath.Join(dir, "copies")
+	backUp := func(ctx context.Context, now time.Time) error {
+		name := now.UTC().Format("2006-01-02T150405.000Z")
+		if err := chaistore.Backup(ctx, db, filepath.Join(copies, name)); err != nil {
+			return err
+		}
+		entries, err := os.ReadDir(copies) // by name, so the oldest are first
+		if err != nil {
+			return err
+		}
+		for _, old := range entries[:max(0, len(entries)-7)] {
+			if err := os.RemoveAll(filepath.Join(copies, old.Name())); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		ticker := time.NewTicker(24 * time.Hour)
+		defer ticker.Stop()
+		for {
+			select {
+			case now := <-ticker.C:
+				if err := backUp(ctx, now); err != nil {
+					slog.Error("back up sessions", "error", err)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	defer func() { cancel(); <-ended }() // before the database is closed
+
+	for day := range 9 {
+		if err := backUp(ctx, time.Date(2026, time.January, 1+day, 4, 0, 0, 0, time.UTC)); err != nil {
+			log.Fatal(err)
+		}
+	}
+	entries, err := os.ReadDir(copies)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(len(entries), "copies, from", entries[0].Name(), "to", entries[len(entries)-1].Name())
+	// Output: 7 copies, from 2026-01-03T040000.000Z to 2026-01-09T040000.000Z
+}
+
+// A copy is restored to where the database was, while the program does not run.
+func ExampleBackup_restore() {
+	dir, err := os.MkdirTemp("", "example")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	sessions, backup := filepath.Join(dir, "sessions"), filepath.Join(dir, "copy")
+	open := func() (*chai.DB, *chaistore.ChaiStore) {
+		db, err := chaistore.Open(context.Background(), sessions)
+		if err != nil {
+			log.Fatal(err)
+		}
+		store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true, CleanupInterval: -1})
+		if err != nil {
+			log.Fatal(err)
+		}
+		return db, store
+	}
+	db, store := open()
+	sessionManager := scs.New()
+	sessionManager.Store = store
+	signIn(sessionManager, "alice")
+	if err := chaistore.Backup(context.Background(), db, backup); err != nil {
+		log.Fatal(err)
+	}
+	db.Close()
+
+	if err := os.Rename(sessions, sessions+"-before"); err != nil {
+		log.Fatal(err)
+	}
+	if err := os.Rename(backup, sessions); err != nil {
+		log.Fatal(err)
+	}
+	db, store = open()
+	defer db.Close()
+	all, err := store.All()
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(len(all), "session restored")
+	// Output: 1 session restored
 }
 
 // A supervisor asks /healthz, and restarts the program if it answers 503. A database that

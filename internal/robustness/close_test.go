@@ -109,7 +109,7 @@ func closeBesideCalls(t *testing.T, dir string, round int) {
 			})
 		},
 		"Backup": func() error {
-			return chaistore.Backup(db, filepath.Join(backups, fmt.Sprint(round, "-", number.Add(1))))
+			return chaistore.Backup(t.Context(), db, filepath.Join(backups, fmt.Sprint(round, "-", number.Add(1))))
 		},
 	}
 	var made atomic.Int64

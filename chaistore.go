@@ -52,7 +52,7 @@ var (
 const (
 	defaultTableName       = "sessions"
 	defaultCleanupInterval = 5 * time.Minute
-	defaultCacheSize       = 64 << 20
+	defaultMemory          = 64 << 20
 )
 
 // ErrClosed is returned by every call on a closed database.
@@ -103,15 +103,14 @@ type Config struct {
 
 	// CleanupInterval is the time between two sweeps for expired sessions. The first one
 	// comes after a hundredth of it, or up to twice that. If it is negative, nothing is
-	// swept. Default: 5 minutes.
+	// swept. Less than a millisecond is refused. Default: 5 minutes.
 	CleanupInterval time.Duration
 
 	// CreateTable makes NewWithConfig create the table if it does not exist.
 	// Default: false.
 	CreateTable bool
 
-	// CacheSize is the number of bytes of memory that the database may take for speed:
-	// a quarter for copies of sessions that were recently found or committed, three
+	// Memory is the number of bytes that the database may take for speed: a quarter for copies of sessions that were recently found or committed, three
 	// eighths for blocks of its files, and three eighths for what is not in files yet.
 	// It is taken as it is needed, so a database that is hardly used takes next to
 	// nothing. Closing the database gives it back, the copies once its stores are not
@@ -119,10 +118,11 @@ type Config struct {
 	// may take twice as much, because C's allocator keeps what is freed.
 	//
 	// All stores on a database share this memory, which is the most that any of them
-	// asks for. A negative size asks for none beyond the 12 MB that Chai takes by
-	// itself. Default: 64 MiB, which has room for copies of 27,000 sessions of 300
-	// bytes. With many or large sessions, more memory makes finds and commits faster.
-	CacheSize int64
+	// asks for. A negative number asks for none beyond the 12 MB that Chai takes by itself,
+	// and less than a megabyte is refused. Default: 64 MiB, which has room for copies of
+	// 27,000 sessions of 300 bytes. With many or large sessions, more memory makes finds and
+	// commits faster.
+	Memory int64
 
 	// RememberEnded is how long the store remembers a session deleted by Delete,
 	// DeleteFunc or DeleteOf, and refuses to commit it again, with [ErrEnded].
@@ -134,7 +134,8 @@ type Config struct {
 	// A request that renews its token (RenewToken) while its session is being ended
 	// goes on under the new token: to end a user's sessions for good, also refuse the
 	// user. RenewToken deletes the session with the old token, so other requests
-	// still served with it get ErrEnded. Default: 0, nothing is remembered.
+	// still served with it get ErrEnded. A negative time, and less than a millisecond, are
+	// refused. Default: 0, nothing is remembered.
 	RememberEnded time.Duration
 
 	// Owner returns the owner of the session with the given data, such as a user ID, or
@@ -204,10 +205,15 @@ func New(db *chai.DB) *ChaiStore {
 }
 
 // NewWithCleanupInterval is like [New], with another time between two sweeps. If it
-// is 0 or less, only [ChaiStore.DeleteExpired] sweeps.
+// is 0 or less, only [ChaiStore.DeleteExpired] sweeps. If it is less than a millisecond,
+// NewWithCleanupInterval panics.
 func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiStore {
+	err := Config{CleanupInterval: cleanupInterval}.check()
 	if isNil(db) {
-		panic(errNilDatabase.Error())
+		err = errNilDatabase
+	}
+	if err != nil {
+		panic(err.Error())
 	}
 	s := newStore(db, Config{TableName: defaultTableName})
 	s.startCleanup(cleanupInterval)
@@ -215,7 +221,7 @@ func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiSto
 }
 
 // NewWithConfig returns a store configured by cfg. It returns an error if db is nil
-// or closed, if the table's name can't be used, or if the table does not exist or is
+// or closed, if a value of cfg makes no sense, or if the table does not exist or is
 // not a table of sessions: its columns must be token TEXT, data BLOB and expiry
 // TIMESTAMP, in this order, token must be the primary key, and there must be no other
 // constraints. Non-unique indexes on token and expiry are allowed. The context of a
@@ -226,6 +232,9 @@ func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiSto
 func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	if isNil(db) {
 		return nil, errNilDatabase
+	}
+	if err := cfg.check(); err != nil {
+		return nil, err
 	}
 	cfg.TableName = cmp.Or(cfg.TableName, defaultTableName)
 	if err := sessiontable.CheckName(db, cfg.TableName); err != nil {
@@ -250,6 +259,25 @@ func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	}
 	s.startCleanup(cmp.Or(cfg.CleanupInterval, defaultCleanupInterval))
 	return s, nil
+}
+
+// minMemory is less than anyone means to set: a number of megabytes, for example.
+const minMemory = 1_000_000
+
+// check returns an error unless the numbers of cfg make sense. Times of less than a
+// millisecond have been set without a unit: they would keep a processor busy with sweeps,
+// or remember nothing.
+func (cfg Config) check() error {
+	short := func(d time.Duration) bool { return 0 < d && d < time.Millisecond }
+	switch {
+	case short(cfg.CleanupInterval):
+		return fmt.Errorf("chaistore: the interval of the cleanup is %v: set a time with a unit, such as 5*time.Minute, or a negative one for no sweeps", cfg.CleanupInterval)
+	case short(cfg.RememberEnded) || cfg.RememberEnded < 0:
+		return fmt.Errorf("chaistore: Config.RememberEnded is %v: set a time longer than any request takes, such as 10*time.Minute", cfg.RememberEnded)
+	case 0 < cfg.Memory && cfg.Memory < minMemory:
+		return fmt.Errorf("chaistore: Config.Memory is %d bytes: set at least a megabyte, such as 64<<20, or a negative number for none", cfg.Memory)
+	}
+	return nil
 }
 
 var (
@@ -278,7 +306,7 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 	return &ChaiStore{
 		table: sessiontable.New(db, sessiontable.Options{
 			Name:          cfg.TableName,
-			CacheSize:     cmp.Or(cfg.CacheSize, defaultCacheSize),
+			Memory:        cmp.Or(cfg.Memory, defaultMemory),
 			RememberEnded: cfg.RememberEnded,
 			OwnerOf:       cfg.Owner,
 			Logger:        logger,

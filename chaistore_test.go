@@ -922,7 +922,7 @@ func TestChaiReadsTheDirectory(t *testing.T) {
 	data := func(i int) string { return strings.Repeat(fmt.Sprintf("%05d", i), size/5) }
 
 	db := open()
-	s := newStoreWith(t, db, chaistore.Config{CreateTable: true, CacheSize: 256 << 20})
+	s := newStoreWith(t, db, chaistore.Config{CreateTable: true, Memory: 256 << 20})
 	testdb.InParallel(64, sessions, func(_ *rand.Rand, i int) {
 		if err := s.Commit(fmt.Sprintf("%05d", i), []byte(data(i)), inAnHour()); err != nil {
 			t.Errorf("Commit: %v", err)

@@ -115,19 +115,6 @@ func newStoreWithCleanup(t *testing.T, db *chai.DB, interval time.Duration) *cha
 	return s
 }
 
-// A forgotten unit of the interval is no reason to crash.
-func TestShortestCleanupInterval(t *testing.T) {
-	db := testdb.Memory(t)
-	s := newStoreWithCleanup(t, db, 1)
-	commit(t, s, "old", "one", anHourAgo())
-	for start := time.Now(); s.Stats().Swept == 0; runtime.Gosched() {
-		if time.Since(start) > 10*time.Second {
-			t.Fatal("nothing was swept")
-		}
-	}
-	s.StopCleanup()
-}
-
 func TestCleanupInterval(t *testing.T) {
 	tests := map[string]struct {
 		newStore func(t *testing.T, db *chai.DB) *chaistore.ChaiStore

@@ -266,3 +266,37 @@ func TestErrorsNameTheRemedy(t *testing.T) {
 		}
 	}
 }
+
+// Numbers without their units are refused, with the value that was given.
+func TestSenselessConfig(t *testing.T) {
+	db := testdb.Memory(t)
+	for want, cfg := range map[string]chaistore.Config{
+		"chaistore: the interval of the cleanup is 5ns: ":       {CleanupInterval: 5},
+		"chaistore: the interval of the cleanup is 999.999µs: ": {CleanupInterval: time.Millisecond - 1},
+		"chaistore: Config.RememberEnded is 600ns: ":            {RememberEnded: 600},
+		"chaistore: Config.RememberEnded is 999.999µs: ":        {RememberEnded: time.Millisecond - 1},
+		"chaistore: Config.RememberEnded is -1m0s: ":            {RememberEnded: -time.Minute},
+		"chaistore: Config.Memory is 64 bytes: ":                {Memory: 64},
+		"chaistore: Config.Memory is 999999 bytes: ":            {Memory: 999_999},
+	} {
+		cfg.CreateTable = true
+		if s, err := chaistore.NewWithConfig(db, cfg); s != nil || err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("NewWithConfig = %v, want an error that says %q", err, want)
+		}
+	}
+	if n := testdb.Count(t, db, "SELECT COUNT(*) FROM __chai_catalog WHERE name = 'sessions'"); n != 0 {
+		t.Error("NewWithConfig has created a table")
+	}
+	for _, cfg := range []chaistore.Config{
+		{CleanupInterval: time.Millisecond}, {CleanupInterval: -1}, {RememberEnded: time.Millisecond}, {Memory: 1_000_000}, {Memory: -1},
+	} {
+		cfg.CreateTable = true
+		s, err := chaistore.NewWithConfig(db, cfg)
+		if err != nil {
+			t.Errorf("NewWithConfig(%+v) = %v, want nil", cfg, err)
+			continue
+		}
+		s.StopCleanup()
+	}
+	wantPanic(t, "chaistore: the interval of the cleanup is 30ns: ", func() { chaistore.NewWithCleanupInterval(db, 30) })
+}

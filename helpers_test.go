@@ -184,7 +184,7 @@ func newBenchStore(b *testing.B, open func(testing.TB) *chai.DB) (*chai.DB, *cha
 func newBenchStoreWithCache(b *testing.B, open func(testing.TB) *chai.DB, cacheSize int64) (*chai.DB, *chaistore.ChaiStore) {
 	b.Helper()
 	db := open(b)
-	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CreateTable: true, CacheSize: cacheSize})
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CreateTable: true, Memory: cacheSize})
 	if err != nil {
 		b.Fatal(err)
 	}

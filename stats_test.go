@@ -283,7 +283,7 @@ func TestCachedDataIsNotTheCallers(t *testing.T) {
 	}
 }
 
-func TestCacheSize(t *testing.T) {
+func TestMemory(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		sizes []int64
@@ -293,7 +293,7 @@ func TestCacheSize(t *testing.T) {
 		{"negative", []int64{-1}, 0},
 		{"negative, then default", []int64{-1, 0}, 1},
 		{"default, then negative", []int64{0, -1}, 1},
-		{"too small for a session", []int64{1000}, 0},
+		{"a megabyte", []int64{1_000_000}, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			db := testdb.Memory(t)
@@ -301,7 +301,7 @@ func TestCacheSize(t *testing.T) {
 			var s *chaistore.ChaiStore
 			for _, size := range test.sizes {
 				var err error
-				if s, err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CacheSize: size}); err != nil {
+				if s, err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, Memory: size}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -322,7 +322,7 @@ func TestCacheKeepsItsSize(t *testing.T) {
 	testdb.Slow(t)
 	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 10*time.Minute)
-	size, sessions := int64(4<<20), 30_000 // a quarter of CacheSize
+	size, sessions := int64(4<<20), 30_000 // a quarter of Memory
 	if *million {
 		size, sessions = 16<<20, 1_000_000 // of the default
 	}
@@ -343,7 +343,7 @@ func TestCacheKeepsItsSize(t *testing.T) {
 func heapOfFinds(t *testing.T, size int64, sessions int) int64 {
 	t.Helper()
 	db := testdb.Disk(t)
-	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CreateTable: true, CacheSize: -1})
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CreateTable: true, Memory: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -363,7 +363,7 @@ func heapOfFinds(t *testing.T, size int64, sessions int) int64 {
 	}
 	find(s, sessions/10)
 	before := testdb.HeapInUse()
-	if s, err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CacheSize: 4 * size}); err != nil {
+	if s, err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, Memory: 4 * size}); err != nil {
 		t.Fatal(err)
 	}
 	find(s, sessions)

@@ -66,7 +66,7 @@ func closeBesideCalls(t *testing.T, dir string, round int) {
 		t.Fatal(err)
 	}
 	s, err := chaistore.NewWithConfig(db, chaistore.Config{
-		CreateTable: true, CleanupInterval: time.Millisecond, CacheSize: -1, Owner: ownerInData, Logger: slog.New(slog.DiscardHandler),
+		CreateTable: true, CleanupInterval: time.Millisecond, Memory: -1, Owner: ownerInData, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -39,7 +39,7 @@ const MaxKeyLen = 100
 // Options configure the Table that [New] returns.
 type Options struct {
 	Name          string        // has passed [CheckName]
-	CacheSize     int64         // bytes of memory that the database may take for speed
+	Memory        int64         // bytes of memory that the database may take for speed
 	RememberEnded time.Duration // how long [Table.Upsert] refuses deleted sessions
 
 	// OwnerOf returns the owner of the session with the given data, "" if it has none, or an
@@ -70,7 +70,7 @@ type Table struct {
 // New returns a table of db.
 func New(db *chai.DB, options Options) *Table {
 	t := &Table{Options: options, handle: db, db: engine.Open(db, options.Logger)}
-	t.db.UseMemory(options.CacheSize)
+	t.db.UseMemory(options.Memory)
 	if options.RememberEnded > 0 {
 		t.ended = engine.Shared(t.db, t.Name, newEnded)
 	}

@@ -120,7 +120,7 @@ func TestStats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
 		testdb.Exec(t, db, testdb.CreateTable)
-		table := New(db, Options{Name: "sessions", CacheSize: 1 << 20})
+		table := New(db, Options{Name: "sessions", Memory: 1 << 20})
 		if last := table.Stats().LastSweep; !last.IsZero() {
 			t.Errorf("LastSweep = %v before the first, want the zero time", last)
 		}

@@ -188,10 +188,11 @@ type Config struct {
 // waits for transactions that the application has begun and not ended. Calls on a closed
 // database return [ErrClosed].
 //
-// Calls of the zero ChaiStore return errors.
+// A copy of a store, and a struct that has one, works as the store does. Calls of the zero
+// ChaiStore return errors.
 type ChaiStore struct {
 	table   *sessiontable.Table
-	cleanup *cleanup // nil if there is no cleanup goroutine
+	cleanup *cleanup // nil if nothing is swept
 }
 
 // New returns a store that keeps sessions in the table "sessions" of db, and deletes
@@ -297,7 +298,7 @@ func (s *ChaiStore) usable() error {
 	return s.table.CheckDatabase()
 }
 
-// newStore returns a store without a cleanup goroutine.
+// newStore returns a store without a cleanup.
 func newStore(db *chai.DB, cfg Config) *ChaiStore {
 	logger := slog.Default
 	if cfg.Logger != nil {

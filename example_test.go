@@ -201,7 +201,7 @@ func ExampleChaiStore_Sessions() {
 }
 
 // A short-lived program, or one that wants to choose the hour, can do without the
-// cleanup goroutine.
+// cleanup.
 func ExampleChaiStore_DeleteExpired() {
 	db, err := chai.Open(":memory:")
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"math"
 	"reflect"
 	"strconv"
@@ -18,11 +19,25 @@ import (
 	"go.elara.ws/chaistore/internal/sessiontable"
 )
 
-// A Session is a session in the store.
+// A Session is a session in the store. Printing or logging one shows neither its token nor
+// its data, which are as good as a password. Encoding one, as JSON for example, does.
 type Session struct {
 	Token  string    // as stored: with HashTokenInStore, a hash
 	Data   []byte    // as encoded by the session manager's Codec
 	Expiry time.Time // in UTC
+}
+
+// String returns a text without the token and the data.
+func (s Session) String() string {
+	return fmt.Sprintf("session of %d bytes until %s", len(s.Data), s.Expiry.Format(time.RFC3339))
+}
+
+// GoString is String, for the verb %#v.
+func (s Session) GoString() string { return s.String() }
+
+// LogValue returns the size of the data and the expiry.
+func (s Session) LogValue() slog.Value {
+	return slog.GroupValue(slog.Int("bytes", len(s.Data)), slog.Time("expiry", s.Expiry))
 }
 
 // Sessions returns a sequence of all active sessions, in the order of their tokens. A

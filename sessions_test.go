@@ -945,3 +945,30 @@ func (c valueCodec) Encode(time.Time, map[string]any) ([]byte, error) { return n
 func (c valueCodec) Decode([]byte) (time.Time, map[string]any, error) {
 	return time.Time{}, map[string]any{"user": c.value}, nil
 }
+
+// A session that is printed or logged shows neither its token nor its data.
+func TestSessionIsNotPrinted(t *testing.T) {
+	session := chaistore.Session{Token: "secret-token", Data: []byte("secret-data"), Expiry: time.Date(2026, time.January, 2, 3, 4, 5, 0, time.UTC)}
+	var text strings.Builder
+	for _, value := range []any{session, &session, []chaistore.Session{session}, struct{ S chaistore.Session }{session}, map[string]chaistore.Session{"": session}} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
+			fmt.Fprintf(&text, verb+"\n", value)
+		}
+	}
+	var logged testdb.Log
+	logged.Logger(slog.LevelInfo).Info("text", "session", session, "pointer", &session)
+	slog.New(slog.NewJSONHandler(&logged, nil)).Info("json", "session", session, "pointer", &session)
+	for _, got := range []string{text.String(), logged.String()} {
+		for _, secret := range []string{"secret", fmt.Sprintf("%x", "secret"), fmt.Sprint([]byte("secret"))[1:20], "0x73, 0x65", "c2VjcmV0"} {
+			if strings.Contains(got, secret) {
+				t.Errorf("%q is in\n%s", secret, got)
+			}
+		}
+	}
+	if got, want := fmt.Sprint(session), "session of 11 bytes until 2026-01-02T03:04:05Z"; got != want {
+		t.Errorf("Session prints as %q, want %q", got, want)
+	}
+	if want := "session.bytes=11 session.expiry=2026-01-02T03:04:05.000Z"; !strings.Contains(logged.String(), want) {
+		t.Errorf("Session is logged as %q, want %q", &logged, want)
+	}
+}

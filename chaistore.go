@@ -87,7 +87,8 @@ var ErrDataTooLarge = fmt.Errorf("data is larger than %d MiB: keep large values 
 const maxDataLen = 16 << 20
 
 // ErrEnded is returned when committing a session that the store remembers as deleted:
-// see [Config.RememberEnded].
+// see [Config.RememberEnded]. Have the ErrorFunc of the session manager send the visitor to
+// the sign-in page, and use [LoadAndSave], as in the example.
 var ErrEnded = sessiontable.ErrEnded
 
 // ErrOwnerTooLong is returned when committing a session whose owner is longer than

@@ -116,8 +116,8 @@ func ExampleChaiStore_SessionsOf() {
 	// 2 sessions ended
 }
 
-// A session ends while one of its requests is being served. The visitor is sent to
-// the sign-in page.
+// A session ends while one of its requests is being served. Its visitor is sent to the
+// sign-in page, and gets nothing of the page that was asked for.
 func ExampleErrEnded() {
 	db, err := chai.Open(":memory:")
 	if err != nil {
@@ -136,22 +136,42 @@ func ExampleErrEnded() {
 			http.Redirect(w, r, "/sign-in", http.StatusSeeOther)
 			return
 		}
+		slog.Error("load or commit session", "error", err)
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 	}
 	token := signIn(sessionManager, "alice")
-	site := sessionManager.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /mail", func(w http.ResponseWriter, r *http.Request) {
 		sessionManager.Put(r.Context(), "page", r.URL.Path)
 		if err := store.Delete(token); err != nil { // as another request would
 			log.Fatal(err)
 		}
-	}))
+		fmt.Fprintln(w, "the mail of", sessionManager.GetString(r.Context(), "user"))
+	})
+	mux.HandleFunc("GET /sign-in", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "Please sign in.") })
+	// Not sessionManager.LoadAndSave, which would send the mail after the redirect.
+	server := httptest.NewServer(chaistore.LoadAndSave(sessionManager, mux))
+	defer server.Close()
 
-	request := httptest.NewRequest("GET", "/", nil)
+	request, err := http.NewRequest("GET", server.URL+"/mail", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
 	request.AddCookie(&http.Cookie{Name: sessionManager.Cookie.Name, Value: token})
-	response := httptest.NewRecorder()
-	site.ServeHTTP(response, request)
-	fmt.Println(response.Code, response.Header().Get("Location"))
-	// Output: 303 /sign-in
+	response, err := http.DefaultTransport.RoundTrip(request) // as a browser that has not followed the redirect yet
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(response.Status, response.Header.Get("Location"))
+	fmt.Printf("%s", body)
+	// Output:
+	// 303 See Other /sign-in
+	// <a href="/sign-in">See Other</a>.
 }
 
 // DeleteFunc ends the sessions that a function chooses, such as those of a user if

@@ -91,8 +91,8 @@ const maxDataLen = 16 << 20
 // the sign-in page, and use [LoadAndSave], as in the example.
 var ErrEnded = sessiontable.ErrEnded
 
-// ErrOwnerTooLong is returned when committing a session whose owner is longer than
-// 100 bytes: see [Config.Owner].
+// ErrOwnerTooLong is returned when committing a session whose owner, according to
+// [Config.Owner], is longer than 100 bytes.
 var ErrOwnerTooLong = sessiontable.ErrOwnerTooLong
 
 // Config configures [NewWithConfig]. The zero Config has the defaults of [New].
@@ -139,30 +139,14 @@ type Config struct {
 	// refused. Default: 0, nothing is remembered.
 	RememberEnded time.Duration
 
-	// Owner returns the owner of the session with the given data, such as a user ID, or
-	// "" if it has none. [OwnerByKey] makes a function for the usual case.
-	// [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] find the sessions of an owner in a
-	// second table, which the store creates: it is named TableName followed by "_owners",
-	// and has the columns owner and token. It may have rows that are out of date. A commit
-	// with an owner of more than 100 bytes fails with [ErrOwnerTooLong].
+	// Owner returns the owner of the session with the given data, such as a user ID, or ""
+	// if it has none, for [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf]. It must return
+	// an error for data that it can't read, for example because a new version of the program
+	// has renamed a type. [OwnerByKey] makes an Owner for the usual case.
 	//
-	// If Owner can't read the data, for example because a new version of the program has
-	// renamed a type, it should return an error. The commit succeeds all the same. The
-	// session may then be anybody's: SessionsOf and DeleteOf ask Owner for it again, and
-	// return an error while that fails. DeleteOf also deletes it if it belonged to the
-	// owner before.
-	//
-	// Owner is called in the goroutine that commits, before its turn, unless the store
-	// knows that the data has not changed. It is also called by SessionsOf, DeleteOf and
-	// sweeps, in several goroutines. It must not change the data, nor call SessionsOf,
-	// DeleteOf, DeleteExpired or StopCleanup. A panic goes through to the caller, and
-	// leaves nothing locked.
-	//
-	// Sessions from before the process are listed in the first sweep, or in the first call
-	// of SessionsOf or DeleteOf, which takes 3 to 8 seconds for 200,000 sessions in gob.
-	// Meanwhile, other such calls wait, for up to 10 seconds. All stores on a table that
-	// have an Owner must have the same. When Owner changes, drop the second table before
-	// making the store. Default: nil, no owners.
+	// Owner is called in several goroutines. It must not change the data, nor call
+	// SessionsOf, DeleteOf, DeleteExpired or StopCleanup. All stores on a table that have an
+	// Owner must have the same. Default: nil, no owners.
 	Owner func(data []byte) (owner string, err error)
 
 	// Logger gets an error for each failed sweep, whenever writing hangs, and, at most

@@ -198,6 +198,43 @@ func ExampleChaiStore_DeleteFunc() {
 	// Output: 2 sessions ended
 }
 
+// A session that Config.Owner can't read may be anybody's, so DeleteOf returns an error.
+// Such sessions are found and ended with DeleteFunc.
+func ExampleChaiStore_DeleteFunc_unreadable() {
+	db, err := chai.Open(":memory:")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+	ctx := context.Background()
+	owner := chaistore.OwnerByKey(scs.GobCodec{}, "user")
+	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true, Owner: owner})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer store.StopCleanup()
+	if err := store.Commit("token", []byte("of a former version"), time.Now().Add(time.Hour)); err != nil {
+		log.Fatal(err)
+	}
+	_, err = store.DeleteOf(ctx, "alice")
+	fmt.Println("ended for alice:", err == nil)
+
+	n, err := store.DeleteFunc(ctx, func(session chaistore.Session) bool {
+		_, err := owner(session.Data)
+		return err != nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("unreadable sessions ended:", n)
+	_, err = store.DeleteOf(ctx, "alice")
+	fmt.Println("ended for alice:", err == nil)
+	// Output:
+	// ended for alice: false
+	// unreadable sessions ended: 1
+	// ended for alice: true
+}
+
 // Active sessions can be counted without having them all in memory.
 func ExampleChaiStore_Sessions() {
 	db, store := openStore()

@@ -972,3 +972,86 @@ func TestSessionIsNotPrinted(t *testing.T) {
 		t.Errorf("Session is logged as %q, want %q", &logged, want)
 	}
 }
+
+// When an Owner is not the one that has listed the sessions, the store says so once, and
+// lists them again: in a program that was restarted, and in one with another store.
+func TestOtherOwner(t *testing.T) {
+	newOwner := func(data []byte) (string, error) {
+		owner, err := ownerInData(data)
+		if owner == "" {
+			return "", err
+		}
+		return "id of " + owner, err
+	}
+	for name, restart := range map[string]bool{"restarted": true, "another store": false} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			db := mustOpen(t, dir)
+			s := newOwnerStore(t, db)
+			for i := range 200 {
+				commit(t, s, fmt.Sprintf("%03d", i), fmt.Sprintf("user %d|", i%50), inAnHour())
+			}
+			if n := len(ofOwner(t, s, "user 7")); n != 4 {
+				t.Fatalf("user 7 has %d sessions, want 4", n)
+			}
+			if restart {
+				mustClose(t, db)
+				db = mustOpen(t, dir)
+			}
+			defer func() { mustClose(t, db) }()
+			var logged testdb.Log
+			cfg := chaistore.Config{CleanupInterval: -1, Owner: newOwner, Logger: logged.Logger(slog.LevelInfo)}
+			s, err := chaistore.NewWithConfig(db, cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if n := len(ofOwner(t, s, "id of user 7")); n != 4 {
+					t.Errorf("user 7 has %d sessions for the new Owner, want 4", n)
+				}
+			}
+			if n, err := s.DeleteOf(t.Context(), "id of user 8"); n != 4 || err != nil {
+				t.Errorf("DeleteOf = %d, %v; want 4, nil", n, err)
+			}
+			if n := len(ofOwner(t, s, "user 7")); n != 0 {
+				t.Errorf("%d sessions are found for the former Owner, want none", n)
+			}
+			if text := logged.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "Config.Owner is not the one that has listed the sessions") {
+				t.Errorf("got the log %q, want one line", text)
+			}
+			if _, err := s.DeleteExpired(t.Context()); err != nil {
+				t.Error(err)
+			}
+			testdb.CheckOwners(t, db, newOwner, true)
+
+			// The same Owner is not taken for another one, even if many sessions are nobody's now.
+			for i := range 200 {
+				if i%50 != 49 {
+					commit(t, s, fmt.Sprintf("%03d", i), "nobody's", inAnHour())
+				}
+			}
+			before := logged.String()
+			if s, err = chaistore.NewWithConfig(db, cfg); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(ofOwner(t, s, "id of user 49")); n != 4 {
+				t.Errorf("user 49 has %d sessions, want 4", n)
+			}
+			if text := logged.String(); text != before {
+				t.Errorf("got the log line %q", strings.TrimPrefix(text, before))
+			}
+		})
+	}
+}
+
+// ofOwner returns the tokens of an owner's sessions.
+func ofOwner(t *testing.T, s *chaistore.ChaiStore, owner string) (tokens []string) {
+	t.Helper()
+	for session, err := range s.SessionsOf(t.Context(), owner) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens = append(tokens, session.Token)
+	}
+	return tokens
+}

@@ -11,6 +11,7 @@ import (
 	"iter"
 	"math"
 	"sync"
+	"sync/atomic"
 
 	"go.elara.ws/chaistore/internal/engine"
 )
@@ -44,6 +45,7 @@ type ownerIndex struct {
 	ownerOf func(data []byte) (owner string, err error) // nil in a table without owners
 	seed    maphash.Seed
 	logged  sync.Once
+	sampled atomic.Bool // see compareOwners
 }
 
 // The columns of a table of owners.
@@ -192,6 +194,9 @@ func (x *ownerIndex) listed(ctx context.Context, a *answer, owner string) iter.S
 func (x *ownerIndex) await(ctx context.Context) (*answer, error) {
 	a := &answer{begun: math.MaxUint64, unread: make(map[string]error)}
 	if err := x.observe(ctx); err != nil {
+		return nil, err
+	}
+	if err := x.compareOwners(ctx); err != nil {
 		return nil, err
 	}
 	err := x.table.read(ctx, func(s *engine.Snapshot, _ *layout) error {

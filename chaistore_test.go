@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -1266,7 +1265,7 @@ func TestConformance(t *testing.T) {
 			t.Parallel()
 			test.cfg.CleanupInterval = 50 * time.Millisecond
 			table := cmp.Or(test.cfg.TableName, "sessions")
-			runConformance(t, test.open, test.cfg, storetest.Rows(func(store scs.Store) (n int, err error) {
+			runConformance(t, test.open, test.cfg, storetest.Count(func(store scs.Store) (n int, err error) {
 				row, err := store.(storeOnDB).db.QueryRow("SELECT COUNT(*) FROM " + table)
 				if err != nil {
 					return 0, err
@@ -1297,38 +1296,12 @@ func runConformance(t *testing.T, open func(t testing.TB) *chai.DB, cfg chaistor
 	}, append(opts, storetest.Strict())...)
 }
 
-// A store that remembers ended sessions passes all cases but those that storetest says
-// it fails by design.
+// A store that remembers ended sessions refuses them.
 func TestConformanceWithRememberEnded(t *testing.T) {
 	testdb.Slow(t)
 	t.Parallel()
-	const child = "CHAISTORE_TEST_CHILD"
-	if os.Getenv(child) != "" {
-		runConformance(t, testdb.Memory, chaistore.Config{CreateTable: true, RememberEnded: time.Hour, CleanupInterval: 50 * time.Millisecond})
-		return
-	}
-	readme, err := os.ReadFile("storetest/README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, pattern, _ := strings.Cut(string(readme), "go test -run TestStore -skip 'TestStore/")
-	pattern, _, ok := strings.Cut(pattern, "'\n")
-	if !ok {
-		t.Fatal("storetest/README.md does not say which cases to skip")
-	}
-	name := t.Name()
-	for skip, pass := range map[string]bool{name + "/" + pattern: true, "none": false} {
-		t.Run(skip, func(t *testing.T) {
-			t.Parallel()
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^"+name+"$", "-test.skip", skip, "-test.parallel", "16")
-			cmd.Env = append(os.Environ(), child+"=1")
-			out, err := cmd.CombinedOutput()
-			const failed = "4 failed: Ctx/Twins, Store/Concurrent, Store/Delete, Store/DeleteMissing"
-			if (err == nil) != pass || !pass && !strings.Contains(string(out), failed) {
-				t.Errorf("with -skip '%s', the suite ends with %v:\n%s", skip, err, out)
-			}
-		})
-	}
+	cfg := chaistore.Config{CreateTable: true, RememberEnded: time.Hour, CleanupInterval: 50 * time.Millisecond}
+	runConformance(t, testdb.Memory, cfg, storetest.RefusesEnded())
 }
 
 // TestConformanceWithStaleIndex runs the suite on a table of an older setup. A

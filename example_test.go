@@ -511,11 +511,83 @@ func ExampleChaiStore_Stats() {
 	if _, err := sessionManager.Load(context.Background(), token); err != nil {
 		log.Fatal(err)
 	}
-
-	var stats chaistore.Stats
-	if err := json.Unmarshal([]byte(expvar.Get("sessions").String()), &stats); err != nil {
+	server := httptest.NewServer(http.DefaultServeMux) // expvar has registered /debug/vars there
+	defer server.Close()
+	response, err := http.Get(server.URL + "/debug/vars")
+	if err != nil {
 		log.Fatal(err)
 	}
+	defer response.Body.Close()
+	var vars struct {
+		Sessions chaistore.Stats `json:"sessions"`
+	}
+	if err := json.NewDecoder(response.Body).Decode(&vars); err != nil {
+		log.Fatal(err)
+	}
+	stats := vars.Sessions
 	fmt.Printf("%d commits, %d finds, %d from memory, error %q\n", stats.Commits, stats.Finds, stats.CacheHits, stats.WriteError)
 	// Output: 1 commits, 1 finds, 1 from memory, error ""
+}
+
+// Prometheus reads the counters of a store at /metrics, in its text format. With
+// Prometheus's own library, register functions that return the same numbers.
+func ExampleChaiStore_Stats_prometheus() {
+	db, store := openStore()
+	defer db.Close()
+	defer store.StopCleanup()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		stats := store.Stats()
+		writable := 1
+		if store.Err() != nil {
+			writable = 0
+		}
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+		for _, metric := range []struct {
+			name, kind string
+			value      any
+		}{
+			{"sessions_finds_total", "counter", stats.Finds},
+			{"sessions_cache_hits_total", "counter", stats.CacheHits},
+			{"sessions_commits_total", "counter", stats.Commits},
+			{"sessions_deletes_total", "counter", stats.Deletes},
+			{"sessions_swept_total", "counter", stats.Swept},
+			{"sessions_fsyncs_total", "counter", stats.Fsyncs},
+			{"sessions_last_sweep_timestamp_seconds", "gauge", max(0, stats.LastSweep.Unix())},
+			{"sessions_writable", "gauge", writable},
+		} {
+			fmt.Fprintf(w, "# TYPE %s %s\n%[1]s %[3]v\n", metric.name, metric.kind, metric.value)
+		}
+	})
+	server := httptest.NewServer(mux)
+	defer server.Close()
+
+	sessionManager := scs.New()
+	sessionManager.Store = store
+	signIn(sessionManager, "alice")
+	response, err := http.Get(server.URL + "/metrics")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer response.Body.Close()
+	if _, err := io.Copy(os.Stdout, response.Body); err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// # TYPE sessions_finds_total counter
+	// sessions_finds_total 0
+	// # TYPE sessions_cache_hits_total counter
+	// sessions_cache_hits_total 0
+	// # TYPE sessions_commits_total counter
+	// sessions_commits_total 1
+	// # TYPE sessions_deletes_total counter
+	// sessions_deletes_total 0
+	// # TYPE sessions_swept_total counter
+	// sessions_swept_total 0
+	// # TYPE sessions_fsyncs_total counter
+	// sessions_fsyncs_total 1
+	// # TYPE sessions_last_sweep_timestamp_seconds gauge
+	// sessions_last_sweep_timestamp_seconds 0
+	// # TYPE sessions_writable gauge
+	// sessions_writable 1
 }

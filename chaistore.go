@@ -150,8 +150,9 @@ type Config struct {
 	Owner func(data []byte) (owner string, err error)
 
 	// Logger gets an error for each failed sweep, whenever writing hangs, and, at most
-	// once a minute, while the database can't write its files in the background, and a
-	// line for each sweep at debug level. It never gets tokens or data. It must not call
+	// once a minute, while the database can't write its files in the background, a warning
+	// when Owner is not the one that has listed the sessions, and a line for each sweep at
+	// debug level. It never gets tokens or data. It must not call
 	// StopCleanup, which waits for it. Default: slog.Default(), looked up for each line.
 	Logger *slog.Logger
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -62,6 +64,10 @@ func TestErrClosed(t *testing.T) {
 	for name, open := range map[string]func(testing.TB) *chai.DB{"memory": testdb.Memory, "disk": testdb.Disk} {
 		for _, first := range slices.Sorted(maps.Keys(callsOf(t.Context(), nil))) {
 			t.Run(name+"/"+first, func(t *testing.T) {
+				if name == "disk" && first != "Find" {
+					testdb.Slow(t)
+				}
+				t.Parallel()
 				db := open(t)
 				s := newOwnerStore(t, db)
 				withoutOwner := newStore(t, db)
@@ -76,6 +82,7 @@ func TestErrClosed(t *testing.T) {
 				}
 				maps.Copy(calls, map[string]func() error{
 					"Update":        func() error { return chaistore.Update(t.Context(), db, func(*chai.Tx) error { return nil }) },
+					"Backup":        func() error { return chaistore.Backup(t.Context(), db, filepath.Join(t.TempDir(), "new")) },
 					"NewWithConfig": func() error { _, err := chaistore.NewWithConfig(db, chaistore.Config{}); return err },
 					"New":           func() error { _, _, err := chaistore.NewWithCleanupInterval(db, 0).Find("alice"); return err },
 					"DeleteOf without an Owner": func() error {
@@ -299,4 +306,38 @@ func TestSenselessConfig(t *testing.T) {
 		s.StopCleanup()
 	}
 	wantPanic(t, "chaistore: the interval of the cleanup is 30ns: ", func() { chaistore.NewWithCleanupInterval(db, 30) })
+}
+
+// The example of a health check gives a busy database a minute, and no other failure any
+// time.
+func TestHealthz(t *testing.T) {
+	want := func(s *chaistore.ChaiStore, status int, text string) {
+		t.Helper()
+		response := httptest.NewRecorder()
+		healthz(s)(response, httptest.NewRequest("GET", "/healthz", nil))
+		if response.Code != status || !strings.Contains(response.Body.String(), text) {
+			t.Errorf("/healthz answers %d %q, want %d %q", response.Code, response.Body, status, text)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newStore(t, db)
+		want(s, 200, "ok")
+		lock := chaistore.WriteLock(db)
+		lock.Lock()
+		go s.Commit("alice", nil, inAnHour())
+		time.Sleep(10*time.Second + time.Millisecond)
+		want(s, 200, "busy")
+		time.Sleep(59 * time.Second)
+		want(s, 200, "busy")
+		time.Sleep(time.Second)
+		want(s, 503, "write with chaistore.Update")
+		lock.Unlock()
+		synctest.Wait()
+		want(s, 200, "ok")
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		want(s, 503, "the database is closed")
+	})
 }

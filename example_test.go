@@ -1,7 +1,6 @@
 package chaistore_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -452,50 +451,6 @@ func ExampleBackup_restore() {
 	}
 	fmt.Println(len(all), "session restored")
 	// Output: 1 session restored
-}
-
-// A supervisor asks /healthz, and restarts the program if it answers 503. A database that
-// is busy gets a minute. One that is read-only needs a restart, too, once there is room on
-// its disk.
-func ExampleChaiStore_Err() {
-	db, store := openStore()
-	defer store.StopCleanup()
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		err := store.Err()
-		if errors.Is(err, chaistore.ErrBusy) && time.Since(store.Stats().BusySince) < time.Minute {
-			fmt.Fprintln(w, "busy")
-			return
-		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
-	})
-	server := httptest.NewServer(mux)
-	defer server.Close()
-
-	get := func() {
-		response, err := http.Get(server.URL + "/healthz")
-		if err != nil {
-			log.Fatal(err)
-		}
-		defer response.Body.Close()
-		text, err := io.ReadAll(response.Body)
-		if err != nil {
-			log.Fatal(err)
-		}
-		fmt.Printf("%d %.33s\n", response.StatusCode, bytes.TrimSpace(text))
-	}
-	get()
-	if err := db.Close(); err != nil { // too early
-		log.Fatal(err)
-	}
-	get()
-	// Output:
-	// 200 ok
-	// 503 chaistore: the database is closed
 }
 
 // A store publishes its counters with those of the process, at /debug/vars.

@@ -373,3 +373,26 @@ func TestCloseWhileInUse(t *testing.T) {
 		log.wantHangs(t, 0)
 	}
 }
+
+// Whatever has failed before, a database that is closed says so.
+func TestClosedAfterFailure(t *testing.T) {
+	for name, fail := range map[string]func(s *state, err error) error{"read-only": (*state).fail, "broken": (*state).fault} {
+		t.Run(name, func(t *testing.T) {
+			engine, db := newDB(t)
+			write(t, db, set("a", 1))
+			wantError(t, fail(db.state, errNo), errNo)
+			err := db.Write(t.Context(), 100, set("a", 2))
+			wantError(t, err, errNo)
+			if errors.Is(err, ErrReadOnly) != (name == "read-only") {
+				t.Errorf("Write = %v; is it %v?", err, ErrReadOnly)
+			}
+			if err := engine.Close(); err != nil {
+				t.Fatal(err)
+			}
+			wantError(t, db.Write(t.Context(), 100, set("a", 2)), ErrClosed)
+			_, err = value(db, "a")
+			wantError(t, err, ErrClosed)
+			wantError(t, db.WriteError(), ErrClosed)
+		})
+	}
+}

@@ -103,11 +103,11 @@ func TestLoadAndSave(t *testing.T) {
 				return response.StatusCode, response.Header.Get("Location"), string(text)
 			}
 			get("/start")
-			status, location, body := get("/well")
+			status, _, body := get("/well")
 			if written := <-results; status != 200 || body != test.want || written != nil {
 				t.Errorf("got %d %.50q, and the handler %v; want 200 %.50q and nil", status, body, written, test.want)
 			}
-			status, location, body = get("/ended")
+			status, location, body := get("/ended")
 			if want := "<a href=\"/sign-in\">See Other</a>.\n\n"; status != 303 || location != "/sign-in" || body != want {
 				t.Errorf("after the session has ended, got %d to %q, %.80q; want 303 to /sign-in, %q", status, location, body, want)
 			}

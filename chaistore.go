@@ -1,6 +1,11 @@
 // Package chaistore stores the sessions of [github.com/alexedwards/scs/v2] in a Chai
 // database.
 //
+//	db, err := chaistore.Open(ctx, "chai_db")
+//	if err != nil {
+//		return err
+//	}
+//	defer db.Close()
 //	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true})
 //	if err != nil {
 //		return err
@@ -47,28 +52,47 @@ var (
 const (
 	defaultTableName       = "sessions"
 	defaultCleanupInterval = 5 * time.Minute
-	defaultCacheSize       = 64 << 20
+	defaultMemory          = 64 << 20
 )
+
+// ErrClosed is returned by every call on a closed database.
+var ErrClosed = engine.ErrClosed
+
+// ErrBusy is returned by writes that have waited for 10 seconds, and then by every
+// write, at once, until the one that has the turn ends. The usual reason is goroutines
+// of the application, such as two handlers, that have deadlocked each other in Chai:
+// such a deadlock ends with the process. Write with [Update] in handlers. Other reasons
+// are a transaction or the [WriteLock] that is left open, a call of the store in a
+// function passed to Update, and a disk that is full or does not answer. The write may
+// or may not still happen.
+var ErrBusy = engine.ErrHangs
+
+// ErrReadOnly is returned by writes after the first failure of the disk, until the
+// database is opened again. It wraps the reason, such as [syscall.ENOSPC]. Sessions that
+// were acknowledged are still found. Free space on the disk, or check it, and restart
+// the program.
+var ErrReadOnly = engine.ErrReadOnly
 
 // ErrTokenTooLong is returned when committing a session whose token is longer than
 // 100 bytes. SCS makes tokens of 43 bytes. Chai confuses rows whose keys are longer
 // than 127 bytes.
-var ErrTokenTooLong = fmt.Errorf("token is longer than %d bytes", sessiontable.MaxKeyLen)
+var ErrTokenTooLong = fmt.Errorf("token is longer than %d bytes: use SCS's tokens, which have 43", sessiontable.MaxKeyLen)
 
 // ErrDataTooLarge is returned when committing a session with more than 16 MiB of
 // data. Committing that much takes about half a second, during which nobody else can
 // commit. Commits on a database that wait hold copies of up to 32 MiB together;
 // further ones wait until there is room.
-var ErrDataTooLarge = fmt.Errorf("data is larger than %d MiB", maxDataLen>>20)
+var ErrDataTooLarge = fmt.Errorf("data is larger than %d MiB: keep large values elsewhere, and their names in the session", maxDataLen>>20)
 
 const maxDataLen = 16 << 20
 
 // ErrEnded is returned when committing a session that the store remembers as deleted:
-// see [Config.RememberEnded].
+// see [Config.RememberEnded]. Have the ErrorFunc of the session manager send the visitor to
+// the sign-in page, and use [LoadAndSave], as in the example.
 var ErrEnded = sessiontable.ErrEnded
 
-// ErrOwnerTooLong is returned when committing a session whose owner is longer than
-// 100 bytes: see [Config.Owner].
+// ErrOwnerTooLong is returned when committing a session whose owner, according to
+// [Config.Owner], is longer than 100 bytes.
 var ErrOwnerTooLong = sessiontable.ErrOwnerTooLong
 
 // Config configures [NewWithConfig]. The zero Config has the defaults of [New].
@@ -80,27 +104,28 @@ type Config struct {
 
 	// CleanupInterval is the time between two sweeps for expired sessions. The first one
 	// comes after a hundredth of it, or up to twice that. If it is negative, nothing is
-	// swept. Default: 5 minutes.
+	// swept. Less than a millisecond is refused. Default: 5 minutes.
 	CleanupInterval time.Duration
 
 	// CreateTable makes NewWithConfig create the table if it does not exist.
 	// Default: false.
 	CreateTable bool
 
-	// CacheSize is the number of bytes of memory that the database may take for speed:
-	// a quarter for copies of sessions that were recently found or committed, and for the
-	// filters by which it knows what does not exist, three eighths for blocks of its
-	// files, and three eighths for what is not in files yet.
+	// Memory is the number of bytes that the database may take for speed: a quarter for
+	// copies of sessions that were recently found or committed, and for the filters by which
+	// it knows what does not exist, three eighths for blocks of its files, and three eighths
+	// for what is not in files yet.
 	// It is taken as it is needed, so a database that is hardly used takes next to
 	// nothing. Closing the database gives it back, the copies once its stores are not
 	// referred to any more. With cgo, only the copies are on Go's heap, and the process
 	// may take twice as much, because C's allocator keeps what is freed.
 	//
 	// All stores on a database share this memory, which is the most that any of them
-	// asks for. A negative size asks for none beyond the 12 MB that Chai takes by
-	// itself. Default: 64 MiB, which has room for copies of 27,000 sessions of 300
-	// bytes. With many or large sessions, more memory makes finds and commits faster.
-	CacheSize int64
+	// asks for. A negative number asks for none beyond the 12 MB that Chai takes by itself,
+	// and less than a megabyte is refused. Default: 64 MiB, which has room for copies of
+	// 27,000 sessions of 300 bytes. With many or large sessions, more memory makes finds and
+	// commits faster.
+	Memory int64
 
 	// RememberEnded is how long the store remembers a session deleted by Delete,
 	// DeleteFunc, DeleteOf or SQL, and refuses to commit it again, with [ErrEnded].
@@ -115,38 +140,24 @@ type Config struct {
 	// A request that renews its token (RenewToken) while its session is being ended
 	// goes on under the new token: to end a user's sessions for good, also refuse the
 	// user. RenewToken deletes the session with the old token, so other requests
-	// still served with it get ErrEnded. Default: 0, nothing is remembered.
+	// still served with it get ErrEnded. A negative time, and less than a millisecond, are
+	// refused. Default: 0, nothing is remembered.
 	RememberEnded time.Duration
 
-	// Owner returns the owner of the session with the given data, such as a user ID, or
-	// "" if it has none. [OwnerByKey] makes a function for the usual case.
-	// [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] find the sessions of an owner in a
-	// second table, which the store creates: it is named TableName followed by "_owners",
-	// and has the columns owner and token. It may have rows that are out of date. A commit
-	// with an owner of more than 100 bytes fails with [ErrOwnerTooLong].
+	// Owner returns the owner of the session with the given data, such as a user ID, or ""
+	// if it has none, for [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf]. It must return
+	// an error for data that it can't read, for example because a new version of the program
+	// has renamed a type. [OwnerByKey] makes an Owner for the usual case.
 	//
-	// If Owner can't read the data, for example because a new version of the program has
-	// renamed a type, it should return an error. The commit succeeds all the same. The
-	// session may then be anybody's: SessionsOf and DeleteOf ask Owner for it again, and
-	// return an error while that fails. DeleteOf also deletes it if it belonged to the
-	// owner before.
-	//
-	// Owner is called in the goroutine that commits, before its turn, unless the store
-	// knows that the data has not changed. It is also called by SessionsOf, DeleteOf and
-	// sweeps, in several goroutines. It must not change the data, nor call SessionsOf,
-	// DeleteOf, DeleteExpired or StopCleanup. A panic goes through to the caller, and
-	// leaves nothing locked.
-	//
-	// Sessions from before the process are listed in the first sweep, or in the first call
-	// of SessionsOf or DeleteOf, which takes 1 to 3 seconds for 200,000 sessions in gob.
-	// Meanwhile, other such calls wait, for up to 10 seconds. All stores on a table that
-	// have an Owner must have the same. When Owner changes, drop the second table before
-	// making the store. Default: nil, no owners.
+	// Owner is called in several goroutines. It must not change the data, nor call
+	// SessionsOf, DeleteOf, DeleteExpired or StopCleanup. All stores on a table that have an
+	// Owner must have the same. Default: nil, no owners.
 	Owner func(data []byte) (owner string, err error)
 
 	// Logger gets an error for each failed sweep, whenever writing hangs, and, at most
-	// once a minute, while the database can't write its files in the background, and a
-	// line for each sweep at debug level. It never gets tokens or data. It must not call
+	// once a minute, while the database can't write its files in the background, a warning
+	// when Owner is not the one that has listed the sessions, and a line for each sweep at
+	// debug level. It never gets tokens or data. It must not call
 	// StopCleanup, which waits for it. Default: slog.Default(), looked up for each line.
 	Logger *slog.Logger
 }
@@ -160,19 +171,19 @@ type Config struct {
 // write has begun, it is finished. Deletions go on without their caller: see
 // [ChaiStore.DeleteCtx].
 //
-// A write that takes longer than 10 seconds returns an error, and may or may not
-// still happen. The application may be holding a transaction open, or its goroutines
-// may have deadlocked each other in Chai. Further writes fail at once until the hang
-// ends. Find, All and Sessions are not affected.
+// No write waits longer than 10 seconds: see [ErrBusy]. Find, All and Sessions don't wait
+// for writes.
 //
-// The first failure of the disk ends writing: the write that meets it returns the
-// error, and so does each later one, at once. Finds go on from what was acknowledged.
-// Close the database, open it again, and make a new store on it, or restart the
-// process: Close waits for transactions that the application has begun and not ended.
-// Calls on a closed database return an error.
+// The first failure of the disk makes the database read-only: see [ErrReadOnly]. Restart
+// the program, or close the database, open it again, and make a new store on it: Close
+// waits for transactions that the application has begun and not ended. Calls on a closed
+// database return [ErrClosed].
+//
+// A copy of a store, and a struct that has one, works as the store does. Calls of the zero
+// ChaiStore return errors.
 type ChaiStore struct {
 	table   *sessiontable.Table
-	cleanup *cleanup // nil if there is no cleanup goroutine
+	cleanup *cleanup // nil if nothing is swept
 }
 
 // New returns a store that keeps sessions in the table "sessions" of db, and deletes
@@ -186,10 +197,15 @@ func New(db *chai.DB) *ChaiStore {
 }
 
 // NewWithCleanupInterval is like [New], with another time between two sweeps. If it
-// is 0 or less, only [ChaiStore.DeleteExpired] sweeps.
+// is 0 or less, only [ChaiStore.DeleteExpired] sweeps. If it is less than a millisecond,
+// NewWithCleanupInterval panics.
 func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiStore {
+	err := Config{CleanupInterval: cleanupInterval}.check()
 	if isNil(db) {
-		panic(errNilDatabase.Error())
+		err = errNilDatabase
+	}
+	if err != nil {
+		panic(err.Error())
 	}
 	s := newStore(db, Config{TableName: defaultTableName})
 	s.startCleanup(cleanupInterval)
@@ -197,7 +213,7 @@ func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiSto
 }
 
 // NewWithConfig returns a store configured by cfg. It returns an error if db is nil
-// or closed, if the table's name can't be used, or if the table does not exist or is
+// or closed, if a value of cfg makes no sense, or if the table does not exist or is
 // not a table of sessions: its columns must be token TEXT, data BLOB and expiry
 // TIMESTAMP, in this order, token must be the primary key, and there must be no other
 // constraints. Non-unique indexes on token and expiry are allowed. The table must not
@@ -210,6 +226,9 @@ func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiSto
 func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	if isNil(db) {
 		return nil, errNilDatabase
+	}
+	if err := cfg.check(); err != nil {
+		return nil, err
 	}
 	cfg.TableName = cmp.Or(cfg.TableName, defaultTableName)
 	if err := sessiontable.CheckName(db, cfg.TableName); err != nil {
@@ -237,13 +256,43 @@ func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	return s, nil
 }
 
-var errNilDatabase = errors.New("chaistore: the database is nil")
+// minMemory is less than anyone means to set: a number of megabytes, for example.
+const minMemory = 1_000_000
+
+// check returns an error unless the numbers of cfg make sense. Times of less than a
+// millisecond have been set without a unit: they would keep a processor busy with sweeps,
+// or remember nothing.
+func (cfg Config) check() error {
+	short := func(d time.Duration) bool { return 0 < d && d < time.Millisecond }
+	switch {
+	case short(cfg.CleanupInterval):
+		return fmt.Errorf("chaistore: the interval of the cleanup is %v: set a time with a unit, such as 5*time.Minute, or a negative one for no sweeps", cfg.CleanupInterval)
+	case short(cfg.RememberEnded) || cfg.RememberEnded < 0:
+		return fmt.Errorf("chaistore: Config.RememberEnded is %v: set a time longer than any request takes, such as 10*time.Minute", cfg.RememberEnded)
+	case 0 < cfg.Memory && cfg.Memory < minMemory:
+		return fmt.Errorf("chaistore: Config.Memory is %d bytes: set at least a megabyte, such as 64<<20, or a negative number for none", cfg.Memory)
+	}
+	return nil
+}
+
+var (
+	errNilDatabase = errors.New("chaistore: the database is nil: pass one that was opened")
+	errZeroStore   = errors.New("the store is the zero ChaiStore: make it with New or NewWithConfig")
+)
 
 func isNil(db *chai.DB) bool {
 	return db == nil || db.DB == nil
 }
 
-// newStore returns a store without a cleanup goroutine.
+// usable returns why the store can't be used, or nil.
+func (s *ChaiStore) usable() error {
+	if s.table == nil {
+		return errZeroStore
+	}
+	return s.table.CheckDatabase()
+}
+
+// newStore returns a store without a cleanup.
 func newStore(db *chai.DB, cfg Config) *ChaiStore {
 	logger := slog.Default
 	if cfg.Logger != nil {
@@ -252,7 +301,7 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 	return &ChaiStore{
 		table: sessiontable.New(db, sessiontable.Options{
 			Name:          cfg.TableName,
-			CacheSize:     cmp.Or(cfg.CacheSize, defaultCacheSize),
+			Memory:        cmp.Or(cfg.Memory, defaultMemory),
 			RememberEnded: cfg.RememberEnded,
 			OwnerOf:       cfg.Owner,
 			Logger:        logger,
@@ -261,12 +310,16 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 }
 
 // Update calls f with a writable transaction of Chai. If f returns nil, Update commits
-// the transaction. If f returns an error or panics, Update rolls the transaction back,
-// and does the same.
+// the transaction. If f returns an error, Update rolls the transaction back and returns
+// the same error. If f panics, Update rolls back and panics on.
+//
+// It is not Chai's db.Update: when several goroutines call that, or db.Exec, they can
+// deadlock each other, and never return.
 //
 // Update waits for other calls of Update, for the [WriteLock], and for the stores on db.
-// If ctx ends before the transaction has begun, or after 10 seconds, Update returns an
-// error and does not call f. Once f has been called, ctx has no effect.
+// If ctx ends before the transaction has begun, Update returns its error and does not
+// call f, and so it does after 10 seconds, with [ErrBusy]. Once f has been called, ctx has
+// no effect.
 //
 //	err := chaistore.Update(ctx, db, func(tx *chai.Tx) error {
 //		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
@@ -283,10 +336,21 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 // When the disk fails while f runs, Chai panics in f. Update rolls back what it can, and
 // panics on. Stores go on reading what was committed before.
 func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
-	if isNil(db) {
+	switch {
+	case isNil(db):
 		return errNilDatabase
+	case f == nil:
+		return errors.New("chaistore: the function passed to Update is nil")
 	}
-	return engine.Open(db, nil).Update(ctx, f)
+	var failure error // of f, which is returned as it is
+	err := engine.Open(db, nil).Update(ctx, func(tx *chai.Tx) error {
+		failure = f(tx)
+		return failure
+	})
+	if failure != nil || err == nil {
+		return failure
+	}
+	return fmt.Errorf("chaistore: update: %w", err)
 }
 
 // WriteLock returns the lock that [Update] holds, for work that does not fit into a
@@ -311,25 +375,34 @@ func WriteLock(db *chai.DB) sync.Locker {
 // directory dir while it is used. The copy has everything that was acknowledged before
 // the call, and is on disk when Backup returns nil.
 //
-// Backup creates dir, and returns an error if there is anything in it. Only the owner
-// of dir can enter it: the tokens in a copy are as good as those in the database. If
-// dir is on the same file system, the copy shares files with the database that neither
-// changes, so it takes little time and space at first. If the process ends meanwhile,
-// what it leaves in dir is named incomplete.
+// Backup makes dir, and returns an error if there is anything in it, or if it is in the
+// database's own directory. Only the owner of dir can enter it: the tokens in a copy are as
+// good as those in the database. On a file system without modes, such as FAT, Backup
+// returns an error at once, unless it is mounted for its user alone.
 //
-// To restore a copy, stop the program, move the copy to where the database was, and
-// open it with [chai.Open]. It must be all that is there. Copy the directory of an open
-// database with Backup only. The other ways give copies that can't be opened, and when
-// they are taken in the same process, closing the file pebble/LOCK also gives up its
+// When ctx ends, or the database is closed, Backup ends with an error. Then, and after any
+// other error, it leaves nothing. Only if the process ends meanwhile, dir keeps what
+// is there so far, in a directory named incomplete. The copy shares no file with the
+// database: to remove an old one, remove its directory.
+//
+// Only the process that has the database open can copy it: call Backup in a goroutine with
+// a ticker, as in the example, or in an HTTP handler for administrators. Don't copy the
+// directory of an open database in any other way. Such copies can't be opened, and when
+// they are made in the same process, closing the file pebble/LOCK also gives up its
 // lock: then a second process can open the directory, and destroy what both write.
 //
-// Backup can't copy a database that is in memory, is closed, or has failed for good.
-// It may be called at any time from many goroutines.
-func Backup(db *chai.DB, dir string) error {
+// To restore a copy, stop the program, move the copy to where the database was, and
+// start it. Nothing else must be there. Sessions that were ended after the copy was
+// made are back, so people who have signed out since are signed in again. If that must
+// not be, delete all sessions with [ChaiStore.DeleteFunc].
+//
+// Backup can't copy a database that is in memory, closed or read-only. It may be called at
+// any time from many goroutines.
+func Backup(ctx context.Context, db *chai.DB, dir string) error {
 	if isNil(db) {
 		return errNilDatabase
 	}
-	if err := engine.Open(db, nil).Backup(dir); err != nil {
+	if err := engine.Open(db, nil).Backup(ctx, dir); err != nil {
 		return fmt.Errorf("chaistore: %w", err)
 	}
 	return nil
@@ -348,7 +421,10 @@ func (s *ChaiStore) FindCtx(ctx context.Context, token string) (b []byte, exists
 	if err := ctx.Err(); err != nil {
 		return nil, false, fmt.Errorf("chaistore: find: %w", err)
 	}
-	if len(token) > sessiontable.MaxKeyLen {
+	if len(token) > sessiontable.MaxKeyLen || s.table == nil {
+		if err := s.usable(); err != nil {
+			return nil, false, fmt.Errorf("chaistore: find: %w", err)
+		}
 		return nil, false, nil
 	}
 	data, expiry, found, err := s.table.Find(ctx, token)
@@ -374,6 +450,9 @@ func (s *ChaiStore) Commit(token string, b []byte, expiry time.Time) error {
 // 100 bytes is refused with [ErrTokenTooLong], data of more than 16 MiB with
 // [ErrDataTooLarge].
 func (s *ChaiStore) CommitCtx(ctx context.Context, token string, b []byte, expiry time.Time) error {
+	if err := s.usable(); err != nil {
+		return fmt.Errorf("chaistore: commit: %w", err)
+	}
 	if len(token) > sessiontable.MaxKeyLen {
 		return fmt.Errorf("chaistore: commit: %w", ErrTokenTooLong)
 	}
@@ -403,6 +482,9 @@ func (s *ChaiStore) Delete(token string) error {
 // [context.WithoutCancel], or the session of a visitor who goes away meanwhile ends.
 func (s *ChaiStore) DeleteCtx(ctx context.Context, token string) error {
 	ctx = context.WithoutCancel(ctx)
+	if err := s.usable(); err != nil {
+		return fmt.Errorf("chaistore: delete: %w", err)
+	}
 	if len(token) > sessiontable.MaxKeyLen {
 		return nil
 	}

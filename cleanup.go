@@ -1,5 +1,5 @@
-// Deleting expired sessions, at each tick of a store's goroutine and on demand. The
-// sweep itself is in sessiontable.
+// Deleting expired sessions, at each tick of a store's timer and on demand. The sweep
+// itself is in sessiontable.
 
 package chaistore
 
@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"runtime"
 	"runtime/debug"
 	"time"
 	"weak"
@@ -18,13 +17,16 @@ import (
 )
 
 // DeleteExpired deletes expired sessions and returns the number deleted, even on
-// error. The cleanup goroutine calls it at each tick.
+// error. The cleanup calls it at each tick.
 //
 // It doesn't block other writers: it scans without a lock and deletes a few sessions
 // at a time. It stops between two of these steps when ctx ends. A session that is
 // renewed meanwhile stays. When much was deleted, DeleteExpired also has the database
 // merge its files, so that they get smaller.
 func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
+	if s.table == nil {
+		return 0, fmt.Errorf("chaistore: delete expired sessions: %w", errZeroStore)
+	}
 	deleted, err := sweep(ctx, s.table)
 	if err != nil {
 		return deleted, fmt.Errorf("chaistore: delete expired sessions: %w", err)
@@ -41,71 +43,68 @@ func sweep(ctx context.Context, table *sessiontable.Table) (deleted int, err err
 	return done.Deleted, err
 }
 
-// StopCleanup stops the cleanup goroutine, interrupts its sweep, and returns once the
-// goroutine has ended, so that the database can be closed. The store can still be
-// used.
+// StopCleanup stops the cleanup, interrupts its sweep, and returns once that has ended, so
+// that the database can be closed. The store can still be used.
 //
-// StopCleanup may be called more than once, from many goroutines, and on a store
-// without a cleanup goroutine. An unreachable store's goroutine eventually stops by
-// itself.
+// StopCleanup may be called more than once, from many goroutines, and on a store without
+// a cleanup. That of an unreachable store eventually stops by itself.
 func (s *ChaiStore) StopCleanup() {
 	if s.cleanup != nil {
 		s.cleanup.stop()
-		<-s.cleanup.done
 	}
 }
 
-// A cleanup is the goroutine that deletes expired sessions. Between two sweeps, it
-// refers to nothing of the store, which could otherwise never be collected: the
-// table's functions, such as Config.Owner, may refer to the session manager, and so to
-// the store.
+// A cleanup deletes expired sessions, whenever its timer fires. Between two sweeps, there is
+// no goroutine, which a test in a bubble of testing/synctest would have to end, and nothing
+// that keeps the table from being collected: its functions, such as Config.Owner, may refer
+// to the session manager, and so to the store. Copies of a store share its cleanup.
 type cleanup struct {
-	table weak.Pointer[sessiontable.Table]
-	stop  context.CancelFunc // tells the goroutine to end
-	done  chan struct{}      // closed when it has ended
+	table    weak.Pointer[sessiontable.Table]
+	interval time.Duration
+	ctx      context.Context // ends when the cleanup is stopped
+	cancel   context.CancelFunc
+	sweeping chan struct{} // holds an element during a sweep, and while timer is used
+	timer    *time.Timer
 }
 
-// startCleanup starts the cleanup goroutine, unless interval is 0 or less.
+// startCleanup starts the cleanup, unless interval is 0 or less.
 func (s *ChaiStore) startCleanup(interval time.Duration) {
 	if interval <= 0 {
 		return
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	s.cleanup = &cleanup{weak.Make(s.table), stop, make(chan struct{})}
-	go s.cleanup.run(ctx, interval)
-	runtime.AddCleanup(s, func(stop context.CancelFunc) { stop() }, stop)
-}
-
-func (c *cleanup) run(ctx context.Context, interval time.Duration) {
-	defer close(c.done)
+	c := &cleanup{table: weak.Make(s.table), interval: interval, sweeping: make(chan struct{}, 1)}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.sweeping <- struct{}{}
+	defer func() { <-c.sweeping }()
 	// A process that lives shorter than the interval sweeps, too. Many that start at
 	// the same time don't sweep at the same time.
-	ticker := time.NewTicker(max(1, interval/100+rand.N(interval/100+1)))
-	defer ticker.Stop()
-	for first := true; ; first = false {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-			if first {
-				ticker.Reset(interval)
-			}
-			c.tick(ctx)
-		}
-	}
+	c.timer = time.AfterFunc(interval/100+rand.N(interval/100+1), c.tick)
+	s.cleanup = c
 }
 
-func (c *cleanup) tick(ctx context.Context) {
+func (c *cleanup) stop() {
+	c.cancel()
+	c.sweeping <- struct{}{}
+	c.timer.Stop()
+	<-c.sweeping
+}
+
+// tick sweeps, and sets the timer for the next sweep, unless the cleanup is stopped or its
+// table gone.
+func (c *cleanup) tick() {
+	c.sweeping <- struct{}{}
+	defer func() { <-c.sweeping }()
 	table := c.table.Value()
-	if table == nil {
-		return // the store is gone, and the goroutine about to end
+	if table == nil || c.ctx.Err() != nil {
+		return
 	}
+	c.timer.Reset(c.interval)
 	defer func() {
 		if recover() != nil { // of Config.Owner; what it panics with may have data of a session
 			table.Logger().Error("chaistore: sweep for expired sessions panicked; trying again at the next tick", "stack", string(debug.Stack()))
 		}
 	}()
-	_, err := sweep(ctx, table)
+	_, err := sweep(c.ctx, table)
 	if err != nil && !errors.Is(err, context.Canceled) {
 		table.Logger().Error("chaistore: sweep for expired sessions failed; trying again at the next tick", "error", err.Error()) // %+v has a stack
 	}

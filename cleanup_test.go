@@ -1,7 +1,6 @@
 package chaistore_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -11,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,19 +113,6 @@ func newStoreWithCleanup(t *testing.T, db *chai.DB, interval time.Duration) *cha
 	}
 	t.Cleanup(s.StopCleanup)
 	return s
-}
-
-// A forgotten unit of the interval is no reason to crash.
-func TestShortestCleanupInterval(t *testing.T) {
-	db := testdb.Memory(t)
-	s := newStoreWithCleanup(t, db, 1)
-	commit(t, s, "old", "one", anHourAgo())
-	for start := time.Now(); s.Stats().Swept == 0; runtime.Gosched() {
-		if time.Since(start) > 10*time.Second {
-			t.Fatal("nothing was swept")
-		}
-	}
-	s.StopCleanup()
 }
 
 func TestCleanupInterval(t *testing.T) {
@@ -331,42 +318,71 @@ func TestConcurrentSweepsCountExactly(t *testing.T) {
 	}
 }
 
-// The cleanup goroutine of an unreachable store ends, even if the functions in its
-// Config refer to the store.
+// A store that nobody refers to is not swept any more, even if the functions in its Config
+// refer to it. A copy of a store, and a struct that has one, refers to it.
 func TestCleanupOfUnreachableStoreEnds(t *testing.T) {
-	db := testdb.Memory(t)
-	for range 10 {
-		newStore(t, db)
-		chaistore.New(db)
-		manager := scs.New()
-		var swept sync.WaitGroup
-		swept.Add(2) // more than one sweep
-		sweeps := 0
-		s, err := chaistore.NewWithConfig(db, chaistore.Config{
-			CleanupInterval: time.Millisecond,
-			Owner:           func(data []byte) (string, error) { return chaistore.OwnerByKey(manager.Codec, "user")(data) },
-			Logger: slog.New(funcHandler{slog.DiscardHandler, func() {
-				if sweeps++; sweeps <= 2 {
-					swept.Done()
+	for name, keep := range map[string]func(s *chaistore.ChaiStore) any{
+		"forgotten": func(*chaistore.ChaiStore) any { return nil },
+		"kept":      func(s *chaistore.ChaiStore) any { return s },
+		"copied":    func(s *chaistore.ChaiStore) any { return *s },
+		"embedded":  func(s *chaistore.ChaiStore) any { return &struct{ chaistore.ChaiStore }{*s} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := testdb.Memory(t)
+				var sweeps atomic.Int64
+				kept := func() any {
+					manager := &scs.SessionManager{Codec: scs.GobCodec{}} // New starts a goroutine
+					s, err := chaistore.NewWithConfig(db, chaistore.Config{
+						CleanupInterval: time.Minute,
+						CreateTable:     true,
+						Owner:           func(data []byte) (string, error) { return chaistore.OwnerByKey(manager.Codec, "user")(data) },
+						Logger: slog.New(funcHandler{slog.DiscardHandler, func() {
+							sweeps.Add(1)
+							_ = manager.Codec
+						}}),
+					})
+					if err != nil {
+						t.Fatal(err)
+					}
+					manager.Store = s
+					time.Sleep(10 * time.Minute)
+					return keep(s)
+				}()
+				synctest.Wait()
+				if n := sweeps.Load(); n < 9 {
+					t.Errorf("got %d sweeps in 10 minutes, want 9", n)
 				}
-				_ = manager.Codec
-			}}),
+				for range 3 {
+					runtime.GC()
+				}
+				sweeps.Store(0)
+				time.Sleep(10 * time.Minute)
+				synctest.Wait()
+				if n := sweeps.Load(); (n > 0) != (kept != nil) {
+					t.Errorf("got %d sweeps after a collection, want some: %v", n, kept != nil)
+				}
+				if s, ok := kept.(interface{ StopCleanup() }); ok {
+					s.StopCleanup()
+				}
+			})
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		manager.Store = s
-		swept.Wait()
 	}
-	stacks := make([]byte, 1<<20)
-	for range 1000 {
+}
+
+// A store may be forgotten in a bubble: nothing of it is left to wait for in the bubble,
+// nor does it touch the bubble when it is collected later.
+func TestStoreForgottenInBubble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable)
+		chaistore.New(db)
+		time.Sleep(time.Hour)
+	})
+	for range 3 {
 		runtime.GC()
-		if n := runtime.Stack(stacks, true); !bytes.Contains(stacks[:n], []byte("chaistore.(*cleanup)")) {
-			return
-		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // lets cleanups of collected objects run
 	}
-	t.Error("the cleanup goroutine of an unreachable store still runs")
 }
 
 // A funcHandler is a log handler that calls a function for each record.

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -113,8 +115,8 @@ func ExampleChaiStore_SessionsOf() {
 	// 2 sessions ended
 }
 
-// A session ends while one of its requests is being served. The visitor is sent to
-// the sign-in page.
+// A session ends while one of its requests is being served. Its visitor is sent to the
+// sign-in page, and gets nothing of the page that was asked for.
 func ExampleErrEnded() {
 	db, err := chai.Open(":memory:")
 	if err != nil {
@@ -133,22 +135,42 @@ func ExampleErrEnded() {
 			http.Redirect(w, r, "/sign-in", http.StatusSeeOther)
 			return
 		}
+		slog.Error("load or commit session", "error", err)
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 	}
 	token := signIn(sessionManager, "alice")
-	site := sessionManager.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /mail", func(w http.ResponseWriter, r *http.Request) {
 		sessionManager.Put(r.Context(), "page", r.URL.Path)
 		if err := store.Delete(token); err != nil { // as another request would
 			log.Fatal(err)
 		}
-	}))
+		fmt.Fprintln(w, "the mail of", sessionManager.GetString(r.Context(), "user"))
+	})
+	mux.HandleFunc("GET /sign-in", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "Please sign in.") })
+	// Not sessionManager.LoadAndSave, which would send the mail after the redirect.
+	server := httptest.NewServer(chaistore.LoadAndSave(sessionManager, mux))
+	defer server.Close()
 
-	request := httptest.NewRequest("GET", "/", nil)
+	request, err := http.NewRequest("GET", server.URL+"/mail", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
 	request.AddCookie(&http.Cookie{Name: sessionManager.Cookie.Name, Value: token})
-	response := httptest.NewRecorder()
-	site.ServeHTTP(response, request)
-	fmt.Println(response.Code, response.Header().Get("Location"))
-	// Output: 303 /sign-in
+	response, err := http.DefaultTransport.RoundTrip(request) // as a browser that has not followed the redirect yet
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(response.Status, response.Header.Get("Location"))
+	fmt.Printf("%s", body)
+	// Output:
+	// 303 See Other /sign-in
+	// <a href="/sign-in">See Other</a>.
 }
 
 // A connection that stays open, such as a WebSocket, ends with the session that has opened
@@ -232,6 +254,43 @@ func ExampleChaiStore_DeleteFunc() {
 	// Output: 2 sessions ended
 }
 
+// A session that Config.Owner can't read may be anybody's, so DeleteOf returns an error.
+// Such sessions are found and ended with DeleteFunc.
+func ExampleChaiStore_DeleteFunc_unreadable() {
+	db, err := chai.Open(":memory:")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+	ctx := context.Background()
+	owner := chaistore.OwnerByKey(scs.GobCodec{}, "user")
+	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true, Owner: owner})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer store.StopCleanup()
+	if err := store.Commit("token", []byte("of a former version"), time.Now().Add(time.Hour)); err != nil {
+		log.Fatal(err)
+	}
+	_, err = store.DeleteOf(ctx, "alice")
+	fmt.Println("ended for alice:", err == nil)
+
+	n, err := store.DeleteFunc(ctx, func(session chaistore.Session) bool {
+		_, err := owner(session.Data)
+		return err != nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("unreadable sessions ended:", n)
+	_, err = store.DeleteOf(ctx, "alice")
+	fmt.Println("ended for alice:", err == nil)
+	// Output:
+	// ended for alice: false
+	// unreadable sessions ended: 1
+	// ended for alice: true
+}
+
 // Active sessions can be counted without having them all in memory.
 func ExampleChaiStore_Sessions() {
 	db, store := openStore()
@@ -255,7 +314,7 @@ func ExampleChaiStore_Sessions() {
 }
 
 // A short-lived program, or one that wants to choose the hour, can do without the
-// cleanup goroutine.
+// cleanup.
 func ExampleChaiStore_DeleteExpired() {
 	db, err := chai.Open(":memory:")
 	if err != nil {
@@ -344,6 +403,113 @@ func ExampleWriteLock() {
 	// Output: <nil>
 }
 
+// Each night, a goroutine of the program makes a copy, and removes all but the last
+// seven.
+func ExampleBackup() {
+	dir, err := os.MkdirTemp("", "example")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	db, err := chaistore.Open(context.Background(), filepath.Join(dir, "sessions"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+
+	copies := filepath.Join(dir, "copies")
+	backUp := func(ctx context.Context, now time.Time) error {
+		name := now.UTC().Format("2006-01-02T150405.000Z")
+		if err := chaistore.Backup(ctx, db, filepath.Join(copies, name)); err != nil {
+			return err
+		}
+		entries, err := os.ReadDir(copies) // by name, so the oldest are first
+		if err != nil {
+			return err
+		}
+		for _, old := range entries[:max(0, len(entries)-7)] {
+			if err := os.RemoveAll(filepath.Join(copies, old.Name())); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		ticker := time.NewTicker(24 * time.Hour)
+		defer ticker.Stop()
+		for {
+			select {
+			case now := <-ticker.C:
+				if err := backUp(ctx, now); err != nil {
+					slog.Error("back up sessions", "error", err)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	defer func() { cancel(); <-ended }() // before the database is closed
+
+	for day := range 9 {
+		if err := backUp(ctx, time.Date(2026, time.January, 1+day, 4, 0, 0, 0, time.UTC)); err != nil {
+			log.Fatal(err)
+		}
+	}
+	entries, err := os.ReadDir(copies)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(len(entries), "copies, from", entries[0].Name(), "to", entries[len(entries)-1].Name())
+	// Output: 7 copies, from 2026-01-03T040000.000Z to 2026-01-09T040000.000Z
+}
+
+// A copy is restored to where the database was, while the program does not run.
+func ExampleBackup_restore() {
+	dir, err := os.MkdirTemp("", "example")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	sessions, backup := filepath.Join(dir, "sessions"), filepath.Join(dir, "copy")
+	open := func() (*chai.DB, *chaistore.ChaiStore) {
+		db, err := chaistore.Open(context.Background(), sessions)
+		if err != nil {
+			log.Fatal(err)
+		}
+		store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true, CleanupInterval: -1})
+		if err != nil {
+			log.Fatal(err)
+		}
+		return db, store
+	}
+	db, store := open()
+	sessionManager := scs.New()
+	sessionManager.Store = store
+	signIn(sessionManager, "alice")
+	if err := chaistore.Backup(context.Background(), db, backup); err != nil {
+		log.Fatal(err)
+	}
+	db.Close()
+
+	if err := os.Rename(sessions, sessions+"-before"); err != nil {
+		log.Fatal(err)
+	}
+	if err := os.Rename(backup, sessions); err != nil {
+		log.Fatal(err)
+	}
+	db, store = open()
+	defer db.Close()
+	all, err := store.All()
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(len(all), "session restored")
+	// Output: 1 session restored
+}
+
 // A store publishes its counters with those of the process, at /debug/vars.
 func ExampleChaiStore_Stats() {
 	db, store := openStore()
@@ -357,11 +523,83 @@ func ExampleChaiStore_Stats() {
 	if _, err := sessionManager.Load(context.Background(), token); err != nil {
 		log.Fatal(err)
 	}
-
-	var stats chaistore.Stats
-	if err := json.Unmarshal([]byte(expvar.Get("sessions").String()), &stats); err != nil {
+	server := httptest.NewServer(http.DefaultServeMux) // expvar has registered /debug/vars there
+	defer server.Close()
+	response, err := http.Get(server.URL + "/debug/vars")
+	if err != nil {
 		log.Fatal(err)
 	}
+	defer response.Body.Close()
+	var vars struct {
+		Sessions chaistore.Stats `json:"sessions"`
+	}
+	if err := json.NewDecoder(response.Body).Decode(&vars); err != nil {
+		log.Fatal(err)
+	}
+	stats := vars.Sessions
 	fmt.Printf("%d commits, %d finds, %d from memory, error %q\n", stats.Commits, stats.Finds, stats.CacheHits, stats.WriteError)
 	// Output: 1 commits, 1 finds, 1 from memory, error ""
+}
+
+// Prometheus reads the counters of a store at /metrics, in its text format. With
+// Prometheus's own library, register functions that return the same numbers.
+func ExampleChaiStore_Stats_prometheus() {
+	db, store := openStore()
+	defer db.Close()
+	defer store.StopCleanup()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		stats := store.Stats()
+		writable := 1
+		if store.Err() != nil {
+			writable = 0
+		}
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+		for _, metric := range []struct {
+			name, kind string
+			value      any
+		}{
+			{"sessions_finds_total", "counter", stats.Finds},
+			{"sessions_cache_hits_total", "counter", stats.CacheHits},
+			{"sessions_commits_total", "counter", stats.Commits},
+			{"sessions_deletes_total", "counter", stats.Deletes},
+			{"sessions_swept_total", "counter", stats.Swept},
+			{"sessions_fsyncs_total", "counter", stats.Fsyncs},
+			{"sessions_last_sweep_timestamp_seconds", "gauge", max(0, stats.LastSweep.Unix())},
+			{"sessions_writable", "gauge", writable},
+		} {
+			fmt.Fprintf(w, "# TYPE %s %s\n%[1]s %[3]v\n", metric.name, metric.kind, metric.value)
+		}
+	})
+	server := httptest.NewServer(mux)
+	defer server.Close()
+
+	sessionManager := scs.New()
+	sessionManager.Store = store
+	signIn(sessionManager, "alice")
+	response, err := http.Get(server.URL + "/metrics")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer response.Body.Close()
+	if _, err := io.Copy(os.Stdout, response.Body); err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// # TYPE sessions_finds_total counter
+	// sessions_finds_total 0
+	// # TYPE sessions_cache_hits_total counter
+	// sessions_cache_hits_total 0
+	// # TYPE sessions_commits_total counter
+	// sessions_commits_total 1
+	// # TYPE sessions_deletes_total counter
+	// sessions_deletes_total 0
+	// # TYPE sessions_swept_total counter
+	// sessions_swept_total 0
+	// # TYPE sessions_fsyncs_total counter
+	// sessions_fsyncs_total 1
+	// # TYPE sessions_last_sweep_timestamp_seconds gauge
+	// sessions_last_sweep_timestamp_seconds 0
+	// # TYPE sessions_writable gauge
+	// sessions_writable 1
 }

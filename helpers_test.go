@@ -34,6 +34,10 @@ import (
 // TestMain fails if a test leaves a cleanup goroutine behind. More tests run in parallel
 // than there are CPUs, because most of them wait for time to pass.
 func TestMain(m *testing.M) {
+	if os.Getenv(holdEnv) != "" {
+		hold()
+		return
+	}
 	flag.Parse()
 	if err := flag.Set("test.parallel", "16"); err != nil {
 		log.Fatal(err)
@@ -180,7 +184,7 @@ func newBenchStore(b *testing.B, open func(testing.TB) *chai.DB) (*chai.DB, *cha
 func newBenchStoreWithCache(b *testing.B, open func(testing.TB) *chai.DB, cacheSize int64) (*chai.DB, *chaistore.ChaiStore) {
 	b.Helper()
 	db := open(b)
-	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CreateTable: true, CacheSize: cacheSize})
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CreateTable: true, Memory: cacheSize})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -25,7 +25,12 @@ import (
 // value: without the owner, [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] return errors.
 //
 //	Owner: chaistore.OwnerByKey(sessionManager.Codec, "userID")
+//
+// OwnerByKey panics if codec is nil.
 func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, err error) {
+	if codec == nil {
+		panic("chaistore: the codec is nil: pass the Codec of a session manager from scs.New")
+	}
 	decode := func(data []byte) (map[string]any, error) {
 		_, values, err := codec.Decode(data)
 		return values, err

@@ -5,18 +5,34 @@ package chaistore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"time"
 
 	"go.elara.ws/chaistore/internal/sessiontable"
 )
 
-// A Session is a session in the store.
+// A Session is a session in the store. Printing or logging one shows neither its token nor
+// its data, which are as good as a password. Encoding one, as JSON for example, does.
 type Session struct {
 	Token  string    // as stored: with HashTokenInStore, a hash
 	Data   []byte    // as encoded by the session manager's Codec
 	Expiry time.Time // in UTC
+}
+
+// String returns a text without the token and the data.
+func (s Session) String() string {
+	return fmt.Sprintf("session of %d bytes until %s", len(s.Data), s.Expiry.Format(time.RFC3339))
+}
+
+// GoString is String, for the verb %#v.
+func (s Session) GoString() string { return s.String() }
+
+// LogValue returns the size of the data and the expiry.
+func (s Session) LogValue() slog.Value {
+	return slog.GroupValue(slog.Int("bytes", len(s.Data)), slog.Time("expiry", s.Expiry))
 }
 
 // Sessions returns a sequence of all active sessions, in the order of their tokens. A
@@ -28,13 +44,17 @@ type Session struct {
 // loop. If the sessions can't be read, or ctx ends, the last element of the sequence
 // is an error with a zero Session.
 func (s *ChaiStore) Sessions(ctx context.Context) iter.Seq2[Session, error] {
-	return converted(func() iter.Seq2[sessiontable.Row, error] { return s.table.Sessions(ctx, time.Now()) })
+	return s.converted(func() iter.Seq2[sessiontable.Row, error] { return s.table.Sessions(ctx, time.Now()) })
 }
 
 // converted returns a sequence of sessions with errors of this package. Each use of it
 // reads the rows anew.
-func converted(rows func() iter.Seq2[sessiontable.Row, error]) iter.Seq2[Session, error] {
+func (s *ChaiStore) converted(rows func() iter.Seq2[sessiontable.Row, error]) iter.Seq2[Session, error] {
 	return func(yield func(Session, error) bool) {
+		if err := s.usable(); err != nil {
+			yield(Session{}, fmt.Errorf("chaistore: read sessions: %w", err))
+			return
+		}
 		for row, err := range rows() {
 			if err != nil {
 				err = fmt.Errorf("chaistore: read sessions: %w", err)
@@ -53,13 +73,21 @@ func converted(rows func() iter.Seq2[sessiontable.Row, error]) iter.Seq2[Session
 //
 // It reads only the sessions of the owner, and those that SQL, or a store without an Owner,
 // has put since the last call: up to 10,000 of them. After more, and the first time in a
-// process, it reads all sessions, unless a sweep of a store with an Owner has done so.
+// process, it reads all sessions, which takes 1 to 3 seconds for 200,000 sessions in gob,
+// unless a sweep of a store with an Owner has done so. Meanwhile, other such calls wait,
+// for up to 10 seconds. When Owner turns out to be another one than before, the store says
+// so in the log, and reads all sessions again.
 //
-// Sessions whose owner can't be read may be anybody's. If there are any, the sequence has
-// the owner's other sessions, and then ends with an error that wraps one that Owner has
-// returned.
+// A session whose data Owner can't read is committed all the same, and may be anybody's. If
+// there are any, the sequence has the owner's other sessions, and then ends with an error
+// that wraps one that Owner has returned. [ChaiStore.DeleteFunc] finds and ends such
+// sessions, as in the example; those that have expired go with the next sweep.
+//
+// The owners are in a second table, which [NewWithConfig] creates: it is named after the
+// table of sessions, followed by "_owners", and has the columns owner and token. It may
+// have rows that are out of date.
 func (s *ChaiStore) SessionsOf(ctx context.Context, owner string) iter.Seq2[Session, error] {
-	return converted(func() iter.Seq2[sessiontable.Row, error] { return s.table.SessionsOf(ctx, owner, time.Now()) })
+	return s.converted(func() iter.Seq2[sessiontable.Row, error] { return s.table.SessionsOf(ctx, owner, time.Now()) })
 }
 
 // DeleteFunc deletes every active session for which del returns true, and returns their
@@ -74,6 +102,12 @@ func (s *ChaiStore) SessionsOf(ctx context.Context, owner string) iter.Seq2[Sess
 // [Config.RememberEnded]. When ctx ends, DeleteFunc stops reading, deletes the
 // sessions that del has chosen before, and returns the context's error.
 func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int, error) {
+	if del == nil {
+		return 0, errors.New("chaistore: the function passed to DeleteFunc is nil")
+	}
+	if err := s.usable(); err != nil {
+		return 0, fmt.Errorf("chaistore: %w", err)
+	}
 	n, err := s.table.DeleteFunc(ctx, time.Now(), func(row sessiontable.Row) bool { return del(Session(row)) })
 	if err != nil {
 		return n, fmt.Errorf("chaistore: %w", err)
@@ -91,6 +125,9 @@ func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int
 // If there are other sessions whose owner can't be read, it deletes what it can, and
 // returns an error. Like [ChaiStore.DeleteCtx], it goes on when ctx ends.
 func (s *ChaiStore) DeleteOf(ctx context.Context, owner string) (int, error) {
+	if err := s.usable(); err != nil {
+		return 0, fmt.Errorf("chaistore: %w", err)
+	}
 	n, err := s.table.DeleteOf(context.WithoutCancel(ctx), owner, time.Now())
 	if err != nil {
 		return n, fmt.Errorf("chaistore: %w", err)

@@ -661,7 +661,7 @@ func TestDeleteOfCountsDeletedSessions(t *testing.T) {
 		lock.Unlock()
 		synctest.Wait()
 		left := len(tokensOf(t, s, "alice"))
-		if err == nil || !strings.Contains(err.Error(), "hung") || n == 0 || n == 250 || n+left != 250 {
+		if !errors.Is(err, chaistore.ErrBusy) || n == 0 || n == 250 || n+left != 250 {
 			t.Errorf("DeleteOf = %d, %v, and %d of 250 sessions are left", n, err, left)
 		}
 		testdb.CheckOwners(t, db, ownerInData, false)
@@ -998,4 +998,114 @@ func (c valueCodec) Encode(time.Time, map[string]any) ([]byte, error) { return n
 
 func (c valueCodec) Decode([]byte) (time.Time, map[string]any, error) {
 	return time.Time{}, map[string]any{"user": c.value}, nil
+}
+
+// A session that is printed or logged shows neither its token nor its data.
+func TestSessionIsNotPrinted(t *testing.T) {
+	session := chaistore.Session{Token: "secret-token", Data: []byte("secret-data"), Expiry: time.Date(2026, time.January, 2, 3, 4, 5, 0, time.UTC)}
+	var text strings.Builder
+	for _, value := range []any{session, &session, []chaistore.Session{session}, struct{ S chaistore.Session }{session}, map[string]chaistore.Session{"": session}} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
+			fmt.Fprintf(&text, verb+"\n", value)
+		}
+	}
+	var logged testdb.Log
+	logged.Logger(slog.LevelInfo).Info("text", "session", session, "pointer", &session)
+	slog.New(slog.NewJSONHandler(&logged, nil)).Info("json", "session", session, "pointer", &session)
+	for _, got := range []string{text.String(), logged.String()} {
+		for _, secret := range []string{"secret", fmt.Sprintf("%x", "secret"), fmt.Sprint([]byte("secret"))[1:20], "0x73, 0x65", "c2VjcmV0"} {
+			if strings.Contains(got, secret) {
+				t.Errorf("%q is in\n%s", secret, got)
+			}
+		}
+	}
+	if got, want := fmt.Sprint(session), "session of 11 bytes until 2026-01-02T03:04:05Z"; got != want {
+		t.Errorf("Session prints as %q, want %q", got, want)
+	}
+	if want := "session.bytes=11 session.expiry=2026-01-02T03:04:05.000Z"; !strings.Contains(logged.String(), want) {
+		t.Errorf("Session is logged as %q, want %q", &logged, want)
+	}
+}
+
+// When an Owner is not the one that has listed the sessions, the store says so once, and
+// lists them again: in a program that was restarted, and in one with another store.
+func TestOtherOwner(t *testing.T) {
+	newOwner := func(data []byte) (string, error) {
+		owner, err := ownerInData(data)
+		if owner == "" {
+			return "", err
+		}
+		return "id of " + owner, err
+	}
+	for name, restart := range map[string]bool{"restarted": true, "another store": false} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			db := mustOpen(t, dir)
+			s := newOwnerStore(t, db)
+			for i := range 200 {
+				commit(t, s, fmt.Sprintf("%03d", i), fmt.Sprintf("user %d|", i%50), inAnHour())
+			}
+			if n := len(ofOwner(t, s, "user 7")); n != 4 {
+				t.Fatalf("user 7 has %d sessions, want 4", n)
+			}
+			if restart {
+				mustClose(t, db)
+				db = mustOpen(t, dir)
+			}
+			defer func() { mustClose(t, db) }()
+			var logged testdb.Log
+			cfg := chaistore.Config{CleanupInterval: -1, Owner: newOwner, Logger: logged.Logger(slog.LevelInfo)}
+			s, err := chaistore.NewWithConfig(db, cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if n := len(ofOwner(t, s, "id of user 7")); n != 4 {
+					t.Errorf("user 7 has %d sessions for the new Owner, want 4", n)
+				}
+			}
+			if n, err := s.DeleteOf(t.Context(), "id of user 8"); n != 4 || err != nil {
+				t.Errorf("DeleteOf = %d, %v; want 4, nil", n, err)
+			}
+			if n := len(ofOwner(t, s, "user 7")); n != 0 {
+				t.Errorf("%d sessions are found for the former Owner, want none", n)
+			}
+			if text := logged.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "Config.Owner is not the one that has listed the sessions") {
+				t.Errorf("got the log %q, want one line", text)
+			}
+			if _, err := s.DeleteExpired(t.Context()); err != nil {
+				t.Error(err)
+			}
+			testdb.CheckOwners(t, db, newOwner, true)
+
+			// The same Owner is not taken for another one, even if many sessions are nobody's now.
+			for i := range 200 {
+				if i%50 != 49 {
+					commit(t, s, fmt.Sprintf("%03d", i), "nobody's", inAnHour())
+				}
+			}
+			before := logged.String()
+			if s, err = chaistore.NewWithConfig(db, cfg); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(ofOwner(t, s, "id of user 49")); n != 4 {
+				t.Errorf("user 49 has %d sessions, want 4", n)
+			}
+			if text := logged.String(); text != before {
+				t.Errorf("got the log line %q", strings.TrimPrefix(text, before))
+			}
+		})
+	}
+}
+
+// ofOwner returns the tokens of an owner's sessions.
+func ofOwner(t *testing.T, s *chaistore.ChaiStore, owner string) (tokens []string) {
+	t.Helper()
+	for session, err := range s.SessionsOf(t.Context(), owner) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens = append(tokens, session.Token)
+	}
+	return tokens
 }

@@ -3,10 +3,8 @@
 package chaistore
 
 import (
-	"errors"
+	"fmt"
 	"time"
-
-	"go.elara.ws/chaistore/internal/engine"
 )
 
 // Stats holds a store's counters since it was made, and the state of its database.
@@ -35,11 +33,11 @@ type Stats struct {
 	LastSweep      time.Time // when the last sweep ended; the zero time if there was none
 	LastSweepError string    // why the last sweep failed, or ""
 
-	// WriteError is the error that a commit would return now: "" if the store works,
-	// otherwise why writing hangs, or why the database has to be reopened.
+	// WriteError is the text of the error that a commit would return now because of the
+	// database, or "" if there is none.
 	WriteError string
-	// WritesHang reports whether WriteError may go away by itself.
-	WritesHang bool
+	// BusySince is since when writes return ErrBusy, or the zero time if they don't.
+	BusySince time.Time
 
 	// BackgroundError is why the database can't write or merge its files in the
 	// background, or "" if it can. It tries again by itself, at least every 5 seconds.
@@ -48,9 +46,31 @@ type Stats struct {
 	BackgroundError string
 }
 
+// Err returns nil if a commit would work now, and otherwise its error, for health checks:
+//
+//   - [ErrBusy] may go away by itself. If [Stats.BusySince] is a minute ago, restart the
+//     program.
+//   - After [ErrReadOnly], free space on the disk or check it, and restart the program.
+//   - [ErrClosed] is what a program should not see before it ends.
+//
+// Other errors name the remedy, too: for example, the table may not exist. Err costs as
+// much as a few atomic loads, and never waits for the database.
+func (s *ChaiStore) Err() error {
+	if s.table == nil {
+		return fmt.Errorf("chaistore: %w", errZeroStore)
+	}
+	if err := s.table.Err(); err != nil {
+		return fmt.Errorf("chaistore: %w", err)
+	}
+	return nil
+}
+
 // Stats returns the store's counters and state. It costs as much as a few atomic
 // loads, never waits for the database, and works even if the store does not.
 func (s *ChaiStore) Stats() Stats {
+	if s.table == nil {
+		return Stats{WriteError: errZeroStore.Error()}
+	}
 	t := s.table.Stats()
 	return Stats{
 		Finds:          t.Finds,
@@ -64,7 +84,7 @@ func (s *ChaiStore) Stats() Stats {
 		LastSweep:      t.LastSweep,
 		LastSweepError: errorText(t.LastSweepErr),
 		WriteError:     errorText(t.WriteErr),
-		WritesHang:     errors.Is(t.WriteErr, engine.ErrHangs),
+		BusySince:      t.HangsSince,
 
 		BackgroundError: errorText(t.BackgroundErr),
 	}

@@ -160,8 +160,8 @@ func TestStatsWhileWritingHangs(t *testing.T) {
 			t.Fatal("Commit did not hang")
 		}
 		got := s.Stats()
-		if !got.WritesHang || got.WriteError == "" || !strings.Contains(err.Error(), got.WriteError) {
-			t.Errorf("while writing hangs, WritesHang = %v and WriteError = %q; want true and the error of Commit, %q", got.WritesHang, got.WriteError, err)
+		if got.BusySince.IsZero() || got.WriteError == "" || !strings.Contains(err.Error(), got.WriteError) {
+			t.Errorf("while writing hangs, BusySince = %v and WriteError = %q; want a time and the error of Commit, %q", got.BusySince, got.WriteError, err)
 		}
 		lock.Unlock()
 		synctest.Wait()
@@ -185,8 +185,8 @@ func TestStatsAfterFailure(t *testing.T) {
 		t.Fatal("Commit to a closed database did not fail")
 	}
 	got := s.Stats()
-	if got.WritesHang || !strings.Contains(got.WriteError, "closed") || !strings.Contains(err.Error(), got.WriteError) {
-		t.Errorf("on a closed database, WritesHang = %v and WriteError = %q; want false and the error of Commit, %q", got.WritesHang, got.WriteError, err)
+	if !got.BusySince.IsZero() || !strings.Contains(got.WriteError, "closed") || !strings.Contains(err.Error(), got.WriteError) {
+		t.Errorf("on a closed database, BusySince = %v and WriteError = %q; want the zero time and the error of Commit, %q", got.BusySince, got.WriteError, err)
 	}
 	if got.Commits != 0 || got.Fsyncs != 0 {
 		t.Errorf("got %d commits and %d fsyncs, want none", got.Commits, got.Fsyncs)
@@ -284,7 +284,7 @@ func TestCachedDataIsNotTheCallers(t *testing.T) {
 	}
 }
 
-func TestCacheSize(t *testing.T) {
+func TestMemory(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		sizes []int64
@@ -294,7 +294,7 @@ func TestCacheSize(t *testing.T) {
 		{"negative", []int64{-1}, 0},
 		{"negative, then default", []int64{-1, 0}, 1},
 		{"default, then negative", []int64{0, -1}, 1},
-		{"too small for a session", []int64{1000}, 0},
+		{"a megabyte", []int64{1_000_000}, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			db := testdb.Memory(t)
@@ -302,7 +302,7 @@ func TestCacheSize(t *testing.T) {
 			var s *chaistore.ChaiStore
 			for _, size := range test.sizes {
 				var err error
-				if s, err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CacheSize: size}); err != nil {
+				if s, err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, Memory: size}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -323,7 +323,7 @@ func TestCacheKeepsItsSize(t *testing.T) {
 	testdb.Slow(t)
 	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 10*time.Minute)
-	size, sessions := int64(4<<20), 30_000 // a quarter of CacheSize
+	size, sessions := int64(4<<20), 30_000 // a quarter of Memory
 	if *million {
 		size, sessions = 16<<20, 1_000_000 // of the default
 	}
@@ -344,7 +344,7 @@ func TestCacheKeepsItsSize(t *testing.T) {
 func heapOfFinds(t *testing.T, size int64, sessions int) int64 {
 	t.Helper()
 	db := testdb.Disk(t)
-	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CreateTable: true, CacheSize: -1})
+	s, err := chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CreateTable: true, Memory: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,7 +364,7 @@ func heapOfFinds(t *testing.T, size int64, sessions int) int64 {
 	}
 	find(s, sessions/10)
 	before := testdb.HeapInUse()
-	if s, err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, CacheSize: 4 * size}); err != nil {
+	if s, err = chaistore.NewWithConfig(db, chaistore.Config{CleanupInterval: -1, Memory: 4 * size}); err != nil {
 		t.Fatal(err)
 	}
 	find(s, sessions)

@@ -197,7 +197,7 @@ func needsCtx(_ *suite, _ scs.Store, views []view) string {
 	return ""
 }
 
-func needsTwins(_ *suite, _ scs.Store, views []view) string {
+func needsBoth(_ *suite, _ scs.Store, views []view) string {
 	if len(views) == 1 {
 		return "the store has only one method for each operation"
 	}
@@ -211,9 +211,9 @@ func needsCleanup(_ *suite, store scs.Store, _ []view) string {
 	return ""
 }
 
-func needsRows(s *suite, _ scs.Store, _ []view) string {
-	if s.rows == nil {
-		return "the option Rows is not given"
+func needsCount(s *suite, _ scs.Store, _ []view) string {
+	if s.count == nil {
+		return "the option Count is not given"
 	}
 	return ""
 }

@@ -28,7 +28,7 @@ var cleanupCases = []testCase{
 	{
 		name: "Sweep", doc: "memstore.NewWithCleanupInterval",
 		rule: "The cleanupInterval parameter controls how frequently expired session data is removed by the background cleanup goroutine.",
-		test: testSweep, needs: needsRows,
+		test: testSweep, needs: needsCount,
 	},
 	{name: "StopEarly", doc: stopDoc, rule: stopRule, test: testStopEarly, needs: needsCleanup, stops: true},
 	{name: "StopDuringSweep", doc: stopDoc, rule: stopRule, test: testStopDuringSweep, needs: needsCleanup, stops: true},
@@ -37,7 +37,7 @@ var cleanupCases = []testCase{
 
 // endCases use the first store, after all other cases have ended.
 var endCases = []testCase{
-	{name: "Canary", doc: "scs.Store.Commit", rule: commitRule, test: testCanary, needs: needsOwnStores},
+	{name: "FirstSessionStays", doc: "scs.Store.Commit", rule: commitRule, test: testFirstSessionStays, needs: needsOwnStores},
 }
 
 func testSweep(c *check) {
@@ -50,7 +50,7 @@ func testSweep(c *check) {
 	}
 	begin := time.Now()
 	for {
-		n, err := c.suite.rows(c.store)
+		n, err := c.suite.count(c.store)
 		if err != nil {
 			c.fatalf("count the rows: %v", err)
 		}
@@ -233,15 +233,15 @@ func testStopInUse(c *check) {
 	c.wantNoGoroutine()
 }
 
-func canary(v view) string { return token("canary-" + v.name) }
+func firstToken(v view) string { return token("first-" + v.name) }
 
-// plantCanary commits the sessions that testCanary looks for. It returns a problem, or
+// commitFirst commits the sessions that testFirstSessionStays looks for. It returns a problem, or
 // "".
-func (s *suite) plantCanary(l *lifetime, views []view) string {
+func (s *suite) commitFirst(l *lifetime, views []view) string {
 	for i, v := range views {
 		problem, _ := s.check(l, i).run(func(c *check) {
-			c.mustCommit(canary(v), "alive", inAnHour())
-			c.wantFound(canary(v), "alive")
+			c.mustCommit(firstToken(v), "alive", inAnHour())
+			c.wantFound(firstToken(v), "alive")
 		})
 		if problem != "" && v.name == "plain" && len(views) > 1 {
 			problem += "\nSCS calls the store's methods that take a context. " +
@@ -254,10 +254,10 @@ func (s *suite) plantCanary(l *lifetime, views []view) string {
 	return ""
 }
 
-func testCanary(c *check) {
+func testFirstSessionStays(c *check) {
 	for _, v := range c.views {
 		c.view = v
-		c.wantFound(canary(v), "alive")
+		c.wantFound(firstToken(v), "alive")
 	}
 }
 

@@ -4,6 +4,7 @@ package storetest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -165,36 +166,49 @@ func testCommitDuringSweep(c *check) {
 
 // testConcurrent has goroutines make random calls. Each goroutine has sessions of its
 // own, whose data it always knows. All share some others, whose data is their token,
-// repeated.
+// repeated. If the store refuses ended sessions, these are deleted in the end, and a
+// goroutine goes on with other tokens of its own from time to time.
 func testConcurrent(c *check) {
 	const workers, sessionsEach, shared = 8, 4, 4
 	models := make([]map[string]string, workers)
 	end := time.Now().Add(250 * time.Millisecond)
 	c.parallel(workers, func(worker int) error {
-		model := make(map[string]string)
+		model, ended := make(map[string]string), make(map[string]bool)
 		models[worker] = model
 		random := rand.New(rand.NewPCG(uint64(worker), 0))
 		for n := 0; time.Now().Before(end); n++ {
-			own := token(fmt.Sprint("worker", worker, "-", random.IntN(sessionsEach)))
+			i := random.IntN(sessionsEach)
+			if c.suite.refusesEnded {
+				i += n / 50 * sessionsEach
+			}
+			own := token(fmt.Sprint("worker", worker, "-", i))
 			common := token(fmt.Sprint("shared", random.IntN(shared)))
 			switch random.IntN(8) {
 			case 0, 1:
 				data := fmt.Sprint(own, " ", n, strings.Repeat("x", random.IntN(2000)))
-				if err := c.commit(c.ctx, own, []byte(data), inAnHour()); err != nil {
+				err := c.commit(c.ctx, own, []byte(data), inAnHour())
+				if refused := c.suite.refusesEnded && ended[own]; refused && err == nil {
+					return errors.New("calling Commit = nil for a deleted session; want an error, because of the option RefusesEnded")
+				} else if !refused && err != nil {
 					return fmt.Errorf("calling Commit: %v", err)
+				} else if !refused {
+					model[own] = data
 				}
-				model[own] = data
 			case 2:
 				if err := c.delete(c.ctx, own); err != nil {
 					return fmt.Errorf("calling Delete: %v", err)
 				}
 				delete(model, own)
+				ended[own] = true
 			case 3:
 				data := strings.Repeat(common, 1+random.IntN(50))
 				if err := c.commit(c.ctx, common, []byte(data), inAnHour()); err != nil {
 					return fmt.Errorf("calling Commit with a token that others also commit: %v", err)
 				}
 			case 4:
+				if c.suite.refusesEnded {
+					continue
+				}
 				if err := c.delete(c.ctx, common); err != nil {
 					return fmt.Errorf("calling Delete with a token that others also use: %v", err)
 				}

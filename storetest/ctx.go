@@ -12,9 +12,9 @@ const ctxRule = "CommitCtx is the same as Store.Commit, except it takes a contex
 
 var ctxCases = []testCase{
 	{
-		name: "Twins", doc: "scs.CtxStore.FindCtx",
+		name: "SameAsPlain", doc: "scs.CtxStore.FindCtx",
 		rule: "FindCtx is the same as Store.Find, except it takes a context.Context.",
-		test: testTwins, needs: needsTwins,
+		test: testSameAsPlain, needs: needsBoth,
 	},
 	{name: "Canceled", doc: "scs.CtxStore.CommitCtx", rule: ctxRule, test: testCanceled, needs: needsCtx},
 	{name: "DeadlineExceeded", doc: "scs.CtxStore.CommitCtx", rule: ctxRule, test: testDeadlineExceeded, needs: needsCtx},
@@ -22,20 +22,21 @@ var ctxCases = []testCase{
 	{name: "EndsAfterCall", doc: "scs.CtxStore.CommitCtx", rule: ctxRule, test: testEndsAfterCall, needs: needsCtx},
 }
 
-func testTwins(c *check) {
+func testSameAsPlain(c *check) {
 	for _, writer := range c.views {
 		for _, reader := range c.views {
+			alice := token("alice-" + writer.name + "-" + reader.name)
 			c.view = writer
-			c.mustCommit(token("alice"), writer.name, inAnHour())
+			c.mustCommit(alice, writer.name, inAnHour())
 			c.view = reader
-			c.wantFound(token("alice"), writer.name)
-			c.wantAll(map[string]string{token("alice"): writer.name})
-			c.mustCommit(token("alice"), reader.name, inAnHour())
+			c.wantFound(alice, writer.name)
+			c.wantAll(map[string]string{alice: writer.name})
+			c.mustCommit(alice, reader.name, inAnHour())
 			c.view = writer
-			c.wantFound(token("alice"), reader.name)
-			c.mustDelete(token("alice"))
+			c.wantFound(alice, reader.name)
+			c.mustDelete(alice)
 			c.view = reader
-			c.wantMissing(token("alice"))
+			c.wantMissing(alice)
 		}
 	}
 }

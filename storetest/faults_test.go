@@ -388,13 +388,24 @@ var faults = []fault{
 		fails:    []string{"Store/Concurrent"},
 	},
 	{
-		name:     "twins don't share sessions",
-		newStore: func(t *testing.T) scs.Store { return twoStores{newMemory(t), withCtx{newMemory(t)}} },
-		fails:    []string{"Ctx/Twins"},
+		name:     "does not refuse ended sessions",
+		newStore: func(t *testing.T) scs.Store { return newMemory(t) },
+		opts:     []storetest.Option{storetest.RefusesEnded()},
+		fails:    []string{"Store/Concurrent", "Store/Delete"},
 	},
 	{
-		name:     "only a twin is broken",
-		newStore: func(t *testing.T) scs.Store { return brokenTwin{withCtx{newMemory(t)}} },
+		name:     "refuses ended sessions without the option",
+		newStore: func(t *testing.T) scs.Store { return newRefusesEnded(t) },
+		fails:    []string{"Store/Concurrent", "Store/Delete", "Store/DeleteMissing"},
+	},
+	{
+		name:     "its two methods don't share sessions",
+		newStore: func(t *testing.T) scs.Store { return twoStores{newMemory(t), withCtx{newMemory(t)}} },
+		fails:    []string{"Ctx/SameAsPlain"},
+	},
+	{
+		name:     "only one of two methods is broken",
+		newStore: func(t *testing.T) scs.Store { return brokenCtx{withCtx{newMemory(t)}} },
 		fails:    []string{"Advice/CommitNilData"},
 	},
 	{
@@ -450,7 +461,7 @@ var faults = []fault{
 			m.StopCleanup()
 			return m
 		},
-		opts:  []storetest.Option{storetest.Rows(countRows)},
+		opts:  []storetest.Option{storetest.Count(countRows)},
 		fails: []string{"Cleanup/Sweep"},
 	},
 	{
@@ -466,7 +477,7 @@ var faults = []fault{
 				return nil
 			}})
 		},
-		opts:  []storetest.Option{storetest.Rows(func(store scs.Store) (int, error) { return countRows(store.(editedStore).memory) })},
+		opts:  []storetest.Option{storetest.Count(func(store scs.Store) (int, error) { return countRows(store.(editedStore).memory) })},
 		fails: []string{"Cleanup/Sweep"},
 	},
 	{
@@ -492,7 +503,7 @@ var faults = []fault{
 		name:     "forgets everything after a while",
 		newStore: func(t *testing.T) scs.Store { return forgetsAfter{newMemory(t), time.Now().Add(2 * time.Second)} },
 		whole:    true,
-		fails:    []string{"End/Canary"},
+		fails:    []string{"End/FirstSessionStays"},
 	},
 }
 

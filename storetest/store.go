@@ -122,12 +122,30 @@ func testDelete(c *check) {
 	c.wantMissing(token("alice"))
 	c.wantFound(token("bob"), "of bob")
 	c.wantAll(map[string]string{token("bob"): "of bob"})
-	c.mustCommit(token("alice"), "two", inAnHour())
-	c.wantFound(token("alice"), "two")
+	if !c.suite.refusesEnded {
+		c.mustCommit(token("alice"), "two", inAnHour())
+		c.wantFound(token("alice"), "two")
+		return
+	}
+	for range 2 {
+		for _, expiry := range []time.Time{inAnHour(), time.Now().Add(2 * time.Hour)} {
+			if err := c.commit(c.ctx, token("alice"), []byte("two"), expiry); err == nil {
+				c.fatalf("Commit of a deleted session = nil, want an error, because of the option RefusesEnded")
+			}
+			c.wantMissing(token("alice"))
+			c.wantAll(map[string]string{token("bob"): "of bob"})
+		}
+		c.mustDelete(token("alice"))
+	}
+	c.mustCommit(token("bob"), "anew", inAnHour())
+	c.wantFound(token("bob"), "anew")
 }
 
 func testDeleteMissing(c *check) {
-	c.mustDelete(token("alice"))
+	c.mustDelete(token("nobody"))
+	if !c.suite.refusesEnded {
+		c.mustDelete(token("alice"))
+	}
 	c.mustCommit(token("bob"), "of bob", inAnHour())
 	c.mustCommit(token("alice"), "of alice", inAnHour())
 	c.mustCommit(token("expired"), "old", time.Now().Add(-time.Hour))

@@ -172,6 +172,20 @@ type editedStore struct {
 	edits  edits
 }
 
+// newRefusesEnded returns a store that refuses to commit a deleted session again.
+func newRefusesEnded(t *testing.T) editedStore {
+	var ended sync.Map
+	return edited(t, edits{
+		delete: func(token string) error { ended.Store(token, true); return nil },
+		commit: func(token string) error {
+			if _, ok := ended.Load(token); ok {
+				return errors.New("the session has been ended")
+			}
+			return nil
+		},
+	})
+}
+
 func edited(t *testing.T, e edits) editedStore {
 	if e.memory == nil {
 		e.memory = newMemory(t)
@@ -254,7 +268,7 @@ type (
 	doesNotStop     struct{ *memory }
 	leavesGoroutine struct{ *memory }
 
-	brokenTwin        struct{ withCtx }
+	brokenCtx         struct{ withCtx }
 	canceledIsMissing struct{ withCtx }
 	canceledIsNotDone struct{ withCtx }
 	lateIsMissing     struct{ withCtx }
@@ -330,7 +344,7 @@ func (s nilAll) All() (map[string][]byte, error) {
 
 func (doesNotStop) StopCleanup() {}
 
-func (s brokenTwin) CommitCtx(ctx context.Context, token string, b []byte, expiry time.Time) error {
+func (s brokenCtx) CommitCtx(ctx context.Context, token string, b []byte, expiry time.Time) error {
 	if b == nil {
 		return errors.New("data must not be NULL")
 	}

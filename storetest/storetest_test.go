@@ -27,29 +27,29 @@ type subject struct {
 }
 
 var (
-	noRows    = []string{"Cleanup/Sweep"}
+	noCount   = []string{"Cleanup/Sweep"}
 	noCtx     = []string{"Cleanup/Sweep", "Ctx/*"}
 	noCleanup = []string{"Cleanup/*", "Ctx/*", "Advice/Stop*"}
 )
 
 var subjects = []subject{
 	{name: "plain", newStore: func(t *testing.T) scs.Store { return newMemory(t) }, skips: noCtx},
-	{name: "with contexts", newStore: func(t *testing.T) scs.Store { return withCtx{newMemory(t)} }, skips: noRows},
+	{name: "with contexts", newStore: func(t *testing.T) scs.Store { return withCtx{newMemory(t)} }, skips: noCount},
 	{
 		name:     "some contexts",
 		newStore: func(t *testing.T) scs.Store { return someCtx{newMemory(t)} },
-		skips:    noRows,
+		skips:    noCount,
 	},
 	{
 		name:     "only contexts",
 		newStore: func(t *testing.T) scs.Store { return ctxOnly{withCtx{newMemory(t)}} },
 		opts:     []storetest.Option{storetest.CtxOnly()},
-		skips:    append(noRows, "Ctx/Twins"),
+		skips:    append(noCount, "Ctx/SameAsPlain"),
 	},
 	{
 		name:     "counted",
 		newStore: func(t *testing.T) scs.Store { return newMemory(t) },
-		opts:     []storetest.Option{storetest.Rows(countRows)},
+		opts:     []storetest.Option{storetest.Count(countRows)},
 		skips:    []string{"Ctx/*"},
 	},
 	{
@@ -64,6 +64,12 @@ var subjects = []subject{
 		},
 		opts:  []storetest.Option{storetest.ExpiryResolution(100 * time.Millisecond)},
 		skips: noCleanup,
+	},
+	{
+		name:     "refuses ended sessions",
+		newStore: func(t *testing.T) scs.Store { return newRefusesEnded(t) },
+		opts:     []storetest.Option{storetest.RefusesEnded()},
+		skips:    noCleanup,
 	},
 	{
 		name: "refuses odd tokens",
@@ -261,7 +267,7 @@ var examples = []struct {
 		want: map[string]string{
 			"Store/Commit": "PASS", "Manager/Iterate": "PASS", "Cleanup/StopEarly": "PASS", "Cleanup/StopInUse": "PASS",
 			"Cleanup/StopDuringSweep": "PASS", "Advice/FoundDataIsCopy": "PASS", "Advice/StopTwice": "SKIP", "Advice/StopAtOnce": "SKIP",
-			"End/Canary": "PASS",
+			"End/FirstSessionStays": "PASS",
 		},
 		text: []string{
 			"0 failed", "2 pieces of advice not followed: Advice/StopAtOnce, Advice/StopTwice",
@@ -281,7 +287,7 @@ var examples = []struct {
 				return m
 			})
 		},
-		want: map[string]string{"Store/FindMissing": "FAIL", "Store/FindExpired": "PASS", "End/Canary": "PASS"},
+		want: map[string]string{"Store/FindMissing": "FAIL", "Store/FindExpired": "PASS", "End/FirstSessionStays": "PASS"},
 		text: []string{"a cleanup function of the store hangs", "hangs.StopCleanup"},
 	},
 	{
@@ -298,7 +304,7 @@ var examples = []struct {
 		},
 		want: map[string]string{
 			"Store/FindMissing": "FAIL", "Store/FindExpired": "PASS",
-			"Cleanup/StopInUse": "PASS", "Advice/StopTwice": "SKIP", "Advice/StopAtOnce": "SKIP", "End/Canary": "PASS",
+			"Cleanup/StopInUse": "PASS", "Advice/StopTwice": "SKIP", "Advice/StopAtOnce": "SKIP", "End/FirstSessionStays": "PASS",
 		},
 		text: []string{"a cleanup function of the store panics", "(*closesTwice).StopCleanup"},
 	},
@@ -313,7 +319,7 @@ var examples = []struct {
 				return m
 			}, storetest.Timeout(5*time.Second))
 		},
-		want: map[string]string{"Store/FindMissing": "FAIL", "Store/FindExpired": "PASS", "End/Canary": "PASS"},
+		want: map[string]string{"Store/FindMissing": "FAIL", "Store/FindExpired": "PASS", "End/FirstSessionStays": "PASS"},
 		text: []string{"the case has not ended after 5.1s", "storetest_test.(*memory).get"},
 	},
 	{
@@ -336,7 +342,7 @@ var examples = []struct {
 		},
 		want: map[string]string{
 			"Store/All": "PASS", "Store/AllEmpty": "PASS", "Manager/Iterate": "PASS", "Cleanup/StopEarly": "PASS",
-			"Cleanup/StopInUse": "SKIP", "Advice/StopTwice": "SKIP", "Advice/AllIsCopy": "PASS", "End/Canary": "SKIP",
+			"Cleanup/StopInUse": "SKIP", "Advice/StopTwice": "SKIP", "Advice/AllIsCopy": "PASS", "End/FirstSessionStays": "SKIP",
 		},
 		text: []string{"another case has stopped the cleanup of the shared store", "0 failed"},
 	},

@@ -4,7 +4,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log"
 	"net"
@@ -15,15 +14,15 @@ import (
 	"time"
 
 	"github.com/alexedwards/scs/v2"
-	"github.com/chaisql/chai"
 
 	"go.elara.ws/chaistore"
 )
 
 func main() {
-	db, err := open("chai_db")
+	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	db, err := chaistore.Open(interrupted, "chai_db")
 	if err != nil {
-		log.Fatalf("open the database in chai_db (is another process using it?): %v", err)
+		log.Fatal(err)
 	}
 	store, err := chaistore.NewWithConfig(db, chaistore.Config{CreateTable: true})
 	if err != nil {
@@ -38,7 +37,6 @@ func main() {
 		sessionManager.Put(r.Context(), "visits", visits)
 		fmt.Fprintf(w, "Visit %d. Restart the server and reload: it still counts.\n", visits)
 	})
-	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	listener, err := net.Listen("tcp", "localhost:"+cmp.Or(os.Getenv("PORT"), "4000"))
 	if err != nil {
 		log.Fatal(err)
@@ -64,15 +62,4 @@ func main() {
 	}
 	store.StopCleanup()
 	db.Close()
-}
-
-// open opens a database. It waits for another process that still has it open: only one
-// at a time can.
-func open(dir string) (*chai.DB, error) {
-	for start := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-		db, err := chai.Open(dir)
-		if !errors.Is(err, syscall.EAGAIN) || time.Since(start) > 10*time.Second {
-			return db, err
-		}
-	}
 }

@@ -99,7 +99,7 @@ func (r refusal) Write(text []byte) (int, error) { return len(text), nil }
 // context of the request does not end with the visit: a visitor who signs out and closes
 // the tab is signed out.
 func (a *app) withSession(h http.HandlerFunc) http.Handler {
-	loaded := a.sessions.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	loaded := chaistore.LoadAndSave(a.sessions, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := r.ParseForm(); err != nil {
 			render(w, http.StatusBadRequest, page{Failure: "The form could not be read."})
 			return
@@ -108,29 +108,8 @@ func (a *app) withSession(h http.HandlerFunc) http.Handler {
 	}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx := context.WithoutCancel(r.Context())
-		loaded.ServeHTTP(&firstAnswer{ResponseWriter: w}, r.WithContext(ctx))
+		loaded.ServeHTTP(w, r.WithContext(ctx))
 	})
-}
-
-// A firstAnswer drops all answers except the first. When a handler calls WriteHeader, SCS
-// commits the session. If the commit fails, fail answers, but SCS still writes the
-// handler's answer afterwards.
-type firstAnswer struct {
-	http.ResponseWriter
-	answers int
-}
-
-func (f *firstAnswer) WriteHeader(status int) {
-	if f.answers++; f.answers == 1 {
-		f.ResponseWriter.WriteHeader(status)
-	}
-}
-
-func (f *firstAnswer) Write(b []byte) (int, error) {
-	if f.answers > 1 {
-		return len(b), nil
-	}
-	return f.ResponseWriter.Write(b)
 }
 
 func (a *app) home(w http.ResponseWriter, r *http.Request) {

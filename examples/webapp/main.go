@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -39,9 +38,9 @@ func main() {
 // run serves until ctx ends. Then it waits for the requests under way, stops the
 // cleanup, and closes the database, in this order.
 func run(ctx context.Context, dir, addr string, secure bool) error {
-	db, err := open(dir)
+	db, err := chaistore.Open(ctx, dir)
 	if err != nil {
-		return fmt.Errorf("open the database in %s (is another process using it?): %w", dir, err)
+		return err
 	}
 	defer db.Close()
 
@@ -78,17 +77,6 @@ func run(ctx context.Context, dir, addr string, secure bool) error {
 		log.Fatalf("some requests did not end: %v", err)
 	}
 	return nil
-}
-
-// open opens a database. It waits for another process that still has it open: only one
-// at a time can.
-func open(dir string) (*chai.DB, error) {
-	for start := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-		db, err := chai.Open(dir)
-		if !errors.Is(err, syscall.EAGAIN) || time.Since(start) > 10*time.Second {
-			return db, err
-		}
-	}
 }
 
 // newStore returns a store in which each session is owned by its signed-in user.

@@ -18,7 +18,7 @@ var _ = func(ctx context.Context, db *chai.DB) error {
 	return err
 }
 
-var _ = func(db *chai.DB) error {
-	err := chaistore.Backup(db, "/var/backups/sessions-"+time.Now().Format(time.DateOnly))
+var _ = func(ctx context.Context, db *chai.DB) error {
+	err := chaistore.Backup(ctx, db, "/var/backups/sessions-"+time.Now().Format(time.DateOnly))
 	return err
 }

@@ -40,6 +40,7 @@ func init() { vfs.Default = OnDisk(vfs.Default) }
 //   - When file descriptors run out, those who write wait for one.
 //   - A sync that a signal has interrupted is repeated, as os.File.Sync does.
 //   - The directories above are synced.
+//   - A backup copies files (backup.go).
 func OnDisk(fs vfs.FS) vfs.FS { return disk{fs, new(directories)} }
 
 type disk struct {
@@ -96,11 +97,16 @@ func (d disk) syncAbove(dir string) error {
 			continue
 		}
 		err = uninterrupted(f.Sync)
-		if err := errors.Join(err, f.Close()); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
+		if err := errors.Join(err, f.Close()); err != nil && !cannotSync(err) {
 			return fmt.Errorf("sync directory %s: %w", parent, err)
 		}
 	}
 	return nil
+}
+
+// cannotSync reports whether err is what file systems return that can't sync a directory.
+func cannotSync(err error) bool {
+	return errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported)
 }
 
 type unlock func() error
@@ -110,7 +116,11 @@ func (f unlock) Close() error { return f() }
 func (d disk) Create(name string) (vfs.File, error) {
 	s := d.stateOf(name)
 	if s == nil {
-		return d.FS.Create(name)
+		f, err := d.FS.Create(name)
+		if c := copyingIn(filepath.Dir(name)); c != nil && err == nil {
+			return copyFile{f, c}, nil
+		}
+		return f, err
 	}
 	if isLog(name) {
 		return s.createLog(func() (vfs.File, error) { return d.FS.Create(name) })
@@ -343,6 +353,10 @@ type directory struct {
 
 func (d *directory) Sync() error {
 	err := uninterrupted(d.File.Sync)
+	if c := copyingIn(d.name); c != nil {
+		c.synced(err)
+		return nil
+	}
 	s := d.states.in(d.name)
 	if err == nil || s == nil || s.watcher.Load() == nil {
 		return err

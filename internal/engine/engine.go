@@ -192,8 +192,11 @@ func (db *DB) WriteError() error {
 	if err := db.Writable(); err != nil {
 		return err
 	}
-	if db.queue.hanging() {
+	if !db.HangsSince().IsZero() {
 		return ErrHangs
 	}
 	return nil
 }
+
+// HangsSince returns since when writes return [ErrHangs], or the zero time if they don't.
+func (db *DB) HangsSince() time.Time { return db.queue.hangsSince() }

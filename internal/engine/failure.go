@@ -16,7 +16,10 @@ import (
 )
 
 // ErrClosed is returned by calls on a closed database.
-var ErrClosed = errors.New("the database is closed")
+var ErrClosed = errors.New("the database is closed: before closing it, stop the server and all else that uses it; to go on, open it again and make a new store")
+
+// ErrReadOnly is returned by writes, with its reason, once the database is read-only.
+var ErrReadOnly = errors.New("the database is read-only since a failure: free space on its disk, or check the disk, and restart")
 
 // A state says whether a database works, is read-only, or is closed. There is one for
 // each open database. It is shared with the file system, so it must not keep the database
@@ -39,8 +42,12 @@ func (s *state) failed() error {
 	return load(&s.failure)
 }
 
-// fail makes the database read-only for good, and returns the first reason.
+// fail makes the database read-only for good, and returns [ErrReadOnly] with the first
+// reason.
 func (s *state) fail(err error) error {
+	if !errors.Is(err, ErrReadOnly) {
+		err = fmt.Errorf("%w: %w", ErrReadOnly, err)
+	}
 	if s.failure.CompareAndSwap(nil, &err) {
 		s.tune()
 	}
@@ -69,13 +76,10 @@ func (s *state) isClosed() bool {
 
 // usable returns why the database can't be used any more, or nil.
 func (s *state) usable() error {
-	if err := load(&s.broken); err != nil {
-		return err
-	}
 	if s.isClosed() {
 		return ErrClosed
 	}
-	return nil
+	return load(&s.broken)
 }
 
 // writable returns why nothing can be written any more, or nil.
@@ -92,11 +96,11 @@ func (s *state) unreadable(err error) {
 	s.damage.Add(1)
 	if calledBy("github.com/cockroachdb/pebble.(*DB).runCompaction") {
 		s.lossy.Store(true)
-		_ = s.fail(fmt.Errorf("%w: nothing is written any more, because a compaction would lose the rows there: check the disk and restart, or restore a backup", err))
+		_ = s.fail(fmt.Errorf("%w: a compaction would lose the rows there; if a restart doesn't help, restore a backup", err))
 	}
 }
 
-var errUnreadable = errors.New("a part of the database can't be read")
+var errUnreadable = errors.New("a part of the database can't be read: check the disk and restart, or restore a backup")
 
 // readAll returns an error if a read has failed since damage was looked at: Pebble may
 // have gone on without what it could not read.
@@ -120,9 +124,9 @@ func (s *state) rescue(err *error, failed func(error) error) {
 	case ok && isClosed(cause):
 		*err = ErrClosed
 	case ok:
-		*err = failed(fmt.Errorf("chai panicked: %w", cause))
+		*err = failed(fmt.Errorf("restart, because chai panicked: %w", cause))
 	default:
-		*err = failed(fmt.Errorf("chai panicked: %v", r))
+		*err = failed(fmt.Errorf("restart, because chai panicked: %v", r))
 	}
 }
 

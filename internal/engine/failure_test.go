@@ -212,8 +212,8 @@ func TestCommitFails(t *testing.T) {
 		t.Fatalf("Write = %v, want an error that says read-only", err)
 	}
 	for range 3 {
-		wantError(t, db.Write(t.Context(), 100, set("a", 3)), errors.Unwrap(err))
-		wantError(t, Open(engine, discard).Write(t.Context(), 100, set("a", 3)), errors.Unwrap(err))
+		wantError(t, db.Write(t.Context(), 100, set("a", 3)), db.WriteError())
+		wantError(t, Open(engine, discard).Write(t.Context(), 100, set("a", 3)), db.WriteError())
 		wantValue(t, db, "a", 1)
 	}
 	if got := db.Fsyncs(); got != fsyncs {
@@ -371,5 +371,28 @@ func TestCloseWhileInUse(t *testing.T) {
 		_, err := value(db, "a")
 		wantError(t, err, ErrClosed)
 		log.wantHangs(t, 0)
+	}
+}
+
+// Whatever has failed before, a database that is closed says so.
+func TestClosedAfterFailure(t *testing.T) {
+	for name, fail := range map[string]func(s *state, err error) error{"read-only": (*state).fail, "broken": (*state).fault} {
+		t.Run(name, func(t *testing.T) {
+			engine, db := newDB(t)
+			write(t, db, set("a", 1))
+			wantError(t, fail(db.state, errNo), errNo)
+			err := db.Write(t.Context(), 100, set("a", 2))
+			wantError(t, err, errNo)
+			if errors.Is(err, ErrReadOnly) != (name == "read-only") {
+				t.Errorf("Write = %v; is it %v?", err, ErrReadOnly)
+			}
+			if err := engine.Close(); err != nil {
+				t.Fatal(err)
+			}
+			wantError(t, db.Write(t.Context(), 100, set("a", 2)), ErrClosed)
+			_, err = value(db, "a")
+			wantError(t, err, ErrClosed)
+			wantError(t, db.WriteError(), ErrClosed)
+		})
 	}
 }

@@ -14,7 +14,7 @@ import (
 const HangLimit = 10 * time.Second
 
 // ErrHangs is returned by writes while a turn hangs.
-var ErrHangs = errors.New("writing has hung for 10 seconds: the application may hold the write lock or have a transaction open, which the write may even be made in, its goroutines may have deadlocked each other in Chai, or the disk may be full")
+var ErrHangs = errors.New("the database is busy: in handlers, write with chaistore.Update, not with db.Exec or db.Update, and never through a store inside that; no write has ended for 10 seconds, because goroutines have deadlocked each other in Chai, a transaction or the write lock was left open, or the disk is full or hangs")
 
 // The requests of one turn are limited, to bound how long it takes. Pebble treats a
 // batch larger than half of its memory table of 4 MB as a memory table of its own.
@@ -36,7 +36,7 @@ type queue struct {
 	mu      sync.Mutex
 	waiting list.List // of *request
 	served  bool      // by a goroutine
-	hangs   bool      // whether that goroutine's turn hangs
+	hung    time.Time // since when that goroutine's turn hangs; the zero time if it does not
 }
 
 // A turn is one pass of the goroutine that serves the queue.
@@ -50,7 +50,7 @@ type turn struct {
 func (q *queue) enter(r *request) (serve bool, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.hangs {
+	if !q.hung.IsZero() {
 		return false, ErrHangs
 	}
 	r.place = q.waiting.PushBack(r)
@@ -70,11 +70,11 @@ func (q *queue) leave(r *request) bool {
 	return true
 }
 
-// hanging reports whether a turn hangs.
-func (q *queue) hanging() bool {
+// hangsSince returns since when a turn hangs, or the zero time.
+func (q *queue) hangsSince() time.Time {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.hangs
+	return q.hung
 }
 
 // remove takes r out of the queue. q.mu must be held.
@@ -107,7 +107,7 @@ func (q *queue) giveUp(t *turn) bool {
 	if t.over {
 		return false
 	}
-	q.hangs = true
+	q.hung = time.Now()
 	for _, r := range t.group {
 		r.answer <- ErrHangs
 	}
@@ -123,8 +123,8 @@ func (q *queue) giveUp(t *turn) bool {
 func (q *queue) end(t *turn) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	answer := !q.hangs
-	t.over, q.hangs = true, false
+	answer := q.hung.IsZero()
+	t.over, q.hung = true, time.Time{}
 	return answer
 }
 

@@ -281,7 +281,7 @@ func TestHangBehindATransaction(t *testing.T) {
 		}
 		var wg sync.WaitGroup
 		wg.Go(func() { wantError(t, db.Write(t.Context(), 100, set("a", 1)), ErrHangs) })
-		until(func() bool { return waiting(db) > 0 || db.queue.hanging() })
+		until(func() bool { return waiting(db) > 0 || !db.queue.hangsSince().IsZero() })
 		for range 10 {
 			wg.Go(func() { wantError(t, patient.Write(t.Context(), 100, set("a", 1)), ErrHangs) })
 		}

@@ -16,14 +16,15 @@ import (
 	"github.com/chaisql/chai"
 
 	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/engine"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
 var absentFinds = flag.Int64("absent", 200_000, "how many finds each of the tests of absent sessions makes")
 
-// absentConfig is that of a store which caches no session of more than a kilobyte, so that
-// the filter is asked for each.
-var absentConfig = chaistore.Config{CacheSize: 160 << 10, CleanupInterval: -1}
+// A store with smallMemory has no room for copies of sessions with largeData. So the filter
+// is asked for each.
+const smallMemory = 160 << 10
 
 var largeData = bytes.Repeat([]byte("x"), 1200)
 
@@ -46,7 +47,7 @@ func TestNothingIsWronglyAbsent(t *testing.T) {
 	testdb.Watchdog(t, time.Minute+time.Duration(*absentFinds)*100*time.Microsecond)
 	for name, open := range map[string]func(testing.TB) *chai.DB{"memory": testdb.Memory, "disk": testdb.Disk} {
 		t.Run(name, func(t *testing.T) {
-			m := newAbsentModel(t, open(t))
+			m := newAbsentModel(t, open(t), smallMemory)
 			m.run(*absentFinds/2, m.change, m.change, m.change, m.statements, m.statements, m.rebuild, m.sweep, m.sweep)
 		})
 	}
@@ -56,11 +57,8 @@ func TestNothingIsWronglyAbsent(t *testing.T) {
 func TestNothingIsWronglyAbsentAfterSwaps(t *testing.T) {
 	testdb.Watchdog(t, time.Minute+time.Duration(*absentFinds)*100*time.Microsecond)
 	const sessions = 7000 // more than a sweep reads in one snapshot
-	m := newAbsentModel(t, testdb.Memory(t))
-	other := absentConfig
-	other.CacheSize = 1 << 20 // for four filters of so many sessions
-	other.TableName, other.CreateTable = "other", true
-	o, err := chaistore.NewWithConfig(m.db, other)
+	m := newAbsentModel(t, testdb.Memory(t), 1<<20) // for four filters of so many sessions
+	o, err := chaistore.NewWithConfig(m.db, chaistore.Config{TableName: "other", CreateTable: true, Memory: -1, CleanupInterval: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,8 +95,9 @@ func TestNothingIsWronglyAbsentAfterSwaps(t *testing.T) {
 	m.run(*absentFinds, find, find, swap, m.sweep, sweepOther)
 }
 
-func newAbsentModel(t *testing.T, db *chai.DB) *absentModel {
-	return &absentModel{t: t, db: db, s: newStore(t, db, absentConfig)}
+func newAbsentModel(t *testing.T, db *chai.DB, memory int64) *absentModel {
+	engine.Open(db, nil).UseMemory(memory)
+	return &absentModel{t: t, db: db, s: newStore(t, db, chaistore.Config{Memory: -1})}
 }
 
 // run runs each function again and again in a goroutine, until enough sessions were looked

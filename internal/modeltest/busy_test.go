@@ -113,7 +113,7 @@ func TestRowsOfOtherTablesTakeNoRoom(t *testing.T) {
 	}
 	testdb.Watchdog(t, 10*time.Minute)
 	db := testdb.Disk(t)
-	s := newStore(t, db, chaistore.Config{CacheSize: size})
+	s := newStore(t, db, chaistore.Config{Memory: size})
 	testdb.Exec(t, db, "CREATE TABLE visits (id INTEGER PRIMARY KEY, page TEXT)")
 	commitMany(t, s, sessions)
 	before := s.Stats()

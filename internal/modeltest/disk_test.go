@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -154,11 +155,20 @@ func TestDiskFullInUpdate(t *testing.T) {
 				}
 			}
 			wantCommitted()
-			if err := s.Delete("s00"); !errors.Is(err, syscall.ENOSPC) {
-				t.Errorf("Delete = %v, want %v", err, syscall.ENOSPC)
+			if test.want == syscall.ENOSPC && !errors.Is(err, chaistore.ErrReadOnly) {
+				t.Errorf("Update = %v, want %v", err, chaistore.ErrReadOnly)
 			}
-			if err := chaistore.Update(t.Context(), db, func(*chai.Tx) error { return nil }); !errors.Is(err, syscall.ENOSPC) {
-				t.Errorf("Update = %v, want %v", err, syscall.ENOSPC)
+			for name, err := range map[string]error{
+				"Delete": s.Delete("s00"),
+				"Update": chaistore.Update(t.Context(), db, func(*chai.Tx) error { return nil }),
+				"Err":    s.Err(),
+			} {
+				if !errors.Is(err, syscall.ENOSPC) || !errors.Is(err, chaistore.ErrReadOnly) {
+					t.Errorf("%s = %v, want %v with %v", name, err, chaistore.ErrReadOnly, syscall.ENOSPC)
+				}
+			}
+			if got := s.Stats(); !strings.Contains(got.WriteError, "free space on its disk") || !got.BusySince.IsZero() {
+				t.Errorf("WriteError = %q and BusySince = %v; want the remedy, and the zero time", got.WriteError, got.BusySince)
 			}
 			wantCommitted()
 			_ = db.Close()

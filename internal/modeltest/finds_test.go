@@ -16,6 +16,7 @@ import (
 	"github.com/chaisql/chai"
 
 	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/engine"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
@@ -91,12 +92,16 @@ func (m *model) newSession(token string) *modelSession {
 	return s
 }
 
-func newModel(t *testing.T, db *chai.DB, indexed bool, cacheSize int64) *model {
+func newModel(t *testing.T, db *chai.DB, indexed bool, memory int64) *model {
 	m := &model{t: t, db: db, indexed: indexed, did: make(map[string]int)}
+	if memory > 0 { // less than a Config may ask for
+		engine.Open(db, nil).UseMemory(memory)
+		memory = -1
+	}
 	for i, cfg := range []chaistore.Config{
-		{TableName: tables[0], CacheSize: cacheSize},
-		{TableName: tables[1], CacheSize: cacheSize},
-		{TableName: tables[0], CacheSize: -1},
+		{TableName: tables[0], Memory: memory},
+		{TableName: tables[1], Memory: memory},
+		{TableName: tables[0], Memory: -1},
 	} {
 		m.stores = append(m.stores, newStore(t, db, cfg))
 		m.tables[i%2].begin(ended)

@@ -80,7 +80,7 @@ func TestBackupOfMemory(t *testing.T) {
 	}
 	before := testdb.HeapInUse()
 	for i := range 20 {
-		if err := chaistore.Backup(db, fmt.Sprint(t.TempDir(), "/", i)); err == nil || !strings.Contains(err.Error(), "in memory") {
+		if err := chaistore.Backup(t.Context(), db, fmt.Sprint(t.TempDir(), "/", i)); err == nil || !strings.Contains(err.Error(), "in memory") {
 			t.Errorf("Backup = %v, want an error that says that the database is in memory", err)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/chaisql/chai"
 
 	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/engine"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
@@ -26,7 +27,8 @@ func TestOwners(t *testing.T) {
 	t.Parallel()
 	testdb.Watchdog(t, *modelTime+2*time.Minute)
 	forEachTable(t, func(t *testing.T, db *chai.DB, indexed bool) {
-		cfg := chaistore.Config{Owner: ownerInData, CacheSize: 256 << 10} // too small for all sessions
+		engine.Open(db, nil).UseMemory(256 << 10) // too small for all sessions
+		cfg := chaistore.Config{Owner: ownerInData, Memory: -1}
 		stores := []*chaistore.ChaiStore{newStore(t, db, cfg), newStore(t, db, cfg)}
 		ctx, cancel := context.WithTimeout(t.Context(), *modelTime/8)
 		defer cancel()

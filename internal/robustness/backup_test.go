@@ -43,7 +43,7 @@ func TestBackup(t *testing.T) {
 	for i := range 5 {
 		dir := filepath.Join(t.TempDir(), "made", "of", "two")
 		commit(t, s, "number", fmt.Sprint("|", i))
-		if err := chaistore.Backup(db, dir); err != nil {
+		if err := chaistore.Backup(t.Context(), db, dir); err != nil {
 			t.Fatal(err)
 		}
 		restored, err := chai.Open(dir)
@@ -79,7 +79,7 @@ func TestBackupIsPrivate(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, dir := range []string{filepath.Join(t.TempDir(), "new"), made} {
-		if err := chaistore.Backup(db, dir); err != nil {
+		if err := chaistore.Backup(t.Context(), db, dir); err != nil {
 			t.Fatal(err)
 		}
 		info, err := os.Stat(dir)
@@ -108,18 +108,24 @@ func TestBackupRefuses(t *testing.T) {
 		"empty handle":   {new(chai.DB), filepath.Join(t.TempDir(), "new"), "nil"},
 		"closed":         {closed, filepath.Join(t.TempDir(), "new"), "closed"},
 		"in memory":      {inMemory, filepath.Join(t.TempDir(), "new"), "in memory"},
-		"full directory": {onDisk, full, "not empty"},
+		"full directory": {onDisk, full, "pass a directory that is empty"},
 		"file":           {onDisk, file, "not a directory"},
-		"no directory":   {onDisk, "", "back up to"},
+		"no directory":   {onDisk, "", "pass the path of a directory"},
+		"ended context":  {onDisk, filepath.Join(t.TempDir(), "new"), "context canceled"},
 		"already a backup": {onDisk, func() string {
 			dir := filepath.Join(t.TempDir(), "backup")
-			if err := chaistore.Backup(onDisk, dir); err != nil {
+			if err := chaistore.Backup(t.Context(), onDisk, dir); err != nil {
 				t.Fatal(err)
 			}
 			return dir
-		}(), "not empty"},
+		}(), "pass a directory that is empty"},
 	} {
-		err := chaistore.Backup(test.db, test.dir)
+		ctx, cancel := context.WithCancel(t.Context())
+		if test.want == "context canceled" {
+			cancel()
+		}
+		err := chaistore.Backup(ctx, test.db, test.dir)
+		cancel()
 		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: Backup = %v, want an error that says %q", name, err, test.want)
 		}
@@ -137,7 +143,7 @@ func TestBackupsToOneDirectory(t *testing.T) {
 	errs := make([]error, 8)
 	var wg sync.WaitGroup
 	for i := range errs {
-		wg.Go(func() { errs[i] = chaistore.Backup(db, dir) })
+		wg.Go(func() { errs[i] = chaistore.Backup(t.Context(), db, dir) })
 	}
 	wg.Wait()
 	succeeded := 0
@@ -150,6 +156,108 @@ func TestBackupsToOneDirectory(t *testing.T) {
 		t.Errorf("%d of %d backups to one directory succeeded, want 1: %v", succeeded, len(errs), errs)
 	}
 	restored, err := chai.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer restored.Close()
+	wantFound(t, newStore(t, restored, nil), "alice", "one")
+}
+
+// A backup must not be in the directory of its database, whatever the name of that.
+func TestBackupRefusesOwnDirectory(t *testing.T) {
+	dir := t.TempDir()
+	db := testdb.Open(t, dir)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Skip(err)
+	}
+	before, err := filepath.Glob(filepath.Join(dir, "*", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, in := range []string{dir, link} {
+		for _, to := range []string{"", "pebble", "backup", filepath.Join("pebble", "backup"), filepath.Join("back", "up")} {
+			to := filepath.Join(in, to)
+			if err := chaistore.Backup(t.Context(), db, to); err == nil || !strings.Contains(err.Error(), "pass a directory outside the database's own") {
+				t.Errorf("Backup to %s = %v, want an error that says what to do", to, err)
+			}
+		}
+	}
+	if after, err := filepath.Glob(filepath.Join(dir, "*", "*")); len(after) != len(before) || err != nil {
+		t.Errorf("there are %q in the database's directory (%v), want %q", after, err, before)
+	}
+	t.Chdir(dir)
+	if err := chaistore.Backup(t.Context(), db, "backup"); err == nil || !strings.Contains(err.Error(), "outside") {
+		t.Errorf("Backup to a relative path = %v, want an error", err)
+	}
+}
+
+// Overwriting all files of a copy, as shred does, does no harm to the database.
+func TestBackupSharesNoFile(t *testing.T) {
+	dir := t.TempDir()
+	db, err := chaistore.Open(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t, db, nil)
+	const sessions = 1000
+	for i := range sessions {
+		commit(t, s, fmt.Sprint(i), strings.Repeat("x", 100))
+	}
+	if err := db.DB.Store.DB().Flush(); err != nil {
+		t.Fatal(err)
+	}
+	backup := filepath.Join(t.TempDir(), "backup")
+	if err := chaistore.Backup(t.Context(), db, backup); err != nil {
+		t.Fatal(err)
+	}
+	overwritten := 0
+	err = filepath.WalkDir(backup, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		overwritten++
+		_, err = f.Write(make([]byte, info.Size()))
+		return err
+	})
+	if err != nil || overwritten < 4 {
+		t.Fatalf("%d files were overwritten (%v), want at least 4", overwritten, err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if db, err = chaistore.Open(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	s = newStore(t, db, nil)
+	for i := range sessions {
+		wantFound(t, s, fmt.Sprint(i), strings.Repeat("x", 100))
+	}
+}
+
+// A restored copy has the sessions that were ended after it was made.
+func TestRestoredBackupHasEndedSessions(t *testing.T) {
+	db := testdb.Disk(t)
+	s := newStore(t, db, nil)
+	commit(t, s, "alice", "one")
+	dir := filepath.Join(t.TempDir(), "backup")
+	if err := chaistore.Backup(t.Context(), db, dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Delete("alice"); err != nil {
+		t.Fatal(err)
+	}
+	restored, err := chaistore.Open(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}

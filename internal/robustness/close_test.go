@@ -2,6 +2,7 @@ package robustness
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -65,7 +66,7 @@ func closeBesideCalls(t *testing.T, dir string, round int) {
 		t.Fatal(err)
 	}
 	s, err := chaistore.NewWithConfig(db, chaistore.Config{
-		CreateTable: true, CleanupInterval: time.Millisecond, CacheSize: -1, Owner: ownerInData, Logger: slog.New(slog.DiscardHandler),
+		CreateTable: true, CleanupInterval: time.Millisecond, Memory: -1, Owner: ownerInData, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +109,7 @@ func closeBesideCalls(t *testing.T, dir string, round int) {
 			})
 		},
 		"Backup": func() error {
-			return chaistore.Backup(db, filepath.Join(backups, fmt.Sprint(round, "-", number.Add(1))))
+			return chaistore.Backup(t.Context(), db, filepath.Join(backups, fmt.Sprint(round, "-", number.Add(1))))
 		},
 	}
 	var made atomic.Int64
@@ -122,8 +123,8 @@ func closeBesideCalls(t *testing.T, dir string, round int) {
 					runtime.Gosched()
 				}
 				if err != nil {
-					if !strings.Contains(err.Error(), "the database is closed") {
-						t.Errorf("%s = %v, want an error that says that the database is closed", name, err)
+					if !errors.Is(err, chaistore.ErrClosed) {
+						t.Errorf("%s = %v, want %v", name, err, chaistore.ErrClosed)
 					}
 					return
 				}

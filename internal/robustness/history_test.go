@@ -134,7 +134,7 @@ type history struct {
 	seed   uint64
 	ops    []op
 	owners bool  // whether the store has an Owner
-	cache  int64 // its CacheSize
+	cache  int64 // its Memory
 	end    string
 	keep   int // of what was not synced before a loss of power
 }
@@ -260,7 +260,7 @@ func openChai(dir string, fs vfs.FS) (*chai.DB, error) {
 }
 
 func (r *historyRun) newStore(db *chai.DB) (*chaistore.ChaiStore, error) {
-	config := chaistore.Config{CreateTable: true, CleanupInterval: -1, CacheSize: r.cache, Logger: slog.New(slog.DiscardHandler)}
+	config := chaistore.Config{CreateTable: true, CleanupInterval: -1, Memory: r.cache, Logger: slog.New(slog.DiscardHandler)}
 	if r.owners {
 		config.Owner = ownerOfData
 	}
@@ -278,7 +278,7 @@ func (r *historyRun) hasStruck() bool {
 // readOnly reports whether the store says that writing has ended for good.
 func (r *historyRun) readOnly() bool {
 	stats := r.store.Stats()
-	return stats.WriteError != "" && !stats.WritesHang
+	return stats.WriteError != "" && stats.BusySince.IsZero()
 }
 
 // mayNotRead reports whether a find may return an error.

@@ -16,7 +16,7 @@ import (
 )
 
 // ErrEnded is returned by [Table.Upsert] for a session that has ended.
-var ErrEnded = errors.New("the session has been ended")
+var ErrEnded = errors.New("the session has been ended: send its visitor to the sign-in page")
 
 // ended remembers the tokens of deleted sessions, each for a time. It keeps a hash of 64
 // bits of each token, which takes less than 64 bytes. While it remembers a million

@@ -11,6 +11,7 @@ import (
 	"iter"
 	"math"
 	"sync"
+	"sync/atomic"
 
 	"go.elara.ws/chaistore/internal/engine"
 )
@@ -44,19 +45,20 @@ type ownerIndex struct {
 	ownerOf func(data []byte) (owner string, err error) // nil in a table without owners
 	seed    maphash.Seed
 	logged  sync.Once
+	sampled atomic.Bool // see compareOwners
 }
 
 // The columns of a table of owners.
 var ownerColumns = []column{{"owner", "text", true}, {"token", "text", true}}
 
 // ErrOwnerTooLong is returned for an owner of more than [MaxKeyLen] bytes.
-var ErrOwnerTooLong = fmt.Errorf("the owner is longer than %d bytes", MaxKeyLen)
+var ErrOwnerTooLong = fmt.Errorf("the owner is longer than %d bytes: return a shorter one from Config.Owner, such as a user ID", MaxKeyLen)
 
 var (
-	errNoOwners = errors.New("the store has no Config.Owner")
+	errNoOwners = errors.New("the store does not know the owners of sessions: set Config.Owner, for example to chaistore.OwnerByKey(sessionManager.Codec, \"userID\")")
 	// Rather than some of an owner's sessions, its readers get these.
-	errReconciling = errors.New("the owners of other sessions are still being determined")
-	errUnread      = errors.New("a session may be this owner's, but its owner can't be read")
+	errReconciling = errors.New("the owners of other sessions are still being determined: try again")
+	errUnread      = errors.New("a session may be this owner's, but Config.Owner can't read its data: end such sessions with DeleteFunc, which should return true where Config.Owner returns an error")
 )
 
 const (
@@ -193,6 +195,9 @@ func (x *ownerIndex) listed(ctx context.Context, a *answer, owner string) iter.S
 func (x *ownerIndex) await(ctx context.Context) (*answer, error) {
 	a := &answer{begun: math.MaxUint64, unread: make(map[string]error)}
 	if err := x.observe(ctx); err != nil {
+		return nil, err
+	}
+	if err := x.compareOwners(ctx); err != nil {
 		return nil, err
 	}
 	err := x.table.read(ctx, func(s *engine.Snapshot, _ *layout) error {

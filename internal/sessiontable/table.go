@@ -3,7 +3,7 @@
 // deletes expired rows.
 //
 // The table is in this file, the rows in row.go, the indexes in index.go, the owners
-// in owner.go, ownernotes.go and reconcile.go, going through sessions in sessions.go,
+// in owner.go, ownernotes.go, ownerchange.go and reconcile.go, going through sessions in sessions.go,
 // ended sessions in ended.go, contexts that end with them in contexts.go, and the sweep in
 // sweep.go and forget.go. The package knows nothing of SCS. It compares expiries with a time
 // that the caller passes; only contexts look at the clock.
@@ -39,7 +39,7 @@ const MaxKeyLen = 100
 // Options configure the Table that [New] returns.
 type Options struct {
 	Name          string        // has passed [CheckName]
-	CacheSize     int64         // bytes of memory that the database may take for speed
+	Memory        int64         // bytes of memory that the database may take for speed
 	RememberEnded time.Duration // how long [Table.Upsert] refuses sessions that callers or SQL have deleted
 
 	// OwnerOf returns the owner of the session with the given data, "" if it has none, or an
@@ -72,7 +72,7 @@ type Table struct {
 // New returns a table of db.
 func New(db *chai.DB, options Options) *Table {
 	t := &Table{Options: options, handle: db, db: engine.Open(db, options.Logger)}
-	t.db.UseMemory(options.CacheSize)
+	t.db.UseMemory(options.Memory)
 	if options.RememberEnded > 0 {
 		t.ended = engine.Shared(t.db, t.Name, func() *ended { return newEnded(t.Name) })
 		t.ended.remember(t.RememberEnded)
@@ -138,7 +138,7 @@ func (t *Table) Create(ctx context.Context) error {
 // CreateOwners creates the table of owners if it does not exist, or has the form that it
 // had before chaistore was released.
 func (t *Table) CreateOwners(ctx context.Context) error {
-	if _, err := t.relation(t.Name, sessionColumns, "token"); err != nil {
+	if _, err := t.sessionsRelation(); err != nil {
 		return err
 	}
 	name := t.ownersName()
@@ -201,9 +201,10 @@ type Stats struct {
 	FilterBytes      int64     // memory of the filter of what does not exist
 	LastSweep        time.Time // when it ended; the zero time before the first
 	LastSweepErr     error
-	Fsyncs           uint64 // of all tables in the database
-	WriteErr         error  // what a write would return now
-	BackgroundErr    error  // why the engine can't write its files in the background
+	Fsyncs           uint64    // of all tables in the database
+	WriteErr         error     // what a write would return now
+	HangsSince       time.Time // since when writes return [engine.ErrHangs], or the zero time
+	BackgroundErr    error     // why the engine can't write its files in the background
 }
 
 // Stats returns the counters of the table since it was made, and the state of its
@@ -219,6 +220,7 @@ func (t *Table) Stats() Stats {
 		Fsyncs:    t.db.Fsyncs(),
 		WriteErr:  t.db.WriteError(),
 
+		HangsSince:    t.db.HangsSince(),
 		BackgroundErr: t.db.BackgroundError(),
 		FilterBytes:   t.db.FilterSize(t.Name),
 	}
@@ -258,6 +260,14 @@ var sessionColumns = []column{{"token", "text", true}, {"data", "blob", false}, 
 // CheckDatabase returns an error unless the database can be read.
 func (t *Table) CheckDatabase() error { return t.db.Usable() }
 
+// Err returns the error that a write would return now, or nil.
+func (t *Table) Err() error {
+	if err := t.db.WriteError(); err != nil {
+		return err
+	}
+	return t.Check()
+}
+
 // Check returns an error unless the table exists and is a table of sessions.
 func (t *Table) Check() error {
 	_, err := t.layout()
@@ -269,12 +279,14 @@ func (t *Table) layout() (*layout, error) {
 	l := t.known.Load()
 	if l == nil || l.catalog != any(catalog) {
 		l = &layout{catalog: catalog}
-		l.sessions, l.err = t.relation(t.Name, sessionColumns, "token")
+		l.sessions, l.err = t.sessionsRelation()
 		l.sessions.cached = true
 		if t.OwnerOf != nil && l.err == nil {
 			owners, err := t.relation(t.ownersName(), ownerColumns, "owner", "token")
 			if err != nil && t.exists(t.ownersName()) && !errors.Is(err, errShared) {
 				err = fmt.Errorf("%w: drop it, so that it is made anew", err)
+			} else if err != nil {
+				err = fmt.Errorf("%w: make the store anew, which creates it", err)
 			}
 			l.owners, l.err = &owners, err
 		}
@@ -283,6 +295,17 @@ func (t *Table) layout() (*layout, error) {
 		}
 	}
 	return l, l.err
+}
+
+// sessionsRelation looks the table of sessions up.
+func (t *Table) sessionsRelation() (relation, error) {
+	r, err := t.relation(t.Name, sessionColumns, "token")
+	if err != nil && !t.exists(t.Name) {
+		err = fmt.Errorf("%w: create it, for example with Config.CreateTable", err)
+	} else if err != nil {
+		err = fmt.Errorf("%w: set Config.TableName to another name, or change the table", err)
+	}
+	return r, err
 }
 
 // relation looks a table up in the catalog. It returns an error unless the table has

@@ -109,7 +109,7 @@ func TestCheckRefusesOtherTables(t *testing.T) {
 		db := testdb.Memory(t)
 		testdb.Exec(t, db, statements...)
 		err := New(db, Options{Name: "sessions", OwnerOf: firstByte}).Check()
-		if want == "" && err != nil || want != "" && (err == nil || err.Error() != want) {
+		if want == "" && err != nil || want != "" && (err == nil || !strings.HasPrefix(err.Error(), want)) {
 			t.Errorf("Check = %v, want %q", err, want)
 		}
 	}
@@ -120,7 +120,7 @@ func TestStats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
 		testdb.Exec(t, db, testdb.CreateTable)
-		table := New(db, Options{Name: "sessions", CacheSize: 1 << 20})
+		table := New(db, Options{Name: "sessions", Memory: 1 << 20})
 		if last := table.Stats().LastSweep; !last.IsZero() {
 			t.Errorf("LastSweep = %v before the first, want the zero time", last)
 		}
@@ -192,7 +192,7 @@ func TestTableChangesWhileWritesWait(t *testing.T) {
 				for _, call := range calls {
 					go func() {
 						err := call()
-						if test.want == "" && err != nil || test.want != "" && (err == nil || err.Error() != test.want) {
+						if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.HasPrefix(err.Error(), test.want)) {
 							t.Errorf("got error %v, want %q", err, test.want)
 						}
 					}()

@@ -1,0 +1,53 @@
+// Serving HTTP.
+
+package chaistore
+
+import (
+	"net/http"
+
+	"github.com/alexedwards/scs/v2"
+)
+
+// LoadAndSave is the LoadAndSave of a session manager, but nothing follows the answer of
+// its ErrorFunc. SCS commits the session when next writes its answer. If that fails, for
+// example with [ErrEnded], SCS calls ErrorFunc, but then writes the answer of next behind
+// it: a page that was meant for somebody who is signed in follows the redirect to the
+// sign-in page.
+//
+// Here, what next goes on to write is dropped, and Write returns the error that ErrorFunc
+// got. Headers that next has set stay, but for Content-Length and Content-Encoding.
+func LoadAndSave(sessionManager *scs.SessionManager, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := &answer{ResponseWriter: w}
+		manager := *sessionManager // with the key of its values in contexts
+		manager.ErrorFunc = func(w http.ResponseWriter, r *http.Request, err error) {
+			w.Header().Del("Content-Length")
+			w.Header().Del("Content-Encoding")
+			sessionManager.ErrorFunc(w, r, err)
+			answer.failure = err
+		}
+		manager.LoadAndSave(next).ServeHTTP(answer, r)
+	})
+}
+
+// An answer is what is written until ErrorFunc has returned.
+type answer struct {
+	http.ResponseWriter
+	failure error // that ErrorFunc got
+}
+
+func (a *answer) WriteHeader(status int) {
+	if a.failure == nil {
+		a.ResponseWriter.WriteHeader(status)
+	}
+}
+
+func (a *answer) Write(b []byte) (int, error) {
+	if a.failure != nil {
+		return 0, a.failure
+	}
+	return a.ResponseWriter.Write(b)
+}
+
+// Unwrap is for [http.ResponseController].
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }

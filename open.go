@@ -1,0 +1,170 @@
+// Opening a database.
+
+package chaistore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/chaisql/chai"
+)
+
+// Open opens the database in a directory, and makes both if they do not exist. Only its
+// owner can enter a directory that Open makes. Close the database in this order: stop the
+// server and all else that writes, call [ChaiStore.StopCleanup], and then Close.
+//
+// Only one process at a time can have a database open. Open waits for another one, such
+// as the one that this process replaces, until ctx ends. After a second, it says so
+// with [slog.Default]. Once the database is open, ctx has no effect.
+//
+// dir may be relative: the database stays where it is when the working directory changes.
+// Open refuses a directory in which there are files but no database: for example, a
+// restored copy may be one level too deep. With ":memory:", the database is in memory.
+//
+// [chai.Open] works, too, without all this.
+func Open(ctx context.Context, dir string) (*chai.DB, error) {
+	dir = strings.TrimSpace(dir) // as Chai does
+	if dir == ":memory:" {
+		return chai.Open(dir)
+	}
+	if dir == "" {
+		return nil, errors.New(`chaistore: open database in "": pass the path of a directory, or ":memory:"`)
+	}
+	dir, err := filepath.Abs(dir)
+	if err == nil {
+		var db *chai.DB
+		if db, err = openDir(ctx, dir); err == nil {
+			return db, nil
+		}
+	}
+	return nil, fmt.Errorf("chaistore: open database in %q: %w", dir, err)
+}
+
+// openDir is Open for an absolute path.
+func openDir(ctx context.Context, dir string) (*chai.DB, error) {
+	if err := checkDir(dir); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, remedied(err)
+	}
+	// One process may open a directory twice if it has two names, and destroy it: what
+	// Pebble remembers, since the lock of a file keeps out other processes only, is the
+	// name (vfs/file_lock_unix.go).
+	if actual, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = actual
+	}
+	start, said := time.Now(), false
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		db, err := tryOpen(dir)
+		if !isLocked(err) {
+			return db, remedied(err)
+		}
+		if !said && time.Since(start) >= time.Second {
+			said = true
+			slog.WarnContext(ctx, "chaistore: waiting for another process that has the database open", "dir", dir)
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("another process has it open: stop that, or wait longer: %w", ctx.Err())
+		}
+	}
+}
+
+var opening sync.Mutex // because of a race in Chai's Open
+
+// tryOpen is [chai.Open], with an error instead of a panic.
+func tryOpen(dir string) (db *chai.DB, err error) {
+	opening.Lock()
+	defer opening.Unlock()
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("use a local file system, with locks and fsync for directories: chai panicked: %v", r)
+		}
+	}()
+	return chai.Open(dir)
+}
+
+// isLocked reports whether another process has the database open.
+func isLocked(err error) bool {
+	const sharingViolation = syscall.Errno(32) // on Windows
+	return errors.Is(err, syscall.EAGAIN) || runtime.GOOS == "windows" && errors.Is(err, sharingViolation)
+}
+
+// remedied returns an error that says what to do.
+func remedied(err error) error {
+	remedy := "check the disk, or restore a backup"
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrPermission):
+		remedy = "give the directory to the user who runs this program"
+	case errors.Is(err, syscall.ENOTDIR):
+		remedy = "pass the path of a directory"
+	case errors.Is(err, syscall.ENOSPC):
+		remedy = "free space"
+	case errors.Is(err, syscall.EROFS):
+		remedy = "pass a directory that can be written"
+	case errors.Is(err, syscall.ENOLCK), errors.Is(err, errors.ErrUnsupported):
+		remedy = "use a local file system"
+	case strings.Contains(err.Error(), "lock held by current process"): // vfs/file_lock_unix.go
+		remedy = "open it once in a program, and share it"
+	}
+	return fmt.Errorf("%s: %w", remedy, err)
+}
+
+// checkDir returns an error if there are files in a directory, but no database. Chai would
+// make an empty one beside them.
+func checkDir(dir string) error {
+	files, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return remedied(err)
+	}
+	has := func(name string) bool {
+		info, err := os.Stat(filepath.Join(dir, name))
+		return err == nil && info.IsDir()
+	}
+	const pebble = "pebble" // the directory with Chai's files
+	if has(pebble) {
+		if deeper := filepath.Join(pebble, pebble); has(deeper) {
+			return fmt.Errorf("move %s one level up: it is too deep", deeper)
+		}
+		return nil
+	}
+	files = slices.DeleteFunc(files, func(file fs.DirEntry) bool {
+		return file.Name() == "lost+found" || strings.HasPrefix(file.Name(), ".")
+	})
+	for _, file := range files {
+		switch deeper := filepath.Join(file.Name(), pebble); {
+		case strings.HasPrefix(file.Name(), "MANIFEST-"):
+			return fmt.Errorf("move its files into a directory %s in it: they are those of a database", pebble)
+		case !has(deeper):
+		case file.Name() == "incomplete":
+			return errors.New("use another copy: this one is incomplete")
+		default:
+			return fmt.Errorf("move %s one level up, or pass %s: the database is too deep", deeper, filepath.Join(dir, file.Name()))
+		}
+	}
+	if len(files) > 0 {
+		return fmt.Errorf("pass a directory for the database alone: this one has no database, but other files, such as %s", files[0].Name())
+	}
+	return nil
+}

@@ -119,3 +119,61 @@ func TestSessionIsBackBeforeItIsLookedAt(t *testing.T) {
 		})
 	}
 }
+
+// SQL may delete a session after it was found, and before its context has a goroutine that
+// would hear of it.
+func TestSQLDeletesBeforeTheFirstContext(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable)
+	table := New(db, Options{Name: "sessions"})
+	x := table.contexts
+	for range 2 { // the first time, it is not known which keys to follow
+		if err := table.Upsert(t.Context(), "a", nil, time.Now().Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		l := &look{session: x.find("a")}
+		number, err := x.read(ctx, table, []*look{l})
+		if err != nil {
+			t.Fatal(err)
+		}
+		testdb.Exec(t, db, "DELETE FROM sessions")
+		if !x.add(ctx, table, &sessionContext{session: l.session, number: number, cancel: cancel}, l, 0) {
+			t.Fatal("it was not added")
+		}
+		<-ctx.Done()
+		if context.Cause(ctx) != ErrEnded {
+			t.Errorf("the cause is %v, want %v", context.Cause(ctx), ErrEnded)
+		}
+	}
+}
+
+// When its parent ends, or it is canceled, nothing is left of a context.
+func TestContextIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		testdb.Exec(t, db, testdb.CreateTable)
+		table := New(db, Options{Name: "sessions"})
+		if err := table.Upsert(t.Context(), "a", nil, time.Now().Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		for _, canceled := range []bool{false, true} {
+			parent, cancelParent := context.WithCancel(t.Context())
+			_, cancel := table.Context(parent, "a")
+			if table.contexts.watched.Load() != 1 {
+				t.Error("the session is not watched")
+			}
+			if canceled {
+				cancel()
+			}
+			cancelParent()
+			synctest.Wait()
+			x := table.contexts
+			if x.sessions != nil || x.count != 0 || x.watched.Load() != 0 || x.byExpiry != nil || x.stop != nil {
+				t.Errorf("canceled: %v, and something is left: %+v", canceled, x)
+			}
+			cancel()
+		}
+	})
+}

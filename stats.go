@@ -12,7 +12,7 @@ import (
 // same moment. Stats can be encoded as JSON.
 type Stats struct {
 	Finds     uint64 // calls of Find that looked for a session
-	CacheHits uint64 // finds that were answered from memory: see [Config.CacheSize]
+	CacheHits uint64 // finds that were answered from memory: see [Config.Memory]
 	Commits   uint64 // sessions committed
 	Deletes   uint64 // sessions deleted by Delete, DeleteFunc and DeleteOf, missing ones included
 	Swept     uint64 // expired sessions deleted by sweeps

@@ -56,7 +56,7 @@ func TestNothingIsWronglyAbsent(t *testing.T) {
 // Two tables change their names again and again. What is in both is always found.
 func TestNothingIsWronglyAbsentAfterSwaps(t *testing.T) {
 	testdb.Watchdog(t, time.Minute+time.Duration(*absentFinds)*100*time.Microsecond)
-	const sessions = 7000 // more than a sweep reads in one snapshot
+	const sessions = 7000                           // more than a sweep reads in one snapshot
 	m := newAbsentModel(t, testdb.Memory(t), 1<<20) // for four filters of so many sessions
 	o, err := chaistore.NewWithConfig(m.db, chaistore.Config{TableName: "other", CreateTable: true, Memory: -1, CleanupInterval: -1})
 	if err != nil {

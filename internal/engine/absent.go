@@ -52,7 +52,8 @@ const (
 	bitsOfKey  = 7    // that are set
 	sizeOfKey  = 16   // bits; then 2 in 1000 other keys have theirs set by chance
 	leastOfKey = 6    // where there is no more memory: 70 in 1000
-	leastRoom  = 4096 // keys, in 8 KiB
+	leastRoom  = 512  // keys, in a kilobyte: there may be many databases
+	leastMore  = 4096 // keys in each further layer
 )
 
 // keyFilters has the filters of all tables of a database.
@@ -103,7 +104,7 @@ func (fs *keyFilters) add(f *keyFilter, key []byte) bool {
 	layers := *f.layers.Load()
 	last := layers[len(layers)-1]
 	if last.keys >= last.room {
-		if further := fs.grow(f, f.keys.Load()); further != nil {
+		if further := fs.grow(f, max(f.keys.Load(), leastMore)); further != nil {
 			last = further
 		} else if last.room = most(last.blocks); last.keys >= last.room {
 			return false

@@ -236,7 +236,7 @@ func TestFilterMemory(t *testing.T) {
 func TestFilterOfRenewedRow(t *testing.T) {
 	e := newAbsentDB(t)
 	collected(t, e)
-	for range 10 * leastRoom {
+	for range 10 * leastMore {
 		e.filters.follow(Change{Key: cacheKey, End: 1})
 	}
 	if got, want := e.FilterSize("table"), int64(leastRoom*sizeOfKey/8); got != want {

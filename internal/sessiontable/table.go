@@ -2,11 +2,12 @@
 // rows and the entries of its indexes as the engine stores them, and the sweep that
 // deletes expired rows.
 //
-// The table is in this file, the rows in row.go, the indexes in index.go, the owners
-// in owner.go, ownernotes.go, ownerchange.go and reconcile.go, going through sessions in sessions.go,
-// ended sessions in ended.go, contexts that end with them in contexts.go, and the sweep in
-// sweep.go and forget.go. The package knows nothing of SCS. It compares expiries with a time
-// that the caller passes; only contexts look at the clock.
+// The table is in this file, single sessions in row.go, their encoding in encoding.go, the
+// indexes in index.go, the owners in owner.go, ownernotes.go, ownerchange.go and
+// reconcile.go, going through sessions in sessions.go, ended sessions in ended.go, contexts
+// that end with them in contexts.go, and the sweep in sweep.go and forget.go. The package
+// knows nothing of SCS. It compares expiries with a time that the caller passes; only
+// contexts look at the clock.
 package sessiontable
 
 import (

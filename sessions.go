@@ -53,7 +53,9 @@ func converted(rows func() iter.Seq2[sessiontable.Row, error]) iter.Seq2[Session
 //
 // It reads only the sessions of the owner, and those that SQL, or a store without an Owner,
 // has put since the last call: up to 10,000 of them. After more, and the first time in a
-// process, it reads all sessions, unless a sweep of a store with an Owner has done so.
+// process, it reads all sessions, unless a sweep of a store with an Owner has done so. It
+// ends with an error if others go on to change the second table for 10 seconds, or if a
+// table is replaced while it goes through many sessions.
 //
 // Sessions whose owner can't be read may be anybody's. If there are any, the sequence has
 // the owner's other sessions, and then ends with an error that wraps one that Owner has

@@ -14,7 +14,7 @@ import (
 type Change struct {
 	Key    []byte // valid only during the call
 	Delete bool
-	Own    bool   // whether an operation of this package has made it, before [Batch.AsOther]
+	By     any    // who has made it, according to [Batch.By], or nil
 	End    uint64 // the end of the batch: snapshots with this number, or a greater one, have it
 }
 
@@ -87,7 +87,7 @@ func (s *shared) tell(b *pebble.Batch) {
 	followers := s.feed.begin(end)
 	if own := s.own.Load(); own != nil && own.batch == b {
 		for _, change := range own.changes {
-			c := Change{Key: change.key, Delete: change.row == nil, Own: !change.other, End: end}
+			c := Change{Key: change.key, Delete: change.row == nil, By: change.by, End: end}
 			for _, f := range followers {
 				f(c)
 			}

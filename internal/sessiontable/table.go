@@ -2,8 +2,8 @@
 // rows and the entries of its indexes as the engine stores them, and the sweep that
 // deletes expired rows.
 //
-// The table is in this file, the rows in row.go, the indexes in index.go, the owners
-// in owner.go, ownernotes.go and reconcile.go, going through sessions in sessions.go,
+// The table is in this file, the rows in row.go, the indexes in index.go, the owners in
+// owner.go, answer.go, ownernotes.go and reconcile.go, going through sessions in sessions.go,
 // ended sessions in ended.go, and the sweep in sweep.go and forget.go. The package knows
 // nothing of SCS, and does not know when a session has expired: it compares expiries with
 // a time that the caller passes.

@@ -131,7 +131,7 @@ type Config struct {
 	// knows that the data has not changed. It is also called by SessionsOf, DeleteOf and
 	// sweeps, in several goroutines. It must not change the data, nor call SessionsOf,
 	// DeleteOf, DeleteExpired or StopCleanup. A panic goes through to the caller, and
-	// leaves nothing locked.
+	// leaves nothing locked. So does the end of the goroutine.
 	//
 	// Sessions from before the process are listed in the first sweep, or in the first call
 	// of SessionsOf or DeleteOf, which takes 1 to 3 seconds for 200,000 sessions in gob.
@@ -266,7 +266,8 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 //	})
 //
 // While f runs, nobody else can write. So f must not call Update, nor write through a
-// store: the call would wait for f, and return an error after 10 seconds. f must not
+// store: the call would wait for f, and return an error after 10 seconds. So may
+// [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf], which list sessions. f must not
 // commit or roll back tx, and nobody may use tx after f: writing to it panics.
 //
 // When Chai rolls a transaction back, it does not restore the index entries of rows that

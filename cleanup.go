@@ -90,7 +90,12 @@ func (c *cleanup) run(ctx context.Context, interval time.Duration) {
 			if first {
 				ticker.Reset(interval)
 			}
-			c.tick(ctx)
+			done := make(chan struct{})
+			go func() { // Config.Owner may end it
+				defer close(done)
+				c.tick(ctx)
+			}()
+			<-done
 		}
 	}
 }
@@ -100,12 +105,17 @@ func (c *cleanup) tick(ctx context.Context) {
 	if table == nil {
 		return // the store is gone, and the goroutine about to end
 	}
+	finished := false
 	defer func() {
-		if recover() != nil { // of Config.Owner; what it panics with may have data of a session
+		switch { // Config.Owner has done it; what it panics with may have data of a session
+		case recover() != nil:
 			table.Logger().Error("chaistore: sweep for expired sessions panicked; trying again at the next tick", "stack", string(debug.Stack()))
+		case !finished:
+			table.Logger().Error("chaistore: Config.Owner has ended the goroutine of a sweep for expired sessions; trying again at the next tick", "stack", string(debug.Stack()))
 		}
 	}()
 	_, err := sweep(ctx, table)
+	finished = true
 	if err != nil && !errors.Is(err, context.Canceled) {
 		table.Logger().Error("chaistore: sweep for expired sessions failed; trying again at the next tick", "error", err.Error()) // %+v has a stack
 	}

@@ -914,6 +914,11 @@ func TestOwnerByKey(t *testing.T) {
 	}{
 		{nil, ""}, {"alice", "alice"}, {userID(7), "7"}, {uint8(200), "200"}, {uint64(math.MaxUint64), "18446744073709551615"},
 		{int64(math.MinInt64), "-9223372036854775808"}, {json.Number("1000000"), "1000000"},
+		{json.Number("1e+06"), "1000000"}, {json.Number("-1.50E1"), "-15"}, {json.Number("70e-1"), "7"}, {json.Number("-0"), "0"},
+		{json.Number("1e+21"), "1000000000000000000000"}, {json.Number("123456789012345678901234567890"), "123456789012345678901234567890"},
+		{json.Number("0.5"), unknown}, {json.Number("1e-1"), unknown}, {json.Number("1e1000000000"), unknown}, {json.Number("1e99999999999999999999"), unknown},
+		{json.Number(""), unknown}, {json.Number("alice"), unknown}, {json.Number("null"), unknown}, {json.Number("0x10"), unknown}, {json.Number("4/2"), unknown}, {json.Number(" 7"), unknown},
+		{json.Number(strings.Repeat("7", 101)), unknown},
 		{1e6, "1000000"}, {123456789.0, "123456789"}, {-1e6, "-1000000"}, {0.0, "0"}, {math.Copysign(0, -1), "0"},
 		{float64(1<<53 - 1), "9007199254740991"}, {-float64(1<<53 - 1), "-9007199254740991"},
 		{float64(1 << 53), unknown}, {1e300, unknown}, {0.5, unknown}, {math.NaN(), unknown}, {math.Inf(1), unknown}, {math.Inf(-1), unknown},

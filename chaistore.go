@@ -326,7 +326,8 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 //	})
 //
 // While f runs, nobody else can write. So f must not call Update, nor write through a
-// store: the call would wait for f, and return an error after 10 seconds. f must not
+// store: the call would wait for f, and return an error after 10 seconds. So may
+// [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf], which list sessions. f must not
 // commit or roll back tx, and nobody may use tx after f: writing to it panics.
 //
 // When Chai rolls a transaction back, it does not restore the index entries of rows that

@@ -99,12 +99,17 @@ func (c *cleanup) tick() {
 		return
 	}
 	c.timer.Reset(c.interval)
+	finished := false
 	defer func() {
-		if recover() != nil { // of Config.Owner; what it panics with may have data of a session
+		switch { // Config.Owner has done it; what it panics with may have data of a session
+		case recover() != nil:
 			table.Logger().Error("chaistore: sweep for expired sessions panicked; trying again at the next tick", "stack", string(debug.Stack()))
+		case !finished:
+			table.Logger().Error("chaistore: Config.Owner has ended the goroutine of a sweep for expired sessions; trying again at the next tick", "stack", string(debug.Stack()))
 		}
 	}()
 	_, err := sweep(c.ctx, table)
+	finished = true
 	if err != nil && !errors.Is(err, context.Canceled) {
 		table.Logger().Error("chaistore: sweep for expired sessions failed; trying again at the next tick", "error", err.Error()) // %+v has a stack
 	}

@@ -6,13 +6,18 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/gob"
+	"encoding/json"
 	"fmt"
 	"math"
+	"math/big"
 	"reflect"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/alexedwards/scs/v2"
+
+	"go.elara.ws/chaistore/internal/sessiontable"
 )
 
 // OwnerByKey returns a function for [Config.Owner] that decodes a session with the
@@ -23,6 +28,7 @@ import (
 // Some codecs decode integers as float64 numbers, which are printed as integers. One
 // of 2^53 or more may have been another integer, so it is an error, and so is any other
 // value: without the owner, [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] return errors.
+// A [json.Number] is an integer, however it is written, or an error.
 //
 //	Owner: chaistore.OwnerByKey(sessionManager.Codec, "userID")
 //
@@ -48,7 +54,13 @@ func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, er
 		case reflect.Invalid:
 			return "", nil
 		case reflect.String:
-			return value.String(), nil
+			n, ok := values[key].(json.Number)
+			if !ok {
+				return value.String(), nil
+			}
+			if decimal, ok := integerOf(n); ok {
+				return decimal, nil
+			}
 		case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
 			return strconv.FormatInt(value.Int(), 10), nil
 		case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
@@ -60,6 +72,25 @@ func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, er
 		}
 		return "", fmt.Errorf("the owner is neither a string nor an integer, but a %T", values[key])
 	}
+}
+
+// integerOf returns an integer in decimal, which may have been written as 1e+21.
+func integerOf(n json.Number) (decimal string, ok bool) {
+	text := string(n)
+	const most = sessiontable.MaxKeyLen // digits; more would also take long to read
+	if len(text) > most || !json.Valid([]byte(text)) || strings.Trim(text, "+-.0123456789Ee") != "" {
+		return "", false
+	}
+	if _, exponent, ok := strings.Cut(strings.ToLower(text), "e"); ok {
+		if size, err := strconv.Atoi(exponent); err != nil || size < -most || size > most {
+			return "", false
+		}
+	}
+	number, ok := new(big.Rat).SetString(text)
+	if !ok || !number.IsInt() {
+		return "", false
+	}
+	return number.Num().String(), true
 }
 
 // gobDecoders decode sessions as [scs.GobCodec] does. Each session begins with the

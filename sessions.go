@@ -75,8 +75,10 @@ func (s *ChaiStore) converted(rows func() iter.Seq2[sessiontable.Row, error]) it
 // has put since the last call: up to 10,000 of them. After more, and the first time in a
 // process, it reads all sessions, which takes 1 to 3 seconds for 200,000 sessions in gob,
 // unless a sweep of a store with an Owner has done so. Meanwhile, other such calls wait,
-// for up to 10 seconds. When Owner turns out to be another one than before, the store says
-// so in the log, and reads all sessions again.
+// for up to 10 seconds. It ends with an error if others go on to change the second table for
+// 10 seconds, or if a table is replaced while it goes through many sessions. When Owner
+// turns out to be another one than before, the store says so in the log, and reads all
+// sessions again.
 //
 // A session whose data Owner can't read is committed all the same, and may be anybody's. If
 // there are any, the sequence has the owner's other sessions, and then ends with an error

@@ -735,35 +735,54 @@ func TestOwnerPanics(t *testing.T) {
 	}
 }
 
-// A panic of Owner in the cleanup goroutine has no caller. It does not end the process.
+// A panic of Owner in the cleanup goroutine has no caller. It does not end the process, and
+// the next sweep tries again. So with the end of the goroutine.
 func TestOwnerPanicsInCleanup(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		db := testdb.Memory(t)
-		commit(t, newStore(t, db), "a", "secret|", time.Now().Add(24*time.Hour))
-		var log testdb.Log
-		var broken atomic.Bool
-		broken.Store(true)
-		s, err := chaistore.NewWithConfig(db, chaistore.Config{
-			CleanupInterval: time.Hour, Logger: log.Logger(slog.LevelError),
-			Owner: func(data []byte) (string, error) {
-				if broken.Load() {
-					panic(string(data))
+	for name, test := range map[string]struct {
+		end  func(data []byte)
+		want string
+	}{
+		"panic":  {func(data []byte) { panic(string(data)) }, "sweep for expired sessions panicked"},
+		"Goexit": {func([]byte) { runtime.Goexit() }, "has ended the goroutine of a sweep"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := testdb.Memory(t)
+				commit(t, newStore(t, db), "a", "secret|", time.Now().Add(24*time.Hour))
+				var log testdb.Log
+				var broken atomic.Bool
+				broken.Store(true)
+				s, err := chaistore.NewWithConfig(db, chaistore.Config{
+					CleanupInterval: time.Hour, Logger: log.Logger(slog.LevelError),
+					Owner: func(data []byte) (string, error) {
+						if broken.Load() {
+							test.end(data)
+						}
+						return ownerInData(data)
+					},
+				})
+				if err != nil {
+					t.Fatal(err)
 				}
-				return ownerInData(data)
-			},
+				defer s.StopCleanup()
+				time.Sleep(2 * time.Hour)
+				synctest.Wait()
+				if got := log.String(); !strings.Contains(got, test.want) || strings.Contains(got, "secret") {
+					t.Errorf("logged %q, want %q, without data", got, test.want)
+				}
+				if got := s.Stats().LastSweepError; got == "" {
+					t.Error("the last sweep has no error")
+				}
+				broken.Store(false)
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				if got := s.Stats(); got.LastSweepError != "" || time.Since(got.LastSweep) > time.Hour {
+					t.Errorf("the last sweep was %v ago, and ended with %q; want a new one without an error", time.Since(got.LastSweep), got.LastSweepError)
+				}
+				wantTokensOf(t, s, "secret", "a")
+			})
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.StopCleanup()
-		time.Sleep(2 * time.Hour)
-		synctest.Wait()
-		if got := log.String(); !strings.Contains(got, "sweep for expired sessions panicked") || strings.Contains(got, "secret") {
-			t.Errorf("logged %q, want a line about a panic, without data", got)
-		}
-		broken.Store(false)
-		wantTokensOf(t, s, "secret", "a")
-	})
+	}
 }
 
 // DeleteOf ends a session that was the owner's and can't be read now. One that has become
@@ -895,6 +914,11 @@ func TestOwnerByKey(t *testing.T) {
 	}{
 		{nil, ""}, {"alice", "alice"}, {userID(7), "7"}, {uint8(200), "200"}, {uint64(math.MaxUint64), "18446744073709551615"},
 		{int64(math.MinInt64), "-9223372036854775808"}, {json.Number("1000000"), "1000000"},
+		{json.Number("1e+06"), "1000000"}, {json.Number("-1.50E1"), "-15"}, {json.Number("70e-1"), "7"}, {json.Number("-0"), "0"},
+		{json.Number("1e+21"), "1000000000000000000000"}, {json.Number("123456789012345678901234567890"), "123456789012345678901234567890"},
+		{json.Number("0.5"), unknown}, {json.Number("1e-1"), unknown}, {json.Number("1e1000000000"), unknown}, {json.Number("1e99999999999999999999"), unknown},
+		{json.Number(""), unknown}, {json.Number("alice"), unknown}, {json.Number("null"), unknown}, {json.Number("0x10"), unknown}, {json.Number("4/2"), unknown}, {json.Number(" 7"), unknown},
+		{json.Number(strings.Repeat("7", 101)), unknown},
 		{1e6, "1000000"}, {123456789.0, "123456789"}, {-1e6, "-1000000"}, {0.0, "0"}, {math.Copysign(0, -1), "0"},
 		{float64(1<<53 - 1), "9007199254740991"}, {-float64(1<<53 - 1), "-9007199254740991"},
 		{float64(1 << 53), unknown}, {1e300, unknown}, {0.5, unknown}, {math.NaN(), unknown}, {math.Inf(1), unknown}, {math.Inf(-1), unknown},

@@ -21,14 +21,14 @@ type Batch struct {
 	latest  map[string]int                   // the index of each key's last change
 	read    func(key []byte) ([]byte, error) // reads the rows from before the batch
 	absent  func(key []byte) bool            // whether a row was certainly not there before
-	other   bool                             // whether AsOther was called in this operation
+	by      any                              // see By; nil at the beginning of each operation
 }
 
 // A change puts or deletes a row.
 type change struct {
 	key, row []byte // row is nil for a deletion
 	uncached bool
-	other    bool // see AsOther
+	by       any
 }
 
 // Put adds the row with the given key, or overwrites it. The key and the row must not
@@ -42,12 +42,12 @@ func (b *Batch) PutEntry(key, row []byte) { b.add(change{key: key, row: row, unc
 // changed afterwards.
 func (b *Batch) Delete(key []byte) { b.add(change{key: key}) }
 
-// AsOther makes followers of the feed take the further changes of the operation for those
-// of somebody else, such as SQL.
-func (b *Batch) AsOther() { b.other = true }
+// By names who makes the further changes of the operation, for followers of the feed. They
+// compare it with what they know. Without it, nobody is named, as with SQL.
+func (b *Batch) By(who any) { b.by = who }
 
 func (b *Batch) add(c change) {
-	c.other = b.other
+	c.by = b.by
 	b.latest[string(c.key)] = len(b.changes)
 	b.changes = append(b.changes, c)
 }
@@ -71,7 +71,7 @@ func (b *Batch) Absent(key []byte) bool {
 // run runs op, and undoes its changes if it fails.
 func (b *Batch) run(op Op) error {
 	n := len(b.changes)
-	b.other = false
+	b.by = nil
 	err := op(b)
 	if err != nil {
 		b.changes = b.changes[:n]

@@ -14,7 +14,8 @@ import (
 type Change struct {
 	Key, Row    []byte // valid only during the call; Row is nil if the row is deleted
 	Delete      bool
-	Own         bool   // whether an operation of this package has made it, before [Batch.AsOther]
+	Own         bool   // whether an operation of this package has made it
+	By          any    // which one, according to [Batch.By], or nil
 	Undo        bool   // whether it is a part of the rollback of its transaction
 	Transaction uint64 // greater than that of earlier transactions; a batch of this package is one
 	End         uint64 // the end of the batch: snapshots with this number, or a greater one, have it
@@ -94,7 +95,7 @@ func (s *shared) tell(b *pebble.Batch, undo bool) {
 	followers := s.feed.begin(end)
 	if own := s.own.Load(); own != nil && own.batch == b {
 		for _, change := range own.changes {
-			c := Change{Key: change.key, Row: change.row, Delete: change.row == nil, Own: !change.other, Transaction: s.feed.ended + 1, End: end}
+			c := Change{Key: change.key, Row: change.row, Delete: change.row == nil, Own: true, By: change.by, Transaction: s.feed.ended + 1, End: end}
 			for _, f := range followers {
 				f(c)
 			}

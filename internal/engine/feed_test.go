@@ -49,7 +49,7 @@ func TestFeed(t *testing.T) {
 		}
 		_ = rows.Close()
 		if bytes.HasPrefix(c.Key, prefix) {
-			told = append(told, fmt.Sprintf("%s %v %v", c.Key[3:], c.Delete, c.Own))
+			told = append(told, fmt.Sprintf("%s %v %v", c.Key[3:], c.Delete, c.By))
 		}
 	})
 	if first == 0 {
@@ -74,11 +74,11 @@ func TestFeed(t *testing.T) {
 		}
 	}
 	testdb.Exec(t, db, "INSERT INTO t (k, v) VALUES ('a', '1')")
-	want("an INSERT", "a false false")
+	want("an INSERT", "a false <nil>")
 	err = errors.Join(
 		e.Write(t.Context(), 0, func(b *Batch) error {
 			b.Put(key("b"), []byte{1})
-			b.AsOther()
+			b.By("me")
 			b.Delete(key("b"))
 			return nil
 		}),
@@ -88,7 +88,7 @@ func TestFeed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want("own writes", "b false true", "b true false", "c false true", "c true true")
+	want("own writes", "b false <nil>", "b true me", "c false <nil>", "c true <nil>")
 	errNo := errors.New("no")
 	err = e.Update(t.Context(), func(tx *chai.Tx) error {
 		return errors.Join(tx.Exec("INSERT INTO t (k, v) VALUES ('d', '1')"), tx.Exec("UPDATE t SET v = '2' WHERE k = 'a'"), errNo)
@@ -97,7 +97,7 @@ func TestFeed(t *testing.T) {
 		t.Fatal(err)
 	}
 	mu.Lock()
-	undone := slices.Contains(told, "d true false")
+	undone := slices.Contains(told, "d true <nil>")
 	mu.Unlock()
 	if !undone {
 		t.Errorf("after a rollback of what was written out, told %q, want d to be deleted", told)

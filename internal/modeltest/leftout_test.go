@@ -25,8 +25,10 @@ var leftOutTime = flag.Duration("leftout", 2*time.Second, "how long TestNoSessio
 // Stores with and without an Owner, and SQL, change the tables of sessions and owners in
 // every way: they insert, update and delete rows, roll that back, reindex, rebuild and
 // rename tables, sweep, and are killed, with or without a transaction. Data becomes
-// unreadable and readable again. After each change, SessionsOf has all sessions of an owner,
-// or ends with an error.
+// unreadable and readable again, also from one call of the Owner to the next. Tables are away
+// for some calls, or are those of another store, also from a call of the Owner on. After each
+// change, SessionsOf has all sessions of an owner, or ends with an error, and after DeleteOf
+// none is left, or there is an error.
 func TestNoSessionIsLeftOut(t *testing.T) {
 	testdb.Slow(t)
 	testdb.Watchdog(t, *leftOutTime+2*time.Minute)
@@ -53,17 +55,30 @@ type leftOut struct {
 	db      *chai.DB
 	owned   []*chaistore.ChaiStore
 	plain   *chaistore.ChaiStore
+	others  *chaistore.ChaiStore // on another table
 	broken  atomic.Bool
-	n       int // makes names and data that are new
+	flicker atomic.Bool            // whether data can be read at some times only
+	hook    atomic.Pointer[func()] // is called once by the Owner
+	moved   atomic.Int64           // how often tables were moved; odd while they are
+	n       int                    // makes names and data that are new
 	log     []string
 	steps   map[string]int
 	answers int
 	errs    int
 }
 
-// owner reads the owner in data, unless it is broken and the data begins with "new".
+// owner is read, after the hook.
 func (h *leftOut) owner(data []byte) (string, error) {
-	if h.broken.Load() && bytes.HasPrefix(data, []byte("new")) {
+	if f := h.hook.Swap(nil); f != nil {
+		(*f)()
+	}
+	return h.read(data)
+}
+
+// read reads the owner in data. If it is broken, it can't, or only sometimes, where the data
+// begins with "new".
+func (h *leftOut) read(data []byte) (string, error) {
+	if (h.broken.Load() || h.flicker.Load() && rand.IntN(3) == 0) && bytes.HasPrefix(data, []byte("new")) {
 		return "", errors.New("unreadable")
 	}
 	return ownerInData(bytes.TrimPrefix(data, []byte("new")))
@@ -80,8 +95,9 @@ func (h *leftOut) run() {
 		h.cut = nil
 		ctx, cancel := context.WithCancel(h.t.Context())
 		var wg sync.WaitGroup
-		for _, s := range h.owned {
-			wg.Go(func() { h.read(ctx, s) })
+		for range 2 {
+			s := newStore(h.t, h.db, chaistore.Config{Owner: h.read})
+			wg.Go(func() { h.readFixed(ctx, s) })
 		}
 		for range 40 {
 			h.step()
@@ -112,19 +128,20 @@ func (h *leftOut) open(fs vfs.FS) {
 	for range 2 {
 		h.owned = append(h.owned, newStore(h.t, h.db, chaistore.Config{Owner: h.owner}))
 	}
+	h.others = newStore(h.t, h.db, chaistore.Config{TableName: "others", Owner: h.owner})
 }
 
-// read asks for sessions that nothing changes, whatever happens beside it.
-func (h *leftOut) read(ctx context.Context, s *chaistore.ChaiStore) {
+// readFixed asks for sessions that nothing changes, whatever happens beside it.
+func (h *leftOut) readFixed(ctx context.Context, s *chaistore.ChaiStore) {
 	for ctx.Err() == nil {
-		n := 0
+		n, moved := 0, h.moved.Load()
 		var last error
 		for _, err := range s.SessionsOf(ctx, "fixed") {
 			if last = err; err == nil {
 				n++
 			}
 		}
-		if last == nil && n != 20 {
+		if last == nil && n != 20 && moved%2 == 0 && moved == h.moved.Load() {
 			h.t.Errorf("SessionsOf has %d of 20 sessions that did not change, and no error", n)
 			return
 		}
@@ -132,24 +149,22 @@ func (h *leftOut) read(ctx context.Context, s *chaistore.ChaiStore) {
 	}
 }
 
-// check compares what a store says with all sessions.
+// check compares what stores say with all sessions.
 func (h *leftOut) check() {
 	h.t.Helper()
-	want := make(map[string][]string)
-	testdb.Query(h.t, h.db, "SELECT token, data, expiry FROM sessions", func(row *chai.Row) error {
-		var token string
-		var data []byte
-		var expiry time.Time
-		err := row.Scan(&token, &data, &expiry)
-		if owner, _ := ownerInData(bytes.TrimPrefix(data, []byte("new"))); len(token) <= 100 && expiry.After(time.Now()) {
-			want[owner] = append(want[owner], token)
-		}
-		return err
-	})
+	h.checkTable("sessions", h.owned[h.rng.IntN(2)])
+	if h.rng.IntN(3) == 0 {
+		h.checkTable("others", h.others)
+	}
+}
+
+func (h *leftOut) checkTable(table string, s *chaistore.ChaiStore) {
+	h.t.Helper()
 	owner := fmt.Sprint("user", h.rng.IntN(3))
+	want := h.sessionsOf(table, owner)
 	var got []string
 	var last error
-	for session, err := range h.owned[h.rng.IntN(2)].SessionsOf(h.t.Context(), owner) {
+	for session, err := range s.SessionsOf(h.t.Context(), owner) {
 		if last = err; err == nil {
 			got = append(got, session.Token)
 		}
@@ -158,12 +173,101 @@ func (h *leftOut) check() {
 	if last != nil {
 		h.errs++
 	}
-	if last == nil && !slices.Equal(got, want[owner]) {
-		h.t.Errorf("SessionsOf(%s) = %q, and no error, want %q", owner, got, want[owner])
+	if last == nil && !slices.Equal(got, want) {
+		h.t.Errorf("SessionsOf(%s) in %s = %q, and no error, want %q", owner, table, got, want)
 	}
-	if last != nil && !h.broken.Load() {
-		h.t.Errorf("SessionsOf(%s) ended with %v, but all can be read", owner, last)
+	if last != nil && !h.broken.Load() && !h.flicker.Load() {
+		h.t.Errorf("SessionsOf(%s) in %s ended with %v, but all can be read", owner, table, last)
 	}
+}
+
+// sessionsOf returns the tokens of the sessions of an owner.
+func (h *leftOut) sessionsOf(table, owner string) (tokens []string) {
+	testdb.Query(h.t, h.db, "SELECT token, data, expiry FROM "+table, func(row *chai.Row) error {
+		var token string
+		var data []byte
+		var expiry time.Time
+		err := row.Scan(&token, &data, &expiry)
+		if of, _ := ownerInData(bytes.TrimPrefix(data, []byte("new"))); of == owner && len(token) <= 100 && expiry.After(time.Now()) {
+			tokens = append(tokens, token)
+		}
+		return err
+	})
+	return tokens
+}
+
+// deleteOf deletes the sessions of an owner.
+func (h *leftOut) deleteOf() {
+	owner := fmt.Sprint("user", h.rng.IntN(3))
+	n, err := h.owned[h.rng.IntN(2)].DeleteOf(h.t.Context(), owner)
+	if left := h.sessionsOf("sessions", owner); err == nil && len(left) > 0 {
+		h.t.Errorf("DeleteOf(%s) = %d, nil, and %q are left", owner, n, left)
+	}
+	if err != nil && !h.broken.Load() && !h.flicker.Load() {
+		h.t.Errorf("DeleteOf(%s) = %d, %v, but all can be read", owner, n, err)
+	}
+}
+
+// calls makes some calls while tables may be moved.
+func (h *leftOut) calls() {
+	for range 1 + h.rng.IntN(3) {
+		store := []*chaistore.ChaiStore{h.owned[0], h.owned[1], h.plain, h.others}[h.rng.IntN(4)]
+		owner := fmt.Sprint("user", h.rng.IntN(3))
+		data := fmt.Sprintf("%s%s|%d", []string{"", "new"}[h.rng.IntN(2)], owner, h.n)
+		switch h.rng.IntN(5) {
+		case 0, 1:
+			h.log = append(h.log, "commit")
+			commit(h.t, store, fmt.Sprint("s", h.rng.IntN(30)), data, inAnHour())
+		case 2:
+			h.log = append(h.log, "sweep")
+			if _, err := store.DeleteExpired(h.t.Context()); err != nil {
+				h.t.Error(err)
+			}
+		case 3:
+			h.log = append(h.log, "DeleteOf")
+			_, _ = store.DeleteOf(h.t.Context(), owner)
+		case 4:
+			h.log = append(h.log, "SessionsOf")
+			for range store.SessionsOf(h.t.Context(), owner) {
+			}
+		}
+	}
+}
+
+// move returns functions that move a table, and move it back.
+func (h *leftOut) move() (move, back func()) {
+	const owners = " (owner TEXT NOT NULL, token TEXT NOT NULL, PRIMARY KEY (owner, token))"
+	away := fmt.Sprint("away", h.n)
+	swap := func(table, other string) []string {
+		return []string{rename(table, away), rename(other, table), rename(away, other)}
+	}
+	swaps := [][]string{
+		swap("sessions", "others"), swap("sessions_owners", "others_owners"),
+		append(swap("sessions", "others"), swap("sessions_owners", "others_owners")...),
+	}
+	there := swaps[h.rng.IntN(len(swaps))]
+	again := there
+	switch n := h.rng.IntN(4); {
+	case h.disk == nil: // see statements
+	case n == 0:
+		there = []string{rename("sessions_owners", away), "CREATE TABLE sessions_owners" + owners}
+		again = []string{"DROP TABLE sessions_owners", rename(away, "sessions_owners")}
+	case n == 1:
+		there = []string{rename("sessions", away), createLike("sessions")}
+		again = []string{"DROP TABLE sessions", rename(away, "sessions")}
+	}
+	run := func(statements []string) {
+		if err := (&rebuilder{db: h.db}).run(statements...); err != nil {
+			h.t.Error(err)
+		}
+	}
+	return func() {
+			h.moved.Add(1)
+			run(there)
+		}, func() {
+			run(again)
+			h.moved.Add(1)
+		}
 }
 
 func (h *leftOut) step() {
@@ -173,7 +277,7 @@ func (h *leftOut) step() {
 	expiry := []time.Time{inAnHour(), inAnHour(), inAnHour(), anHourAgo()}[h.rng.IntN(4)]
 	name := "statements"
 	var err error
-	switch h.rng.IntN(12) {
+	switch h.rng.IntN(16) {
 	case 0, 1, 2:
 		name, err = "commit", store.Commit(token, []byte(data), expiry)
 	case 3:
@@ -196,11 +300,35 @@ func (h *leftOut) step() {
 		}
 		wg.Wait()
 	case 7:
-		if h.broken.Load() {
-			return // an error would be right
-		}
 		name = "DeleteOf"
-		_, err = h.owned[0].DeleteOf(h.t.Context(), fmt.Sprint("user", h.rng.IntN(3)))
+		h.deleteOf()
+	case 8:
+		name = "flicker"
+		h.flicker.Store(!h.flicker.Load())
+	case 9:
+		name = "calls while moved"
+		move, back := h.move()
+		h.log = append(h.log, name)
+		move()
+		h.calls()
+		back()
+	case 10:
+		name = "moved by the Owner"
+		move, back := h.move()
+		h.log = append(h.log, name)
+		h.hook.Store(&move)
+		h.calls()
+		if h.hook.Swap(nil) == nil {
+			back()
+		}
+	case 11:
+		name = "changed by the Owner"
+		f := func() {
+			if err := (&rebuilder{db: h.db}).run("DELETE FROM sessions_owners", "UPDATE sessions SET expiry = expiry WHERE token < 's2'"); err != nil {
+				h.t.Error(err)
+			}
+		}
+		h.hook.Store(&f)
 	default:
 		err = h.update()
 	}

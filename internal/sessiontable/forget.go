@@ -22,7 +22,11 @@ func (x *ownerIndex) sweep(ctx context.Context, changed bool, kept []uint64) err
 	if x.ownerOf == nil {
 		return nil
 	}
-	if _, err := x.await(ctx); err != nil || !changed && !x.changed.Load() {
+	a, err := x.begin("")
+	if err == nil {
+		_, _, err = x.page(ctx, a, "", "")
+	}
+	if err != nil || !changed && !x.changed.Load() {
 		return err
 	}
 	return x.forget(ctx, kept)
@@ -52,10 +56,7 @@ func (x *ownerIndex) forget(ctx context.Context, kept []uint64) error {
 	if err != nil || len(several) == 0 {
 		return err
 	}
-	return x.forgetIf(ctx, func(token string) bool { return several[x.hash(token)] }, func(e entry) bool {
-		owner, err := x.ownerOf(e.session.Data)
-		return err == nil && owner != e.owner
-	})
+	return x.forgetIf(ctx, func(token string) bool { return several[x.hash(token)] }, x.ownerOf)
 }
 
 // An entry is an entry of the table of owners, with its session.
@@ -63,11 +64,12 @@ type entry struct {
 	owner   string
 	session Row
 	found   bool
+	actual  string // the owner of the session, if it was found
 }
 
 // forgetIf removes the entries for whose tokens look returns true, if their sessions are
-// gone, or exist and wrong returns true. The owner function may only be called in wrong.
-func (x *ownerIndex) forgetIf(ctx context.Context, look func(token string) bool, wrong func(e entry) bool) error {
+// gone or, with a function ownerOf, somebody else's.
+func (x *ownerIndex) forgetIf(ctx context.Context, look func(token string) bool, ownerOf func(data []byte) (string, error)) error {
 	var entries []entry
 	for from, more := []byte(nil), true; more; {
 		var found []entry
@@ -97,7 +99,7 @@ func (x *ownerIndex) forgetIf(ctx context.Context, look func(token string) bool,
 		// The engine finds sessions that follow each other faster.
 		slices.SortFunc(entries, func(a, b entry) int { return cmp.Compare(a.session.Token, b.session.Token) })
 		for len(entries) > 0 {
-			n, err := x.remove(ctx, entries, wrong)
+			n, err := x.remove(ctx, entries, ownerOf)
 			if err != nil {
 				return err
 			}
@@ -109,9 +111,10 @@ func (x *ownerIndex) forgetIf(ctx context.Context, look func(token string) bool,
 
 // remove is the part of forgetIf that removes some of the first entries. It returns how
 // many it has looked at.
-func (x *ownerIndex) remove(ctx context.Context, entries []entry, wrong func(e entry) bool) (n int, err error) {
+func (x *ownerIndex) remove(ctx context.Context, entries []entry, ownerOf func(data []byte) (string, error)) (n int, err error) {
 	part := entries[:min(len(entries), reconcilePart)]
-	if wrong != nil {
+	n = len(part)
+	if ownerOf != nil {
 		err = x.table.read(ctx, func(s *engine.Snapshot, l *layout) error {
 			n = 0
 			for size := 0; n < len(part) && size < pageBytes; n++ {
@@ -125,21 +128,23 @@ func (x *ownerIndex) remove(ctx context.Context, entries []entry, wrong func(e e
 			}
 			return nil
 		})
-		part = slices.DeleteFunc(slices.Clone(part[:n]), func(e entry) bool { return e.found && !wrong(e) })
-	} else {
-		n = len(part)
-	}
-	if len(part) == 0 || err != nil {
-		return n, err
-	}
-	return n, x.table.write(ctx, len(part)*2*MaxKeyLen, func(b *engine.Batch, l *layout) error {
-		for _, e := range part {
-			if err := l.removeOwner(b, e.owner, e.session, e.found); err != nil {
-				return err
+		if err != nil {
+			return n, err
+		}
+		wrong := part[:0:0]
+		for _, e := range part[:n] {
+			var unread error
+			if e.found {
+				e.actual, unread = ownerOf(e.session.Data)
+			}
+			if !e.found || e.actual != e.owner && unread == nil {
+				e.actual = x.listable(e.actual)
+				wrong = append(wrong, e)
 			}
 		}
-		return nil
-	})
+		part = wrong
+	}
+	return n, x.replace(ctx, part)
 }
 
 // scanEntries calls each for the entries from a key on, in their order, for as long as each
@@ -162,11 +167,32 @@ func (x *ownerIndex) scanEntries(s *engine.Snapshot, l *layout, from []byte, eac
 	})
 }
 
-// removeOwner removes an entry, unless its session has changed since it was looked for.
-func (l *layout) removeOwner(b *engine.Batch, owner string, session Row, found bool) error {
-	current, exists, err := l.session(b.Get, session.Token)
-	if err != nil || exists && !(found && bytes.Equal(current.Data, session.Data)) {
-		return err
+// replace removes entries, unless their sessions have changed since they were looked for. A
+// session that is there gets the entry for its owner in the same turn.
+func (x *ownerIndex) replace(ctx context.Context, entries []entry) error {
+	if len(entries) == 0 {
+		return nil
 	}
-	return l.owners.delete(b, ownerKey(l.owners.namespace, owner, session.Token))
+	return x.table.write(ctx, len(entries)*4*MaxKeyLen, func(b *engine.Batch, l *layout) error {
+		x.claim(b, l)
+		for _, e := range entries {
+			token := e.session.Token
+			current, exists, err := l.session(b.Get, token)
+			if err == nil && exists {
+				if !e.found || !bytes.Equal(current.Data, e.session.Data) {
+					continue
+				}
+				if e.actual != "" {
+					err = l.putOwner(b, e.actual, token)
+				}
+			}
+			if err == nil {
+				err = l.owners.delete(b, ownerKey(l.owners.namespace, e.owner, token))
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }

@@ -4,12 +4,8 @@ package sessiontable
 
 import (
 	"bytes"
-	"context"
-	"errors"
 	"fmt"
 	"hash/maphash"
-	"iter"
-	"math"
 	"sync"
 	"sync/atomic"
 
@@ -21,24 +17,30 @@ import (
 // follow each other.
 //
 // An entry that is missing hides a session from whoever ends all sessions of an owner. One
-// too many does no harm: what is listed is compared with the session itself. So:
+// too many does no harm: what is listed is compared with the session itself. So each session
+// has its entry, or is noted (ownerNotes):
 //
 //   - A commit puts its entry in the batch of the session, without looking for a former one.
 //     It puts none if the data stays the same, which it looks at in its turn.
 //   - A session whose owner can't be read is unknown. It gets an entry with the owner "",
 //     and keeps those that it has. A session that is nobody's gets none.
-//   - Sessions that others put, with SQL or with a store without an owner function, are
-//     noted, and so are entries that others delete (ownernotes.go). An answer lists the
-//     sessions that are noted before it begins (reconcile). So it does with all sessions once
-//     in a process, and when a table was replaced or too many sessions were noted.
-//   - An answer asks again for the owners of unknown sessions. If it can't read one, it ends
-//     with an error.
-//   - Only sweeps remove entries of sessions that are gone, or somebody else's (forget).
+//   - An entry is removed in a turn in which its session is gone, is deleted, or has the data
+//     for which the entry of its owner is put (replace).
+//   - What others do is noted. A turn is not one of the others if the notes follow its
+//     tables (claim). So whatever is done to tables that are away for a moment, or have
+//     another name, is noted by the store that follows them, or is compared when it does.
+//   - Noted sessions are listed in the tables that they were read from, or the notes stay
+//     (reconcile).
+//
+// An answer reads each page in one snapshot. It is one in which no session from before the
+// answer is noted, nor an entry that is gone, and whose unknown sessions the answer knows.
+// Until there is one, the answer lists what is noted, and asks again for the owners of
+// unknown sessions. If it can't read one, it ends with an error. All its pages and deletions
+// are of the same tables.
 //
 // The owner function may use the table, panic, or end its goroutine. So it is called
-// without a snapshot, a lock or a turn, but for reconciling. Whether an entry is missing
-// does not change meanwhile: who changes a session also lists or notes it. Entries are
-// removed in a turn that compares the session with what the owner function has read.
+// without a snapshot, a lock or a turn, but for reconciling. What it does is in a later
+// snapshot, and in the notes.
 type ownerIndex struct {
 	*ownerNotes
 	table   *Table
@@ -54,17 +56,8 @@ var ownerColumns = []column{{"owner", "text", true}, {"token", "text", true}}
 // ErrOwnerTooLong is returned for an owner of more than [MaxKeyLen] bytes.
 var ErrOwnerTooLong = fmt.Errorf("the owner is longer than %d bytes: return a shorter one from Config.Owner, such as a user ID", MaxKeyLen)
 
-var (
-	errNoOwners = errors.New("the store does not know the owners of sessions: set Config.Owner, for example to chaistore.OwnerByKey(sessionManager.Codec, \"userID\")")
-	// Rather than some of an owner's sessions, its readers get these.
-	errReconciling = errors.New("the owners of other sessions are still being determined: try again")
-	errUnread      = errors.New("a session may be this owner's, but Config.Owner can't read its data: end such sessions with DeleteFunc, which should return true where Config.Owner returns an error")
-)
-
-const (
-	reconcilePart = 500  // sessions that are listed in one turn
-	mostUnread    = 1000 // unknown sessions for whose owners an answer asks in vain
-)
+// reconcilePart is the number of sessions that are listed in one turn.
+const reconcilePart = 500
 
 func ownerKey(namespace int64, owner, token string) []byte {
 	return appendText(appendText(appendInt(nil, namespace), owner), token)
@@ -122,22 +115,27 @@ func (x *ownerIndex) prepare(token string, data []byte) (n listing, err error) {
 	return n, nil
 }
 
+// claim makes a turn known to the notes, if they follow its tables.
+func (x *ownerIndex) claim(b *engine.Batch, l *layout) {
+	if f := x.followed.Load(); f != nil && f.tables == l.tables() {
+		b.By(f)
+	}
+}
+
 // commit lists a session in its batch, before it is put. If it can't, it has the session
 // noted.
 func (x *ownerIndex) commit(b *engine.Batch, l *layout, n listing) error {
-	if x.ownerOf == nil || !x.follows(l.tables()) {
-		b.AsOther() // the entry may be in a table that is put back later
-	}
-	switch {
-	case x.ownerOf == nil:
+	if x.ownerOf == nil {
 		return nil
-	case n.same != nil:
+	}
+	if n.same != nil {
 		row, found, err := l.session(b.Get, n.token)
 		if !found || !bytes.Equal(row.Data, n.same) {
-			b.AsOther()
+			return err
 		}
-		return err
-	case n.known && n.owner == "":
+	}
+	x.claim(b, l)
+	if n.same != nil || n.known && n.owner == "" {
 		return nil
 	}
 	return l.putOwner(b, n.owner, n.token)
@@ -150,109 +148,17 @@ func (x *ownerIndex) skip(what string) {
 	})
 }
 
-// An answer is what a call knows about an owner's sessions.
-type answer struct {
-	begun  uint64           // the number of its first snapshot: it has all sessions of that
-	unread map[string]error // unknown sessions
-	more   bool             // whether there are too many unknown sessions to look at
+// listable returns an owner, or "" if it is too long.
+func (x *ownerIndex) listable(owner string) string {
+	if len(owner) > MaxKeyLen {
+		x.skip("its owner")
+		return ""
+	}
+	return owner
 }
 
-// err returns why sessions may be missing.
-func (a *answer) err() error {
-	for _, err := range a.unread {
-		return fmt.Errorf("%w: %w", errUnread, err)
-	}
-	if a.more {
-		return errUnread
-	}
-	return nil
-}
-
-// begin begins an answer for an owner.
-func (x *ownerIndex) begin(ctx context.Context, owner string) (*answer, error) {
-	if x.ownerOf == nil {
-		return nil, errNoOwners
-	}
-	a, err := x.await(ctx)
-	if err == nil && len(owner) > MaxKeyLen {
-		err = ErrOwnerTooLong // such sessions can't be listed
-	}
-	return a, err
-}
-
-// listed returns a sequence of the sessions that are listed for an owner. It includes those
-// that have expired or are somebody else's by now. The owner "" has none.
-func (x *ownerIndex) listed(ctx context.Context, a *answer, owner string) iter.Seq2[Row, error] {
-	return pages(ctx, func(from string) ([]Row, string, error) {
-		if owner == "" {
-			return nil, "", nil
-		}
-		return x.page(ctx, a, owner, from)
-	})
-}
-
-// await returns when all sessions are listed that were committed before, by anyone.
-func (x *ownerIndex) await(ctx context.Context) (*answer, error) {
-	a := &answer{begun: math.MaxUint64, unread: make(map[string]error)}
-	if err := x.observe(ctx); err != nil {
-		return nil, err
-	}
-	if err := x.compareOwners(ctx); err != nil {
-		return nil, err
-	}
-	err := x.table.read(ctx, func(s *engine.Snapshot, _ *layout) error {
-		a.begun = min(a.begun, s.Number())
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return a, x.recheck(ctx, a)
-}
-
-// observe returns when the feed tells of each change. If the first store was made while a
-// transaction of the application was open, that is when it has ended.
-func (x *ownerIndex) observe(ctx context.Context) error {
-	if x.table.db.Observes() {
-		return nil
-	}
-	return x.table.write(ctx, 0, func(*engine.Batch, *layout) error { return nil })
-}
-
-// page returns the listed sessions of an owner as [Table.Page] does, with those that are
-// somebody else's by now.
-func (x *ownerIndex) page(ctx context.Context, a *answer, owner, from string) (rows []Row, next string, err error) {
-	rows, next, late, err := x.currentPage(ctx, a, owner, from, pageLen)
-	if late && err == nil {
-		err = x.recheck(ctx, a) // what was listed then may be unknown
-	}
-	return rows, next, err
-}
-
-// currentPage returns listed sessions of an owner from a snapshot in which all sessions of
-// the beginning of the answer are listed. late is whether some had to be listed first.
-func (x *ownerIndex) currentPage(ctx context.Context, a *answer, owner, from string, most int) (rows []Row, next string, late bool, err error) {
-	for {
-		current := false
-		err := x.table.read(ctx, func(s *engine.Snapshot, l *layout) (err error) {
-			a.begun = min(a.begun, s.Number())
-			if current = x.current(l.tables(), a.begun, s.Number()); current {
-				rows, next, err = x.rowsOf(s, l, owner, from, most)
-			}
-			return err
-		})
-		if current || err != nil {
-			return rows, next, late, err
-		}
-		if err := x.reconcile(ctx); err != nil {
-			return nil, "", true, err
-		}
-		late = true
-	}
-}
-
-// rowsOf returns listed sessions of an owner, beginning at a token.
-func (x *ownerIndex) rowsOf(s *engine.Snapshot, l *layout, owner, from string, most int) (rows []Row, next string, err error) {
+// rowsOf returns listed sessions of an owner, beginning at a token, but for known ones.
+func (x *ownerIndex) rowsOf(s *engine.Snapshot, l *layout, owner, from string, most int, known map[string]error) (rows []Row, next string, err error) {
 	size := 0
 	prefix := appendText(appendInt(nil, l.owners.namespace), owner)
 	end := append(bytes.Clone(prefix), 0xff) // greater than the type of any value
@@ -265,9 +171,15 @@ func (x *ownerIndex) rowsOf(s *engine.Snapshot, l *layout, owner, from string, m
 			x.skip("its token")
 			return true, nil
 		}
+		if _, ok := known[string(token)]; ok {
+			return true, nil
+		}
 		if len(rows) == most || size >= pageBytes {
 			next = after(rows[len(rows)-1].Token)
 			return false, nil
+		}
+		if x.table.db.Absent(appendKey(nil, l.sessions.namespace, string(token))) {
+			return true, nil
 		}
 		row, found, err := l.session(s.Get, string(token))
 		if found {
@@ -288,19 +200,4 @@ func (l *layout) session(get func(key []byte) ([]byte, error), token string) (ro
 	_, row.Data, row.Expiry, err = decodeRow(encoded)
 	row.Token = token
 	return row, err == nil, err
-}
-
-// recheck asks for the owners of unknown sessions again, and lists those that it can read.
-func (x *ownerIndex) recheck(ctx context.Context, a *answer) error {
-	for from := ""; !a.more; {
-		rows, next, _, err := x.currentPage(ctx, a, "", from, reconcilePart)
-		if err == nil {
-			err = x.list(ctx, rows, a.unread, nil)
-		}
-		if next == "" || err != nil {
-			return err
-		}
-		from, a.more = next, len(a.unread) >= mostUnread
-	}
-	return nil
 }

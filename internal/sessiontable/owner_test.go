@@ -164,7 +164,6 @@ func TestChangesOfOthersAreListed(t *testing.T) {
 			return nil
 		}
 	}
-	const createOwners = "CREATE TABLE sessions_owners (owner TEXT NOT NULL, token TEXT NOT NULL, PRIMARY KEY (owner, token))"
 	rolledBack := func(statements ...string) func(t *testing.T, db *chai.DB, plain, _ *Table) {
 		return func(t *testing.T, db *chai.DB, plain, _ *Table) { update(t, db, errNo, exec(statements...)) }
 	}
@@ -660,11 +659,9 @@ func TestForgetComparesAgain(t *testing.T) {
 			if err := table.Delete(t.Context(), "gone"); err != nil {
 				t.Fatal(err)
 			}
-			err := table.owners.forgetIf(t.Context(), func(string) bool { return true }, func(e entry) bool {
-				if e.owner == "a" && e.session.Token == "moved" {
-					change(t, table)
-				}
-				return e.owner == "a"
+			err := table.owners.forgetIf(t.Context(), func(string) bool { return true }, func(data []byte) (string, error) {
+				change(t, table)
+				return firstByte(data)
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -750,7 +747,7 @@ func TestPagesOfAnOwnerMeet(t *testing.T) {
 	}
 	upsertData(t, table, "another", "1")
 	wantTokensOf(t, table, "0", want...)
-	a, err := table.owners.await(t.Context())
+	a, err := table.owners.begin("0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -808,26 +805,29 @@ func TestNoteOnLaterBatch(t *testing.T) {
 	if !n.follow(followed, 4) {
 		t.Error("the sessions from before are not noted")
 	}
-	n.compared(followed, 4)
+	n.compared(followed, 4, 4)
 	put := func(end uint64) { n.told(engine.Change{Key: appendKey(nil, 1, "a"), End: end}) }
 	put(5)
 	put(7)
 	if n.current(followed, 6, 6) || !n.current(followed, 4, 9) {
 		t.Error("the change of batch 5 is noted for other snapshots than those from 5 on")
 	}
-	if got := n.noted(6, 10); !slices.Equal(got, []string{"a"}) {
+	if got, _ := n.noted(followed, 6, 10); !slices.Equal(got, []string{"a"}) {
 		t.Errorf("noted %q, want a", got)
 	}
-	n.settled([]string{"a"}, 6)
-	if got := n.noted(6, 10); len(got) != 0 || !n.current(followed, 6, 6) {
+	n.settled(followed, []string{"a"}, 6, 6)
+	if got, _ := n.noted(followed, 6, 10); len(got) != 0 || !n.current(followed, 6, 6) {
 		t.Errorf("noted %q after it was read in snapshot 6, want nothing", got)
 	}
-	if got := n.noted(7, 10); !slices.Equal(got, []string{"a"}) || n.current(followed, 7, 7) {
+	if got, _ := n.noted(followed, 7, 10); !slices.Equal(got, []string{"a"}) || n.current(followed, 7, 7) {
 		t.Errorf("noted %q for snapshot 7, want a", got)
 	}
-	n.settled([]string{"a"}, 7)
-	if got := n.noted(9, 10); len(got) != 0 || !n.current(followed, 9, 9) {
+	n.settled(followed, []string{"a"}, 7, 8)
+	if got, _ := n.noted(followed, 9, 10); len(got) != 0 || !n.current(followed, 9, 9) {
 		t.Errorf("noted %q after all was read, want nothing", got)
+	}
+	if n.current(followed, 7, 7) {
+		t.Error("snapshot 7 is current, but a was listed in snapshot 8")
 	}
 }
 
@@ -860,4 +860,376 @@ func TestOwnerFunctionEndsOtherGoroutines(t *testing.T) {
 			t.Errorf("%s: then SessionsOf has %d sessions, %v; want 101, nil", name, len(tokens), err)
 		}
 	}
+}
+
+// A hook is called by an owner function, with the data of the session.
+type hook struct {
+	mu sync.Mutex
+	f  func(data string) error // nil at first
+}
+
+func (h *hook) set(f func(data string) error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.f = f
+}
+
+// ownerOf is firstByte after the hook. The hook may use the table.
+func (h *hook) ownerOf(data []byte) (string, error) {
+	h.mu.Lock()
+	f := h.f
+	h.mu.Unlock()
+	if f != nil {
+		if err := f(string(data)); err != nil {
+			return "", err
+		}
+	}
+	return firstByte(data)
+}
+
+// once returns a hook that calls f for the first session with the given data.
+func (h *hook) once(data string, f func() error) {
+	var called atomic.Bool
+	h.set(func(d string) error {
+		if d == data && !called.Swap(true) {
+			return f()
+		}
+		return nil
+	})
+}
+
+func newTableWithHook(t *testing.T) (db *chai.DB, table *Table, h *hook) {
+	t.Helper()
+	db, h = testdb.Memory(t), new(hook)
+	return db, newTableWithOwner(t, db, h.ownerOf), h
+}
+
+// inUpdate runs statements in one transaction.
+func inUpdate(t *testing.T, db *chai.DB, statements ...string) {
+	t.Helper()
+	err := engine.Open(db, nil).Update(t.Context(), func(tx *chai.Tx) error {
+		for _, sql := range statements {
+			if err := tx.Exec(sql); err != nil {
+				return fmt.Errorf("%s: %w", sql, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+const (
+	createSessions = "CREATE TABLE sessions (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)"
+)
+
+// away puts a table away, with an empty one in its place.
+func away(t *testing.T, db *chai.DB, name, create string) {
+	t.Helper()
+	inUpdate(t, db, "ALTER TABLE "+name+" RENAME TO away", create)
+}
+
+func back(t *testing.T, db *chai.DB, name string) {
+	t.Helper()
+	inUpdate(t, db, "DROP TABLE "+name, "ALTER TABLE away RENAME TO "+name)
+}
+
+// wantAllOf fails unless an owner has the given number of sessions, before and after a sweep,
+// and DeleteOf deletes them.
+func wantAllOf(t *testing.T, table *Table, owner string, want int) {
+	t.Helper()
+	for _, when := range []string{"", "after a sweep, "} {
+		if got, err := tokensOf(t.Context(), table, owner); len(got) != want || err != nil {
+			t.Errorf("%sSessionsOf(%q) has %d sessions, %v; want %d, nil", when, owner, len(got), err, want)
+		}
+		if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+			t.Error(err)
+		}
+	}
+	if n, err := table.DeleteOf(t.Context(), owner, time.Now()); n != want || err != nil {
+		t.Errorf("DeleteOf(%q) = %d, %v; want %d, nil", owner, n, err, want)
+	}
+}
+
+// An entry that is gone is put back during an answer, and just then its session can't be
+// read. A moment later, it can.
+func TestUnreadableForAMoment(t *testing.T) {
+	for name, ask := range map[string]func(t *testing.T, table *Table) (int, error){
+		"SessionsOf": func(t *testing.T, table *Table) (int, error) {
+			tokens, err := tokensOf(t.Context(), table, "a")
+			return len(tokens), err
+		},
+		"DeleteOf": func(t *testing.T, table *Table) (int, error) { return table.DeleteOf(t.Context(), "a", time.Now()) },
+	} {
+		for _, by := range []string{"the answer", "another answer"} {
+			t.Run(name+", listed by "+by, func(t *testing.T) {
+				db, table, h := newTableWithHook(t)
+				upsertData(t, table, "1", "a")
+				wantTokensOf(t, table, "a", "1")
+				h.set(func(string) error { return errUnreadable })
+				upsertData(t, table, "unknown", "b")
+				var step atomic.Int64
+				h.set(func(data string) error {
+					switch {
+					case data == "b" && step.CompareAndSwap(0, 1): // the answer has begun
+						testdb.Exec(t, db, "DELETE FROM sessions_owners WHERE owner = 'a'")
+						if by != "the answer" {
+							err := table.owners.reconcile(t.Context())
+							if err != nil {
+								t.Error(err)
+							}
+						}
+					case data == "a" && step.CompareAndSwap(1, 2):
+						return errUnreadable
+					}
+					return nil
+				})
+				if n, err := ask(t, table); n != 1 || err != nil || step.Load() != 2 {
+					t.Errorf("got %d sessions, %v, at step %d; want 1, nil, 2", n, err, step.Load())
+				}
+			})
+		}
+	}
+}
+
+// A session becomes unknown while an answer looks at unknown sessions with greater tokens.
+func TestUnknownBehindAnAnswer(t *testing.T) {
+	db, table, h := newTableWithHook(t)
+	upsertData(t, table, "a", "a")
+	wantTokensOf(t, table, "a", "a")
+	h.set(func(string) error { return errUnreadable })
+	for i := range reconcilePart + 1 {
+		upsertData(t, table, fmt.Sprintf("u%03d", i), "b")
+	}
+	var deleted atomic.Bool
+	h.set(func(data string) error {
+		if data == "a" {
+			return errUnreadable
+		}
+		if !deleted.Swap(true) {
+			testdb.Exec(t, db, "DELETE FROM sessions_owners WHERE owner = 'a'")
+		}
+		return nil
+	})
+	if got, err := tokensOf(t.Context(), table, "a"); !errors.Is(err, errUnread) {
+		t.Errorf("SessionsOf = %q, %v; want %v", got, err, errUnread)
+	}
+}
+
+// A sweep finds that a session can be read which was unknown a moment ago. It has another
+// owner than before.
+func TestReadableInASweep(t *testing.T) {
+	_, table, h := newTableWithHook(t)
+	upsertData(t, table, "1", "a")
+	h.set(func(string) error { return errUnreadable })
+	upsertData(t, table, "1", "b")
+	h.once("b", func() error { return errUnreadable })
+	if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	wantAllOf(t, table, "b", 1)
+}
+
+// Sessions are listed in a table of owners that takes the place of the other for a moment.
+func TestListedInAnotherTable(t *testing.T) {
+	const sessions = 2*reconcilePart + 1
+	for _, first := range []bool{false, true} { // whether all are compared
+		t.Run(fmt.Sprint(first), func(t *testing.T) {
+			db, table, h := newTableWithHook(t)
+			if !first {
+				wantTokensOf(t, table, "a")
+			}
+			plain := New(db, Options{Name: "sessions"})
+			for i := range sessions {
+				upsertData(t, plain, fmt.Sprintf("%04d", i), "a")
+			}
+			var calls atomic.Int64
+			h.set(func(string) error {
+				switch calls.Add(1) {
+				case 1:
+					away(t, db, "sessions_owners", createOwners)
+				case reconcilePart + 1:
+					back(t, db, "sessions_owners")
+				}
+				return nil
+			})
+			wantAllOf(t, table, "a", sessions)
+		})
+	}
+}
+
+// A table of sessions is away for a moment, while a sweep or DeleteOf removes entries.
+func TestEntriesRemovedWhileAway(t *testing.T) {
+	t.Run("sweep", func(t *testing.T) {
+		db, table, h := newTableWithHook(t)
+		wantTokensOf(t, table, "a")
+		h.set(func(string) error { return errUnreadable })
+		upsertData(t, table, "unknown", "b")
+		h.once("b", func() error { // after the sweep has gone through the sessions
+			upsertData(t, table, "1", "a")
+			away(t, db, "sessions", createSessions)
+			return nil
+		})
+		if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		back(t, db, "sessions")
+		wantAllOf(t, table, "a", 1)
+	})
+	t.Run("DeleteOf", func(t *testing.T) {
+		db, table, h := newTableWithHook(t)
+		wantTokensOf(t, table, "a")
+		upsertData(t, table, "1", "a")
+		h.once("a", func() error {
+			away(t, db, "sessions", createSessions)
+			return nil
+		})
+		if n, err := table.DeleteOf(t.Context(), "a", time.Now()); n != 0 || err != nil {
+			t.Errorf("DeleteOf = %d, %v; want 0, nil: the table is empty", n, err)
+		}
+		back(t, db, "sessions")
+		wantAllOf(t, table, "a", 1)
+	})
+	t.Run("DeleteOf, and back", func(t *testing.T) {
+		db, table, h := newTableWithHook(t)
+		for i := range deleteBatch + 1 {
+			upsertData(t, table, fmt.Sprintf("%03d", i), "a")
+		}
+		wantTokensOf(t, table, "b")
+		var calls atomic.Int64
+		h.set(func(string) error {
+			switch calls.Add(1) {
+			case 1:
+				away(t, db, "sessions", createSessions)
+			case deleteBatch + 1: // those before are deleted
+				back(t, db, "sessions")
+			}
+			return nil
+		})
+		n, err := table.DeleteOf(t.Context(), "a", time.Now())
+		if err != nil {
+			t.Error(err)
+		}
+		if calls.Load() <= deleteBatch {
+			back(t, db, "sessions")
+		}
+		h.set(nil)
+		wantAllOf(t, table, "a", deleteBatch+1-n)
+	})
+}
+
+// All pages of an answer are of one table.
+func TestReplacedBetweenPages(t *testing.T) {
+	db, table, _ := newTableWithHook(t)
+	var want []string
+	for i := range pageLen + 1 {
+		want = append(want, fmt.Sprintf("%05d", i))
+		upsertData(t, table, want[i], "a")
+	}
+	n := 0
+	var last error
+	for _, err := range table.SessionsOf(t.Context(), "a", time.Now()) {
+		if n++; n == 1 {
+			away(t, db, "sessions", createSessions)
+		}
+		last = err
+	}
+	if n != pageLen+1 || last != errReplaced {
+		t.Errorf("got %d elements, and %v; want %d, and %v", n, last, pageLen+1, errReplaced)
+	}
+	back(t, db, "sessions")
+	wantTokensOf(t, table, "a", want...)
+}
+
+// Two stores have each other's tables for a moment. What they do then is told to the other.
+func TestTablesUnderOtherNames(t *testing.T) {
+	newTable := func(t *testing.T, db *chai.DB, name string) *Table {
+		t.Helper()
+		table := New(db, Options{Name: name, OwnerOf: firstByte, Logger: func() *slog.Logger { return slog.New(slog.DiscardHandler) }})
+		if err := errors.Join(table.Create(t.Context()), table.CreateOwners(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		return table
+	}
+	swapped := func(name1, name2 string) []string {
+		return []string{"ALTER TABLE " + name1 + " RENAME TO other", "ALTER TABLE " + name2 + " RENAME TO " + name1, "ALTER TABLE other RENAME TO " + name2}
+	}
+	for name, test := range map[string]struct {
+		swap []string
+		call func(t *testing.T, table *Table)
+		want int
+	}{
+		"committed":     {swapped("s1", "s2"), func(t *testing.T, table *Table) { upsertData(t, table, "2", "a") }, 2},
+		"swept":         {swapped("s1_owners", "s2_owners"), func(t *testing.T, table *Table) { table.DeleteExpired(t.Context(), time.Now()) }, 1},
+		"sessions":      {swapped("s1", "s2"), func(t *testing.T, table *Table) { table.DeleteExpired(t.Context(), time.Now()) }, 1},
+		"entry deleted": {swapped("s1_owners", "s2_owners"), func(t *testing.T, table *Table) { table.DeleteOf(t.Context(), "a", time.Now()) }, 1},
+		"both":          {append(swapped("s1", "s2"), swapped("s1_owners", "s2_owners")...), func(t *testing.T, table *Table) { upsertData(t, table, "2", "a") }, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Memory(t)
+			s1, s2 := newTable(t, db, "s1"), newTable(t, db, "s2")
+			upsertData(t, s1, "1", "a")
+			upsertData(t, s2, "1", "a")
+			wantTokensOf(t, s1, "a", "1")
+			inUpdate(t, db, test.swap...)
+			if _, err := tokensOf(t.Context(), s2, "b"); err != nil { // s2 follows the tables
+				t.Error(err)
+			}
+			test.call(t, s2)
+			inUpdate(t, db, test.swap...)
+			wantAllOf(t, s1, "a", test.want)
+		})
+	}
+}
+
+// Entries are deleted after a comparison has read them, and too many to be noted one by one.
+func TestEntriesDeletedWhileCompared(t *testing.T) {
+	db, table, _ := newTableWithHook(t)
+	const sessions = maxNoted + 1
+	testdb.InParallel(64, sessions, func(_ *rand.Rand, i int) { upsertData(t, table, fmt.Sprintf("%05d", i), "a") })
+	wantTokensOf(t, table, "b")
+	l, err := table.layout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	present, err := table.owners.entries(t.Context(), l.tables())
+	if err != nil {
+		t.Fatal(err)
+	}
+	inUpdate(t, db, "DELETE FROM sessions_owners")
+	if err := table.owners.listAll(t.Context(), l.tables(), present); err != nil {
+		t.Fatal(err)
+	}
+	wantAllOf(t, table, "a", sessions)
+}
+
+// Others delete an entry each time it is put. An answer ends with an error.
+func TestEntriesDeletedAllTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db, table, h := newTableWithHook(t)
+		upsertData(t, table, "1", "a")
+		wantTokensOf(t, table, "a", "1")
+		var busy atomic.Bool
+		h.set(func(string) error {
+			if busy.Load() {
+				testdb.Exec(t, db, "INSERT INTO sessions_owners (owner, token) VALUES ('a', '1') ON CONFLICT DO NOTHING", "DELETE FROM sessions_owners")
+				time.Sleep(time.Second)
+			}
+			return nil
+		})
+		for name, ask := range map[string]func() error{
+			"SessionsOf": func() error { _, err := tokensOf(t.Context(), table, "a"); return err },
+			"DeleteOf":   func() error { _, err := table.DeleteOf(t.Context(), "a", time.Now()); return err },
+		} {
+			testdb.Exec(t, db, "DELETE FROM sessions_owners")
+			busy.Store(true)
+			start := time.Now()
+			if err := ask(); !errors.Is(err, errReconciling) || time.Since(start) > 2*engine.HangLimit {
+				t.Errorf("%s = %v after %v, want %v after at most %v", name, err, time.Since(start), errReconciling, 2*engine.HangLimit)
+			}
+			busy.Store(false)
+		}
+		wantAllOf(t, table, "a", 1)
+	})
 }

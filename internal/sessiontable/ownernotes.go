@@ -17,10 +17,11 @@ import (
 // share them.
 //
 // Each note is on changes in batches with certain ends. A change is noted before anyone can
-// see it, since ownerNotes follows the feed of the engine. So who opens a snapshot and then
-// looks at the notes finds one on each session that may not be listed in the snapshot. When
-// a session has been read in a snapshot and listed, the note goes, unless it is on a batch
-// that the snapshot does not have.
+// see it, since ownerNotes follows the feed of the engine. When a session has been read in a
+// snapshot and listed, the note goes, unless it is on a batch that the snapshot does not
+// have. From then on, only snapshots are current that have what was listed. So who opens a
+// snapshot and then looks at the notes finds one on each session that may not be listed in
+// the snapshot, or finds that the snapshot is not current.
 type ownerNotes struct {
 	once        sync.Once                // done when the feed is followed
 	end         atomic.Uint64            // of the last batch that was told
@@ -33,6 +34,7 @@ type ownerNotes struct {
 	least  uint64   // not greater than any first of tokens
 	hidden uint64   // not greater than any first of tokens with a deleted entry
 	all    noteSpan // the note on all sessions, or noNote
+	listed uint64   // the number of a snapshot that has all that was listed when a note went
 }
 
 // A noteSpan is the first and the last end of the batches that a note is on.
@@ -51,7 +53,8 @@ type tables struct{ sessions, owners int64 }
 
 func (l *layout) tables() tables { return tables{l.sessions.namespace, l.owners.namespace} }
 
-// followed are the tables whose changes are noted, and the beginnings of their keys.
+// followed are the tables whose changes are noted, and the beginnings of their keys. A turn
+// that lists what it puts into these tables names it: see claim.
 type followed struct {
 	tables
 	sessions, owners []byte
@@ -77,18 +80,19 @@ func (n *ownerNotes) told(c engine.Change) {
 		return
 	}
 	var token []byte
+	own := c.By == any(f)
 	switch {
 	case bytes.HasPrefix(c.Key, f.sessions):
 		if !n.changed.Load() {
 			n.changed.Store(true)
 		}
-		if c.Own || c.Delete {
+		if own || c.Delete {
 			return
 		}
 		if key := c.Key[len(f.sessions):]; len(key) > 0 && valueLen(key) == len(key) {
 			token, _ = decodeBytes(key, textType)
 		}
-	case bytes.HasPrefix(c.Key, f.owners) && !c.Own:
+	case bytes.HasPrefix(c.Key, f.owners) && !own:
 		n.changed.Store(true)
 		if c.Delete {
 			_, token, _ = decodeOwnerKey(c.Key)
@@ -158,14 +162,18 @@ func (n *ownerNotes) follows(t tables) bool {
 func (n *ownerNotes) current(t tables, begun, number uint64) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.follows(t) && n.least > begun && n.hidden > number &&
+	return n.follows(t) && number >= n.listed && n.least > begun && n.hidden > number &&
 		n.all.first > begun && (!n.all.deleted || n.all.first > number)
 }
 
-// noted returns sessions that are noted for the snapshot with the given number.
-func (n *ownerNotes) noted(number uint64, most int) (tokens []string) {
+// noted returns sessions of the given tables that are noted for the snapshot with the given
+// number. It reports false if the notes are on other tables.
+func (n *ownerNotes) noted(t tables, number uint64, most int) (tokens []string, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if !n.follows(t) {
+		return nil, false
+	}
 	n.least, n.hidden = math.MaxUint64, math.MaxUint64
 	for token, span := range n.tokens {
 		if span.first <= number && len(tokens) < most {
@@ -177,14 +185,18 @@ func (n *ownerNotes) noted(number uint64, most int) (tokens []string) {
 		}
 	}
 	slices.Sort(tokens) // the engine finds rows that follow each other faster
-	return tokens
+	return tokens, true
 }
 
-// settled removes the notes on sessions that were read in the snapshot with the given
-// number, and listed.
-func (n *ownerNotes) settled(tokens []string, number uint64) {
+// settled removes the notes on sessions of the given tables that were read in the snapshot
+// with the given number. They are listed in the snapshot with the number listed.
+func (n *ownerNotes) settled(t tables, tokens []string, number, listed uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if !n.follows(t) {
+		return
+	}
+	n.listed = max(n.listed, listed)
 	for _, token := range tokens {
 		if span, ok := n.tokens[token]; ok && span.last <= number {
 			delete(n.tokens, token)
@@ -196,12 +208,15 @@ func (n *ownerNotes) settled(tokens []string, number uint64) {
 }
 
 // compared removes the note on all sessions, after they were read in snapshots with at
-// least the given number, and listed.
-func (n *ownerNotes) compared(t tables, number uint64) {
+// least the given number. They are listed in the snapshot with the number listed.
+func (n *ownerNotes) compared(t tables, number, listed uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if !n.follows(t) {
+		return
+	}
+	n.listed = max(n.listed, listed)
 	switch {
-	case !n.follows(t):
 	case n.all.last <= number:
 		n.all = noNote
 	default:

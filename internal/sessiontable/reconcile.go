@@ -16,7 +16,8 @@ import (
 	"go.elara.ws/chaistore/internal/engine"
 )
 
-// reconcile lists the sessions that are noted. It waits for another goroutine that does so
+// reconcile lists the sessions that are noted. If a table is replaced meanwhile, it returns
+// errReplaced. It waits for another goroutine that does so
 // for no longer than a write waits: that may be its own, which called the owner function.
 func (x *ownerIndex) reconcile(ctx context.Context) error {
 	limit := time.NewTimer(engine.HangLimit)
@@ -29,63 +30,65 @@ func (x *ownerIndex) reconcile(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if err := x.observe(ctx); err != nil {
-		return err
-	}
+	var at tables
 	var begun uint64
 	all := false
 	err := x.table.read(ctx, func(s *engine.Snapshot, l *layout) error {
-		begun = s.Number()
-		all = x.follow(l.tables(), begun)
+		at, begun = l.tables(), s.Number()
+		all = x.follow(at, begun)
 		return nil
 	})
 	if all && err == nil {
-		err = x.listAll(ctx)
+		var present *entrySet
+		if present, err = x.entries(ctx, at); err == nil {
+			err = x.listAll(ctx, at, present)
+		}
 	}
 	for more := true; more && err == nil; {
-		more, err = x.listNoted(ctx, begun)
+		more, err = x.listNoted(ctx, at, begun)
 	}
 	return err
 }
 
-// listAll lists all sessions. It gives up when a table is replaced meanwhile.
-func (x *ownerIndex) listAll(ctx context.Context) error {
-	present, err := x.entries(ctx)
-	if err != nil {
-		return err
-	}
-	var followed tables
-	least := uint64(math.MaxUint64)
-	for from := ""; ; {
+// readAt calls f with a snapshot in which the tables are the given ones, or returns
+// errReplaced.
+func (x *ownerIndex) readAt(ctx context.Context, at tables, f func(s *engine.Snapshot, l *layout) error) error {
+	return x.table.read(ctx, func(s *engine.Snapshot, l *layout) error {
+		if l.tables() != at {
+			return errReplaced
+		}
+		return f(s, l)
+	})
+}
+
+// listAll lists all sessions, but for those whose entries are present.
+func (x *ownerIndex) listAll(ctx context.Context, at tables, present *entrySet) error {
+	least := present.number // an entry may be gone since then
+	for from, more := "", true; more; more = from != "" {
 		var rows []Row
-		var next string
-		var current tables
-		err := x.table.read(ctx, func(s *engine.Snapshot, l *layout) (err error) {
-			current, least = l.tables(), min(least, s.Number())
-			rows, next, err = l.page(s, from, reconcilePart)
+		err := x.readAt(ctx, at, func(s *engine.Snapshot, l *layout) (err error) {
+			least = min(least, s.Number())
+			rows, from, err = l.page(s, from, reconcilePart)
 			return err
 		})
-		if from == "" {
-			followed = current
+		if err == nil {
+			err = x.list(ctx, at, rows, present)
 		}
-		if err != nil || current != followed || current != present.tables {
+		if err != nil {
 			return err
-		}
-		if err := x.list(ctx, rows, nil, present); err != nil {
-			return err
-		}
-		if from = next; from == "" {
-			x.compared(followed, least)
-			return nil
 		}
 	}
+	return x.readAt(ctx, at, func(s *engine.Snapshot, _ *layout) error {
+		x.compared(at, least, s.Number())
+		return nil
+	})
 }
 
 // entrySet has hashes of entries. Looking each entry up instead would take ten times as
-// long. Nobody but sweeps removes entries that are in it without a note, and these only wrong ones. With 128
+// long. If one is removed later, its session is noted, or listed in the same turn. With 128
 // bits, two entries have the same hash less often than memory fails.
 type entrySet struct {
-	tables tables
+	number uint64 // of the first snapshot that it is from
 	seeds  [2]maphash.Seed
 	hashes map[[2]uint64]struct{}
 }
@@ -105,13 +108,12 @@ func (e *entrySet) has(owner, token string) bool {
 }
 
 // entries returns all entries.
-func (x *ownerIndex) entries(ctx context.Context) (*entrySet, error) {
-	set := &entrySet{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}, hashes: make(map[[2]uint64]struct{})}
+func (x *ownerIndex) entries(ctx context.Context, at tables) (*entrySet, error) {
+	set := &entrySet{math.MaxUint64, [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}, make(map[[2]uint64]struct{})}
 	for from, more := []byte(nil), true; more; {
 		next := from
-		var current tables
-		err := x.table.read(ctx, func(s *engine.Snapshot, l *layout) error {
-			current, more = l.tables(), false
+		err := x.readAt(ctx, at, func(s *engine.Snapshot, l *layout) error {
+			set.number, more = min(set.number, s.Number()), false
 			n := 0
 			return x.scanEntries(s, l, from, func(key []byte, owner, token string) (bool, error) {
 				if n++; n > sweepScan {
@@ -122,12 +124,8 @@ func (x *ownerIndex) entries(ctx context.Context) (*entrySet, error) {
 				return true, nil
 			})
 		})
-		if from == nil {
-			set.tables = current
-		}
-		if err != nil || current != set.tables {
-			set.tables = tables{} // listAll gives up
-			return set, err
+		if err != nil {
+			return nil, err
 		}
 		from = next
 	}
@@ -135,12 +133,15 @@ func (x *ownerIndex) entries(ctx context.Context) (*entrySet, error) {
 }
 
 // listNoted lists some of the sessions that were noted up to a number.
-func (x *ownerIndex) listNoted(ctx context.Context, number uint64) (more bool, err error) {
+func (x *ownerIndex) listNoted(ctx context.Context, at tables, number uint64) (more bool, err error) {
 	var tokens []string
 	var rows []Row
-	err = x.table.read(ctx, func(s *engine.Snapshot, l *layout) error {
+	err = x.readAt(ctx, at, func(s *engine.Snapshot, l *layout) error {
 		number = min(number, s.Number())
-		tokens, rows = x.noted(number, reconcilePart), nil
+		var ok bool
+		if tokens, ok = x.noted(at, number, reconcilePart); !ok {
+			return errReplaced
+		}
 		size := 0
 		for i, token := range tokens {
 			row, found, err := l.session(s.Get, token)
@@ -157,70 +158,54 @@ func (x *ownerIndex) listNoted(ctx context.Context, number uint64) (more bool, e
 		}
 		return nil
 	})
-	if err == nil {
-		err = x.list(ctx, rows, nil, nil)
+	if len(tokens) == 0 || err != nil {
+		return false, err
 	}
-	if err == nil {
-		x.settled(tokens, number)
+	if err := x.list(ctx, at, rows, nil); err != nil {
+		return false, err
 	}
-	return len(tokens) > 0, err
+	return true, x.readAt(ctx, at, func(s *engine.Snapshot, _ *layout) error {
+		x.settled(at, tokens, number, s.Number())
+		return nil
+	})
 }
 
-// list puts the missing entries of sessions. With a map unread, the sessions were unknown:
-// the entries for that are removed, and what is still unknown is added to the map. Entries
+// list puts the missing entries of sessions in the tables that they were read from. Entries
 // in present are not missing.
-func (x *ownerIndex) list(ctx context.Context, rows []Row, unread map[string]error, present *entrySet) error {
+func (x *ownerIndex) list(ctx context.Context, at tables, rows []Row, present *entrySet) error {
 	owners, errs, err := x.ownersOf(ctx, rows)
 	if err != nil {
 		return err
 	}
-	listed := make([]bool, len(rows))
-	for i, row := range rows {
-		switch owner := owners[i]; {
-		case errs[i] != nil && unread != nil:
-			unread[row.Token] = errs[i]
-			listed[i] = true
-		case errs[i] != nil:
-			owners[i] = ""
-		case len(owner) > MaxKeyLen:
-			x.skip("its owner")
-			listed[i] = true
-		default:
-			listed[i] = owner == "" || present.has(owner, row.Token)
-		}
-	}
-	size := 0
-	err = x.table.read(ctx, func(s *engine.Snapshot, l *layout) error {
-		size = 0
+	var missing []int
+	err = x.readAt(ctx, at, func(s *engine.Snapshot, l *layout) error {
+		missing = nil
 		for i, row := range rows {
-			if !listed[i] {
-				entry, err := s.Get(ownerKey(l.owners.namespace, owners[i], row.Token))
-				if err != nil {
-					return err
-				}
-				listed[i] = entry != nil
+			if errs[i] != nil {
+				owners[i] = ""
+			} else if owners[i] = x.listable(owners[i]); owners[i] == "" || present.has(owners[i], row.Token) {
+				continue
 			}
-			_, unknown := unread[row.Token]
-			if !listed[i] || unread != nil && !unknown {
-				size += 4 * MaxKeyLen
+			entry, err := s.Get(ownerKey(l.owners.namespace, owners[i], row.Token))
+			if err != nil {
+				return err
+			}
+			if entry == nil {
+				missing = append(missing, i)
 			}
 		}
 		return nil
 	})
-	if size == 0 || err != nil {
+	if len(missing) == 0 || err != nil {
 		return err
 	}
-	return x.table.write(ctx, size, func(b *engine.Batch, l *layout) error {
-		for i, row := range rows {
-			if !listed[i] {
-				if err := l.putOwner(b, owners[i], row.Token); err != nil {
-					return err
-				}
-			}
-			if _, unknown := unread[row.Token]; unread == nil || unknown {
-				continue
-			}
-			if err := l.removeOwner(b, "", row, true); err != nil {
+	return x.table.write(ctx, len(missing)*4*MaxKeyLen, func(b *engine.Batch, l *layout) error {
+		if l.tables() != at {
+			return errReplaced
+		}
+		x.claim(b, l)
+		for _, i := range missing {
+			if err := l.putOwner(b, owners[i], rows[i].Token); err != nil {
 				return err
 			}
 		}

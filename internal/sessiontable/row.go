@@ -158,7 +158,7 @@ func (t *Table) Delete(ctx context.Context, tokens ...string) error {
 		t.counts.deletes.Add(uint64(len(tokens)))
 		return nil
 	}
-	return t.deleteListed(ctx, "", tokens)
+	return t.deleteListed(ctx, nil, "", tokens)
 }
 
 // absent reports whether all sessions with the given tokens are known to be missing.
@@ -176,15 +176,21 @@ func (t *Table) absent(tokens []string) bool {
 	return l.isOf(t.db.Catalog())
 }
 
-// deleteListed is Delete for sessions that are listed for an owner, unless it is "".
-func (t *Table) deleteListed(ctx context.Context, owner string, tokens []string) error {
+// deleteListed is Delete for sessions that an answer lists for an owner, if it is not nil.
+func (t *Table) deleteListed(ctx context.Context, a *answer, owner string, tokens []string) error {
 	err := t.write(ctx, len(tokens)*2*MaxKeyLen, func(b *engine.Batch, l *layout) error {
+		if a != nil {
+			if l.tables() != a.at {
+				return errReplaced
+			}
+			t.owners.claim(b, l)
+		}
 		if err := l.delete(b, tokens); err != nil {
 			return err
 		}
 		for _, token := range tokens {
 			t.ended.add(token, t.RememberEnded)
-			if owner == "" {
+			if a == nil {
 				continue
 			}
 			if err := l.owners.delete(b, ownerKey(l.owners.namespace, owner, token)); err != nil {

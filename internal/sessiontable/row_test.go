@@ -422,7 +422,7 @@ func TestFullPageGetsNoMore(t *testing.T) {
 		rows, next, err := table.Page(t.Context(), from)
 		return len(rows), next, err
 	})
-	a, err := table.owners.await(t.Context())
+	a, err := table.owners.begin("o")
 	if err != nil {
 		t.Fatal(err)
 	}

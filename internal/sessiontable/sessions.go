@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"iter"
 	"time"
+
+	"go.elara.ws/chaistore/internal/engine"
 )
 
 // Sessions returns a sequence of all sessions that have not expired at the given time, in
@@ -21,7 +23,7 @@ func (t *Table) Sessions(ctx context.Context, now time.Time) iter.Seq2[Row, erro
 // known, but it has those that are.
 func (t *Table) SessionsOf(ctx context.Context, owner string, now time.Time) iter.Seq2[Row, error] {
 	return func(yield func(Row, error) bool) {
-		a, err := t.owners.begin(ctx, owner)
+		a, err := t.owners.begin(owner)
 		if err != nil {
 			yield(Row{}, err)
 			return
@@ -50,20 +52,27 @@ func (t *Table) SessionsOf(ctx context.Context, owner string, now time.Time) ite
 // can't be read. It returns the number of those that have not expired at the given time,
 // even on error.
 func (t *Table) DeleteOf(ctx context.Context, owner string, now time.Time) (int, error) {
-	a, err := t.owners.begin(ctx, owner)
-	if err != nil {
-		return 0, err
-	}
 	d := deletion{table: t, owner: owner, now: now}
-	n, err := d.run(ctx, t.owners.listed(ctx, a, owner), func(row Row) bool {
-		actual, unread := t.OwnerOf(row.Data)
-		if unread != nil || actual == owner {
-			delete(a.unread, row.Token)
-			return true
+	for begun := time.Now(); ; {
+		a, err := t.owners.begin(owner)
+		if err != nil {
+			return 0, err
 		}
-		return false
-	})
-	return n, errors.Join(err, a.err())
+		d.answer, d.tokens, d.active = a, nil, 0
+		n, err := d.run(ctx, t.owners.listed(ctx, a, owner), func(row Row) bool {
+			actual, unread := t.OwnerOf(row.Data)
+			if unread == nil && actual != owner {
+				return false
+			}
+			if _, ok := a.unread[row.Token]; ok || unread != nil {
+				a.unread[row.Token] = nil
+			}
+			return true
+		})
+		if err = errors.Join(err, a.err()); !errors.Is(err, errReplaced) || time.Since(begun) > engine.HangLimit {
+			return n, err
+		}
+	}
 }
 
 // DeleteFunc deletes the sessions that have not expired at the given time and for which del
@@ -79,9 +88,10 @@ const deleteBatch = 100
 
 // A deletion deletes sessions many at a time.
 type deletion struct {
-	table *Table
-	owner string // for which they are listed, or ""
-	now   time.Time
+	table  *Table
+	owner  string  // for which they are listed, or ""
+	answer *answer // that lists them
+	now    time.Time
 
 	tokens  []string // to be deleted
 	active  int      // how many of them are to be counted
@@ -116,7 +126,7 @@ func (d *deletion) flushed(ctx context.Context, reason error) (int, error) {
 	if len(d.tokens) == 0 {
 		return d.deleted, reason
 	}
-	if err := d.table.deleteListed(ctx, d.owner, d.tokens); err != nil {
+	if err := d.table.deleteListed(ctx, d.answer, d.owner, d.tokens); err != nil {
 		return d.deleted, errors.Join(reason, fmt.Errorf("delete sessions: %w", err))
 	}
 	d.deleted += d.active

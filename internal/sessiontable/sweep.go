@@ -4,6 +4,7 @@ package sessiontable
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"go.elara.ws/chaistore/internal/engine"
@@ -36,6 +37,7 @@ func (s Sweep) Active() int { return s.Scanned - s.Deleted }
 // session that is committed meanwhile with an expiry after now stays.
 func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, err error) {
 	changed := t.owners.beginSweep()
+	err = errUnfinished
 	defer func() {
 		if changed && err != nil {
 			t.owners.changed.Store(true) // the next sweep forgets it
@@ -46,22 +48,31 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 			t.counts.active.Store(int64(sweep.Active()))
 		}
 	}()
+	err = t.sweep(ctx, now, changed, &sweep)
+	return sweep, err
+}
+
+// errUnfinished is why a sweep has failed whose owner function panics, or ends its goroutine.
+var errUnfinished = errors.New("Config.Owner has not returned")
+
+// sweep is DeleteExpired, after beginSweep has returned changed.
+func (t *Table) sweep(ctx context.Context, now time.Time, changed bool, sweep *Sweep) error {
 	c, err := t.collect()
 	if err != nil {
-		return sweep, err
+		return err
 	}
 	defer c.Close()
 	left := int64(0)
 	var kept []uint64 // see [ownerIndex.sweep]
 	for from, more := "", true; more; {
-		var page expiredPage
-		if page, err = t.scanExpired(ctx, from, now, c); err != nil {
-			return sweep, err
+		page, err := t.scanExpired(ctx, from, now, c)
+		if err != nil {
+			return err
 		}
 		sweep.Scanned += page.scanned
 		deleted, err := t.deleteIfExpired(ctx, page.tokens, now)
 		if err != nil {
-			return sweep, err
+			return err
 		}
 		sweep.Deleted += deleted
 		from, more = page.next, page.next != ""
@@ -74,24 +85,24 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 	c.Done()
 	if !t.foundGarbage.Load() {
 		if err := t.findGarbage(left); err != nil {
-			return sweep, err
+			return err
 		}
 	}
 	if err := t.repairIndexes(ctx); err != nil {
-		return sweep, err
+		return err
 	}
 	if err := t.owners.sweep(ctx, changed, kept); err != nil {
-		return sweep, err
+		return err
 	}
 	if t.garbage.Load() < max(compactAfter, left/4) {
-		return sweep, nil
+		return nil
 	}
 	garbage := t.garbage.Swap(0)
 	done, err := t.compact(ctx)
 	if !done {
 		t.garbage.Add(garbage) // the next sweep tries again
 	}
-	return sweep, err
+	return err
 }
 
 // findGarbage estimates what was deleted before t was made and still takes space: what

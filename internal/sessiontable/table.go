@@ -3,7 +3,7 @@
 // deletes expired rows.
 //
 // The table is in this file, single sessions in row.go, their encoding in encoding.go, the
-// indexes in index.go, the owners in owner.go, ownernotes.go, ownerchange.go and
+// indexes in index.go, the owners in owner.go, answer.go, ownernotes.go, ownerchange.go and
 // reconcile.go, going through sessions in sessions.go, ended sessions in ended.go, contexts
 // that end with them in contexts.go, and the sweep in sweep.go and forget.go. The package
 // knows nothing of SCS. It compares expiries with a time that the caller passes; only

@@ -125,7 +125,7 @@ func (t *Table) repairIndexes(ctx context.Context) error {
 		return err
 	}
 	for _, ix := range l.sessions.indexes {
-		if _, ok := t.right.Load(ix.namespace); ok {
+		if _, ok := t.repaired.Load(ix.namespace); ok {
 			continue
 		}
 		if err := t.addEntries(ctx, &ix); err != nil {
@@ -134,7 +134,7 @@ func (t *Table) repairIndexes(ctx context.Context) error {
 		if err := t.removeEntries(ctx, &ix); err != nil {
 			return err
 		}
-		t.right.Store(ix.namespace, true)
+		t.repaired.Store(ix.namespace, true)
 	}
 	return nil
 }

@@ -53,7 +53,7 @@ func (x *ownerIndex) compareOwners(ctx context.Context) error {
 		x.noteEverything() // before another goroutine sees that they were compared
 	}
 	if x.sampled.CompareAndSwap(false, true) && others > 0 {
-		x.table.Logger().WarnContext(ctx, "chaistore: Config.Owner is not the one that has listed the sessions: listing all of them again", "table", x.table.Name)
+		x.table.Logger().WarnContext(ctx, "chaistore: Config.Owner is not the one that has listed the sessions: listing all of them again", "table", x.table.options.Name)
 	}
 	return nil
 }

@@ -189,7 +189,7 @@ func (t *Table) deleteListed(ctx context.Context, a *answer, owner string, token
 			return err
 		}
 		for _, token := range tokens {
-			t.ended.add(token, t.RememberEnded)
+			t.ended.add(token, t.options.RememberEnded)
 			if a == nil {
 				continue
 			}

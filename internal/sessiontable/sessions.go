@@ -30,7 +30,7 @@ func (t *Table) SessionsOf(ctx context.Context, owner string, now time.Time) ite
 		}
 		for row, err := range active(t.owners.listed(ctx, a, owner), now) {
 			if err == nil {
-				actual, unread := t.OwnerOf(row.Data)
+				actual, unread := t.options.OwnerOf(row.Data)
 				if unread != nil {
 					a.unread[row.Token] = unread
 				}
@@ -60,7 +60,7 @@ func (t *Table) DeleteOf(ctx context.Context, owner string, now time.Time) (int,
 		}
 		d.answer, d.tokens, d.active = a, nil, 0
 		n, err := d.run(ctx, t.owners.listed(ctx, a, owner), func(row Row) bool {
-			actual, unread := t.OwnerOf(row.Data)
+			actual, unread := t.options.OwnerOf(row.Data)
 			if unread == nil && actual != owner {
 				return false
 			}

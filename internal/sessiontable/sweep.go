@@ -181,7 +181,7 @@ func (t *Table) scanExpired(ctx context.Context, from string, now time.Time, c *
 			if row.Expiry.After(now) {
 				c.Add(key)
 				page.left += int64(len(encoded))
-				if t.OwnerOf != nil {
+				if t.options.OwnerOf != nil {
 					page.kept = append(page.kept, t.owners.hash(row.Token))
 				}
 				return true, nil
@@ -243,7 +243,7 @@ func (t *Table) collect() (*collection, error) {
 	const session = 300 // bytes, more or less; the next filter is made for as many as there are
 	keys := rangeOf(l.sessions.namespace)
 	size, _ := t.db.SizeOfFiles(keys[0], keys[1])
-	return &collection{t.db.Collect(t.Name, keys[0], size/session), l.sessions.namespace}, nil
+	return &collection{t.db.Collect(t.options.Name, keys[0], size/session), l.sessions.namespace}, nil
 }
 
 // in is called for each snapshot in which sessions are read. If the table was replaced, they

@@ -55,11 +55,11 @@ type Options struct {
 // A Table is a table of sessions. Its methods are safe for concurrent use, even
 // before the table exists.
 type Table struct {
-	Options
+	options  Options
 	handle   *chai.DB
 	db       *engine.DB
-	known    atomic.Pointer[layout] // from the latest catalog seen
-	right    sync.Map               // namespaces of the indexes that are known to be right
+	latest   atomic.Pointer[layout] // from the latest catalog seen
+	repaired sync.Map               // namespaces of indexes
 	ended    *ended                 // nil if nothing is remembered
 	contexts *contexts
 	garbage  atomic.Int64 // about how many bytes of deleted sessions are in files
@@ -72,22 +72,22 @@ type Table struct {
 
 // New returns a table of db.
 func New(db *chai.DB, options Options) *Table {
-	t := &Table{Options: options, handle: db, db: engine.Open(db, options.Logger)}
+	t := &Table{options: options, handle: db, db: engine.Open(db, options.Logger)}
 	t.db.UseMemory(options.Memory)
 	if options.RememberEnded > 0 {
-		t.ended = engine.Shared(t.db, t.Name, func() *ended { return newEnded(t.Name) })
-		t.ended.remember(t.RememberEnded)
+		t.ended = engine.Shared(t.db, options.Name, func() *ended { return newEnded(options.Name) })
+		t.ended.remember(options.RememberEnded)
 		t.ended.once.Do(func() {
 			t.db.Follow(t.ended.told)
-			if info, err := db.DB.Catalog().GetTableInfo(t.Name); err == nil {
+			if info, err := db.DB.Catalog().GetTableInfo(options.Name); err == nil {
 				t.ended.follow(int64(info.StoreNamespace))
 			}
 		})
 	}
-	t.contexts = engine.Shared(t.db, t.Name, func() *contexts { return newContexts(t.Name) })
+	t.contexts = engine.Shared(t.db, options.Name, func() *contexts { return newContexts(options.Name) })
 	t.contexts.once.Do(func() { t.db.Follow(t.contexts.told) })
-	if t.OwnerOf != nil {
-		t.owners = ownerIndex{ownerNotes: engine.Shared(t.db, t.Name, newOwnerNotes), table: t, ownerOf: t.OwnerOf, seed: maphash.MakeSeed()}
+	if options.OwnerOf != nil {
+		t.owners = ownerIndex{ownerNotes: engine.Shared(t.db, options.Name, newOwnerNotes), table: t, ownerOf: options.OwnerOf, seed: maphash.MakeSeed()}
 		t.owners.once.Do(func() { t.db.Follow(t.owners.told) })
 	}
 	return t
@@ -128,11 +128,11 @@ func CheckName(db *chai.DB, name string) error {
 // Create creates the table if it does not exist. It waits for the application's
 // transactions no longer than a write does.
 func (t *Table) Create(ctx context.Context) error {
-	if t.exists(t.Name) {
+	if t.exists(t.options.Name) {
 		return nil
 	}
 	return t.db.Update(ctx, func(tx *chai.Tx) error {
-		return tx.Exec("CREATE TABLE IF NOT EXISTS " + t.Name + " (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)")
+		return tx.Exec("CREATE TABLE IF NOT EXISTS " + t.options.Name + " (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)")
 	})
 }
 
@@ -165,7 +165,7 @@ func (t *Table) exists(name string) bool {
 	return err == nil
 }
 
-func (t *Table) ownersName() string { return t.Name + "_owners" }
+func (t *Table) ownersName() string { return t.options.Name + "_owners" }
 
 // hasFormerOwners reports whether the table of owners is surely one that an earlier version
 // has made, with the primary key token and one index.
@@ -223,7 +223,7 @@ func (t *Table) Stats() Stats {
 
 		HangsSince:    t.db.HangsSince(),
 		BackgroundErr: t.db.BackgroundError(),
-		FilterBytes:   t.db.FilterSize(t.Name),
+		FilterBytes:   t.db.FilterSize(t.options.Name),
 	}
 	if last := t.counts.lastSweep.Load(); last != nil {
 		stats.LastSweep, stats.LastSweepErr = last.at, last.err
@@ -258,6 +258,9 @@ type column struct {
 // bytes or more, so data can't be indexed.
 var sessionColumns = []column{{"token", "text", true}, {"data", "blob", false}, {"expiry", "timestamp", true}}
 
+// Logger returns the logger of the table.
+func (t *Table) Logger() *slog.Logger { return t.options.Logger() }
+
 // CheckDatabase returns an error unless the database can be read.
 func (t *Table) CheckDatabase() error { return t.db.Usable() }
 
@@ -277,12 +280,12 @@ func (t *Table) Check() error {
 
 func (t *Table) layout() (*layout, error) {
 	catalog := t.handle.DB.Catalog()
-	l := t.known.Load()
+	l := t.latest.Load()
 	if l == nil || l.catalog != any(catalog) {
 		l = &layout{catalog: catalog}
 		l.sessions, l.err = t.sessionsRelation()
 		l.sessions.cached = true
-		if t.OwnerOf != nil && l.err == nil {
+		if t.options.OwnerOf != nil && l.err == nil {
 			owners, err := t.relation(t.ownersName(), ownerColumns, "owner", "token")
 			if err != nil && t.exists(t.ownersName()) && !errors.Is(err, errShared) {
 				err = fmt.Errorf("%w: drop it, so that it is made anew", err)
@@ -292,7 +295,7 @@ func (t *Table) layout() (*layout, error) {
 			l.owners, l.err = &owners, err
 		}
 		if any(t.handle.DB.Catalog()) == l.catalog { // then all of l is from one catalog
-			t.known.Store(l)
+			t.latest.Store(l)
 		}
 	}
 	return l, l.err
@@ -300,8 +303,8 @@ func (t *Table) layout() (*layout, error) {
 
 // sessionsRelation looks the table of sessions up.
 func (t *Table) sessionsRelation() (relation, error) {
-	r, err := t.relation(t.Name, sessionColumns, "token")
-	if err != nil && !t.exists(t.Name) {
+	r, err := t.relation(t.options.Name, sessionColumns, "token")
+	if err != nil && !t.exists(t.options.Name) {
 		err = fmt.Errorf("%w: create it, for example with Config.CreateTable", err)
 	} else if err != nil {
 		err = fmt.Errorf("%w: set Config.TableName to another name, or change the table", err)

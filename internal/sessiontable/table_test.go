@@ -132,7 +132,7 @@ func TestStats(t *testing.T) {
 			}
 		}
 		// Another Table of the database finds the copies from its second look on.
-		other := New(db, table.Options)
+		other := New(db, table.options)
 		for i := range uint64(3) {
 			if _, found, err := find(t, other, "0"); !found || err != nil || other.Stats().CacheHits != i {
 				t.Errorf("Find = %v, %v, with %d of %d found in the cache", found, err, other.Stats().CacheHits, i+1)

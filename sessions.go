@@ -75,8 +75,10 @@ func (s *ChaiStore) converted(rows func() iter.Seq2[sessiontable.Row, error]) it
 // Owner, has put since the last call. After more, and the first time in a process, it reads
 // all sessions, unless a sweep of a store with an Owner has done so. That takes 1 to 3
 // seconds for 200,000 sessions in gob. Meanwhile, other such calls wait, for up to 10
-// seconds. If Owner is not the function that has listed the sessions, the store logs that,
-// and reads all sessions again.
+// seconds. SessionsOf ends with an error if others go on to change the second table for 10
+// seconds, or if a table is replaced while it goes through many sessions. If Owner is not
+// the function that has listed the sessions, the store logs that, and reads all sessions
+// again.
 //
 // SessionsOf may write, so it must not be called in a function passed to [Update].
 //

@@ -192,8 +192,8 @@ type Config struct {
 // ends while it waits for other writes, or for the application. A write that has begun is
 // finished. Deletions go on when their context ends: see [ChaiStore.DeleteCtx].
 //
-// Writes wait until none has ended for 10 seconds: see [ErrBusy]. Find, All and Sessions
-// don't wait for writes.
+// If no write has ended for 10 seconds, those that wait return [ErrBusy]. Find, All and
+// Sessions don't wait for writes.
 //
 // The first failure of the disk makes the database read-only: see [ErrReadOnly]. Restart
 // the program. Or close the database, open it again, and make a new store on it. Close
@@ -211,8 +211,8 @@ type ChaiStore struct {
 // expired sessions every 5 minutes, until [ChaiStore.StopCleanup].
 //
 // New does not look at the table, so it may be created afterwards. Until then, calls of
-// the store return an error that says so. New panics if db is nil; [NewWithConfig] returns
-// an error instead.
+// the store return an error that says that it does not exist. New panics if db is nil;
+// [NewWithConfig] returns an error instead.
 func New(db *chai.DB) *ChaiStore {
 	return NewWithCleanupInterval(db, defaultCleanupInterval)
 }
@@ -342,16 +342,16 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 //
 // Update waits for other calls of Update, for the [WriteLock], and for the stores on db.
 // If ctx ends meanwhile, Update returns its error. After 10 seconds, it returns [ErrBusy].
-// Neither has called f. Once f is called, ctx has no effect.
+// In both cases, f was not called. Once it is called, ctx has no effect.
 //
 //	err := chaistore.Update(ctx, db, func(tx *chai.Tx) error {
 //		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
 //	})
 //
 // While f runs, nobody else can write. So f must not call Update, nor write through a
-// store, nor call its SessionsOf: that call would wait for f, and return an error after 10
-// seconds. f must not commit or roll back tx, and nobody may use tx after f: writing to it
-// panics.
+// store: that call would wait for f, and return an error after 10 seconds. So may
+// [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf], which list sessions. f must not commit
+// or roll back tx, and nobody may use tx after f: writing to it panics.
 //
 // A transaction that is rolled back leaves what was there. Chai alone loses index entries
 // of rows that were updated or deleted. When the disk fails while f runs, Chai panics in f.
@@ -501,9 +501,9 @@ func (s *ChaiStore) Delete(token string) error {
 // cancels the context of the request, is signed out. So it may wait as long as every
 // write, whatever the deadline of ctx.
 //
-// SCS's RenewToken deletes a session. SCS commits it under a new token later, with the
-// context of the request. If the visitor goes away meanwhile, the session is lost, unless
-// the request is served with [context.WithoutCancel].
+// SCS's RenewToken deletes a session, and SCS commits it under a new token later, with the
+// context of the request. If the visitor goes away in between, the session is lost. Serve
+// such requests with [context.WithoutCancel].
 func (s *ChaiStore) DeleteCtx(ctx context.Context, token string) error {
 	ctx = context.WithoutCancel(ctx)
 	if err := s.usable(); err != nil {

@@ -25,10 +25,10 @@ import (
 //   - has expired. A commit that moves the expiry moves the end of the context;
 //   - was in a table that was dropped, or replaced by one without it.
 //
-// If there is no such session, the context is done at once. So it is for a request that has
-// loaded its session before that was deleted. A session that was deleted has ended even if a
-// request that is still being served puts it again; from then on, it gets new contexts.
-// RenewToken ends the contexts of the old token, and clients should connect again.
+// If there is no such session, the context is done at once. The session may have been
+// deleted after the request has loaded it. A session that was deleted has ended, even if a
+// request that is still being served commits it again: then it gets new contexts. RenewToken
+// ends the contexts of the old token, and clients should connect again.
 //
 // When the database is closed, or the session can't be read, the cause is another error. When
 // the database is read-only, the context ends when the session expires.

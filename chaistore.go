@@ -19,11 +19,18 @@
 //
 // # Sharing the database
 //
-// The application may keep its own tables in the same database. The store reads and
-// writes beneath Chai's transactions: its reads never wait for a transaction, and its
-// writes wait for a writing transaction without deadlocking it. A single goroutine
-// that writes with Chai needs no locking. Several deadlock each other in Chai, unless
-// each uses [Update] or holds the [WriteLock].
+// The application may keep its own tables in the same database. The store does not use
+// Chai's transactions. Its reads never wait for one. Its writes wait for one that writes,
+// and can't be caught in a deadlock.
+//
+// Goroutines that write with Chai deadlock each other, unless each uses [Update] or holds
+// the [WriteLock]. Each HTTP handler runs in a goroutine, so use Update there. A program in
+// which only one goroutine writes with Chai needs neither.
+//
+// # Shutting down
+//
+// Stop the server and all else that writes, call [ChaiStore.StopCleanup], and then close
+// the database.
 package chaistore
 
 import (
@@ -58,37 +65,40 @@ const (
 // ErrClosed is returned by every call on a closed database.
 var ErrClosed = engine.ErrClosed
 
-// ErrBusy is returned by writes that have waited for 10 seconds, and then by every
-// write, at once, until the one that has the turn ends. The usual reason is goroutines
-// of the application, such as two handlers, that have deadlocked each other in Chai:
-// such a deadlock ends with the process. Write with [Update] in handlers. Other reasons
-// are a transaction or the [WriteLock] that is left open, a call of the store in a
-// function passed to Update, and a disk that is full or does not answer. The write may
-// or may not still happen.
+// ErrBusy is returned by writes when none has ended for 10 seconds, and then by every
+// write, at once, until the one that has the turn ends. The write may or may not still
+// happen.
+//
+// The usual reason: goroutines of the application, such as two HTTP handlers, have
+// deadlocked each other in Chai. Only the end of the process ends that. To avoid it, write
+// with [Update] in handlers. Other reasons: a transaction or the [WriteLock] was left open,
+// a function passed to Update has written through a store, or the disk is full or does not
+// answer.
 var ErrBusy = engine.ErrHangs
 
 // ErrReadOnly is returned by writes after the first failure of the disk, until the
-// database is opened again. It wraps the reason, such as [syscall.ENOSPC]. Sessions that
-// were acknowledged are still found. Free space on the disk, or check it, and restart
-// the program.
+// database is opened again. It wraps the reason, such as [syscall.ENOSPC]. Finds go on, and
+// return what was acknowledged. Free space on the disk, or check it, and restart the
+// program.
 var ErrReadOnly = engine.ErrReadOnly
 
 // ErrTokenTooLong is returned when committing a session whose token is longer than
-// 100 bytes. SCS makes tokens of 43 bytes. Chai confuses rows whose keys are longer
+// 100 bytes. SCS makes tokens of 43 bytes. Chai alone confuses rows whose keys are longer
 // than 127 bytes.
 var ErrTokenTooLong = fmt.Errorf("token is longer than %d bytes: use SCS's tokens, which have 43", sessiontable.MaxKeyLen)
 
 // ErrDataTooLarge is returned when committing a session with more than 16 MiB of
 // data. Committing that much takes about half a second, during which nobody else can
-// commit. Commits on a database that wait hold copies of up to 32 MiB together;
-// further ones wait until there is room.
+// commit. The commits that wait hold copies of up to 32 MiB together. Further ones wait
+// for room.
 var ErrDataTooLarge = fmt.Errorf("data is larger than %d MiB: keep large values elsewhere, and their names in the session", maxDataLen>>20)
 
 const maxDataLen = 16 << 20
 
 // ErrEnded is returned when committing a session that the store remembers as deleted:
 // see [Config.RememberEnded]. Have the ErrorFunc of the session manager send the visitor to
-// the sign-in page, and use [LoadAndSave], as in the example.
+// the sign-in page, and use [LoadAndSave], as in the example. ErrEnded is also the cause
+// with which the contexts from [ChaiStore.SessionContext] end.
 var ErrEnded = sessiontable.ErrEnded
 
 // ErrOwnerTooLong is returned when committing a session whose owner, according to
@@ -102,46 +112,54 @@ type Config struct {
 	// keyword. Default: "sessions".
 	TableName string
 
-	// CleanupInterval is the time between two sweeps for expired sessions. The first one
-	// comes after a hundredth of it, or up to twice that. If it is negative, nothing is
-	// swept. Less than a millisecond is refused. Default: 5 minutes.
+	// CleanupInterval is the time between two sweeps for expired sessions. The first sweep
+	// comes after one to two hundredths of it. If it is negative, only
+	// [ChaiStore.DeleteExpired] sweeps. Less than a millisecond is refused. Default: 5
+	// minutes.
 	CleanupInterval time.Duration
 
 	// CreateTable makes NewWithConfig create the table if it does not exist.
 	// Default: false.
 	CreateTable bool
 
-	// Memory is the number of bytes that the database may take for speed: a quarter for
-	// copies of sessions that were recently found or committed, and for the filters by which
-	// it knows what does not exist, three eighths for blocks of its files, and three eighths
-	// for what is not in files yet.
-	// It is taken as it is needed, so a database that is hardly used takes next to
-	// nothing. Closing the database gives it back, the copies once its stores are not
-	// referred to any more. With cgo, only the copies are on Go's heap, and the process
-	// may take twice as much, because C's allocator keeps what is freed.
+	// Memory is the number of bytes that the database may take for speed:
 	//
-	// All stores on a database share this memory, which is the most that any of them
-	// asks for. A negative number asks for none beyond the 12 MB that Chai takes by itself,
-	// and less than a megabyte is refused. Default: 64 MiB, which has room for copies of
-	// 27,000 sessions of 300 bytes. With many or large sessions, more memory makes finds and
-	// commits faster.
+	//   - a quarter for copies of sessions that were recently found or committed, and for a
+	//     filter of all tokens, by which a store knows what does not exist;
+	//   - three eighths for blocks of its files;
+	//   - three eighths for what is not in files yet.
+	//
+	// The filter takes a few bytes for each session. A small or new table has one at once, a
+	// large one after the first sweep.
+	//
+	// Memory is taken when it is needed: a database that is hardly used takes next to
+	// nothing. Closing the database gives it back; the copies and the filter go with the
+	// stores. With cgo, only these two are on Go's heap. The rest may take twice as much,
+	// because C's allocator keeps what is freed.
+	//
+	// All stores on a database share the memory, which is the most that any of them asks
+	// for. A negative number asks for none beyond the 12 MB that Chai takes by itself. Less
+	// than a megabyte is refused. Default: 64 MiB, which has room for copies of 27,000
+	// sessions of 300 bytes. With many or large sessions, more memory makes finds and commits
+	// faster.
 	Memory int64
 
 	// RememberEnded is how long the store remembers a session deleted by Delete,
 	// DeleteFunc, DeleteOf or SQL, and refuses to commit it again, with [ErrEnded].
-	// Without it, a request that loaded the session before it was deleted, and
-	// commits it afterwards, brings it back. Choose a time longer than any request
-	// takes, such as 10 minutes. The stores on a table that remember ended sessions
-	// share them, about 60 bytes each, until the process ends.
+	// Without it, a request that has loaded the session before its deletion, and commits it
+	// afterwards, brings it back. Choose a time longer than any request takes, such as 10
+	// minutes. A negative time, and less than a millisecond, are refused. Default: 0, nothing
+	// is remembered.
 	//
-	// What SQL deletes counts when its transaction commits, unless that puts the session
-	// again, or drops or replaces the table. What a sweep deletes is not remembered.
+	// The stores on a table that remember ended sessions share them until the process ends.
+	// Each takes about 60 bytes. A deletion by SQL counts when its transaction commits,
+	// unless that puts the session again, or drops or replaces the table. What a sweep
+	// deletes is not remembered.
 	//
-	// A request that renews its token (RenewToken) while its session is being ended
-	// goes on under the new token: to end a user's sessions for good, also refuse the
-	// user. RenewToken deletes the session with the old token, so other requests
-	// still served with it get ErrEnded. A negative time, and less than a millisecond, are
-	// refused. Default: 0, nothing is remembered.
+	// SCS's RenewToken deletes the session with the old token. So other requests that are
+	// still served with it get ErrEnded. A request that renews its token while its session
+	// is being ended goes on under the new token: to end a user's sessions for good, also
+	// refuse the user.
 	RememberEnded time.Duration
 
 	// Owner returns the owner of the session with the given data, such as a user ID, or ""
@@ -154,11 +172,15 @@ type Config struct {
 	// Owner must have the same. Default: nil, no owners.
 	Owner func(data []byte) (owner string, err error)
 
-	// Logger gets an error for each failed sweep, whenever writing hangs, and, at most
-	// once a minute, while the database can't write its files in the background, a warning
-	// when Owner is not the one that has listed the sessions, and a line for each sweep at
-	// debug level. It never gets tokens or data. It must not call
-	// StopCleanup, which waits for it. Default: slog.Default(), looked up for each line.
+	// Logger gets
+	//
+	//   - an error when a sweep fails, when writing hangs, and, at most once a minute, while
+	//     the database can't write its files in the background;
+	//   - a warning when Owner is not the one that has listed the sessions;
+	//   - a line for each sweep, at debug level.
+	//
+	// It never gets tokens or data. It must not call StopCleanup, which waits for it.
+	// Default: slog.Default(), looked up for each line.
 	Logger *slog.Logger
 }
 
@@ -166,39 +188,38 @@ type Config struct {
 // concurrent use.
 //
 // Find, Commit, Delete and All have variants that take a context. A call whose context
-// is done returns the context's error and writes nothing. A write whose context ends
-// while it waits, for other writes or for the application, does the same. Once a
-// write has begun, it is finished. Deletions go on without their caller: see
-// [ChaiStore.DeleteCtx].
+// is done returns the context's error and writes nothing. So does a write whose context
+// ends while it waits for other writes, or for the application. A write that has begun is
+// finished. Deletions go on when their context ends: see [ChaiStore.DeleteCtx].
 //
-// No write waits longer than 10 seconds: see [ErrBusy]. Find, All and Sessions don't wait
-// for writes.
+// If no write has ended for 10 seconds, those that wait return [ErrBusy]. Find, All and
+// Sessions don't wait for writes.
 //
 // The first failure of the disk makes the database read-only: see [ErrReadOnly]. Restart
-// the program, or close the database, open it again, and make a new store on it: Close
+// the program. Or close the database, open it again, and make a new store on it. Close
 // waits for transactions that the application has begun and not ended. Calls on a closed
 // database return [ErrClosed].
 //
-// A copy of a store, and a struct that has one, works as the store does. Calls of the zero
+// A copy of a store, even in another struct, works like the store. Calls of the zero
 // ChaiStore return errors.
 type ChaiStore struct {
 	table   *sessiontable.Table
 	cleanup *cleanup // nil if nothing is swept
 }
 
-// New returns a store that keeps sessions in the table "sessions" of db, and deletes
-// expired ones every 5 minutes until [ChaiStore.StopCleanup].
+// New returns a store that keeps sessions in the table "sessions" of db. It deletes
+// expired sessions every 5 minutes, until [ChaiStore.StopCleanup].
 //
-// New does not look at the table, so it may be created afterwards. Until
-// then, calls of the store return an error that says that it does not exist. New
-// panics if db is nil; [NewWithConfig] returns an error instead.
+// New does not look at the table, so it may be created afterwards. Until then, calls of
+// the store return an error that says that it does not exist. New panics if db is nil;
+// [NewWithConfig] returns an error instead.
 func New(db *chai.DB) *ChaiStore {
 	return NewWithCleanupInterval(db, defaultCleanupInterval)
 }
 
 // NewWithCleanupInterval is like [New], with another time between two sweeps. If it
-// is 0 or less, only [ChaiStore.DeleteExpired] sweeps. If it is less than a millisecond,
-// NewWithCleanupInterval panics.
+// is 0 or negative, only [ChaiStore.DeleteExpired] sweeps. If it is positive, but less
+// than a millisecond, NewWithCleanupInterval panics.
 func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiStore {
 	err := Config{CleanupInterval: cleanupInterval}.check()
 	if isNil(db) {
@@ -212,17 +233,20 @@ func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiSto
 	return s
 }
 
-// NewWithConfig returns a store configured by cfg. It returns an error if db is nil
-// or closed, if a value of cfg makes no sense, or if the table does not exist or is
-// not a table of sessions: its columns must be token TEXT, data BLOB and expiry
-// TIMESTAMP, in this order, token must be the primary key, and there must be no other
-// constraints. Non-unique indexes on token and expiry are allowed. The table must not
-// share its rows with another table or index, as happens when Chai alone has made both,
-// one before and one after a kill: the error says how to copy it. The context of a handle
-// from [chai.DB.WithContext] has no effect on the store.
+// NewWithConfig returns a store configured by cfg. It returns an error if
 //
-// Creating a table is a transaction of Chai, as in [Update]: if other goroutines
-// write with Chai, create the store before they start.
+//   - db is nil or closed;
+//   - a value of cfg makes no sense;
+//   - the table does not exist, or is not a table of sessions. Its columns must be token
+//     TEXT, data BLOB and expiry TIMESTAMP, in this order. The primary key must be token.
+//     NOT NULL and indexes on token and expiry that are not unique are allowed, and nothing
+//     else is;
+//   - the table shares its rows with another table or index. That happens when Chai alone
+//     makes one before and the other after a kill. The error says how to copy the table.
+//
+// Creating a table is a transaction of Chai, as in [Update]: if other goroutines write
+// with Chai, make the store before they start. The context of a handle from
+// [chai.DB.WithContext] has no effect on the store.
 func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	if isNil(db) {
 		return nil, errNilDatabase
@@ -313,29 +337,26 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 // the transaction. If f returns an error, Update rolls the transaction back and returns
 // the same error. If f panics, Update rolls back and panics on.
 //
-// It is not Chai's db.Update: when several goroutines call that, or db.Exec, they can
+// It is not Chai's db.Update. Goroutines that call that, or db.Exec, at the same time
 // deadlock each other, and never return.
 //
 // Update waits for other calls of Update, for the [WriteLock], and for the stores on db.
-// If ctx ends before the transaction has begun, Update returns its error and does not
-// call f, and so it does after 10 seconds, with [ErrBusy]. Once f has been called, ctx has
-// no effect.
+// If ctx ends meanwhile, Update returns its error. After 10 seconds, it returns [ErrBusy].
+// In both cases, f was not called. Once it is called, ctx has no effect.
 //
 //	err := chaistore.Update(ctx, db, func(tx *chai.Tx) error {
 //		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
 //	})
 //
 // While f runs, nobody else can write. So f must not call Update, nor write through a
-// store: the call would wait for f, and return an error after 10 seconds. So may
-// [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf], which list sessions. f must not
-// commit or roll back tx, and nobody may use tx after f: writing to it panics.
+// store: that call would wait for f, and return an error after 10 seconds. So may
+// [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf], which list sessions. f must not commit
+// or roll back tx, and nobody may use tx after f: writing to it panics.
 //
-// When Chai rolls a transaction back, it does not restore the index entries of rows that
-// were updated or deleted: SQL that uses the index misses these rows, and changing them
-// fails, until REINDEX in a transaction. Stores are not affected.
-//
-// When the disk fails while f runs, Chai panics in f. Update rolls back what it can, and
-// panics on. Stores go on reading what was committed before.
+// A transaction that is rolled back leaves what was there. Chai alone loses index entries
+// of rows that were updated or deleted. When the disk fails while f runs, Chai panics in f.
+// Update rolls back what it can, and panics on. Stores go on reading what was committed
+// before.
 func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 	switch {
 	case isNil(db):
@@ -356,15 +377,17 @@ func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 
 // WriteLock returns the lock that [Update] holds, for work that does not fit into a
 // function: transactions that begin and end in different places, statements outside
-// any transaction, or several statements that no store may write between. Hold it
-// from before a transaction begins until it is committed or rolled back.
+// any transaction, or several statements between which no store may write. Hold it
+// from before a transaction begins until it is committed or rolled back. Locking waits
+// without a limit.
 //
 //	lock := chaistore.WriteLock(db)
 //	lock.Lock()
 //	defer lock.Unlock()
 //	err := db.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
 //
-// Stores can't write while the lock is held. WriteLock panics if db is nil.
+// While the lock is held, writes of stores wait, and return [ErrBusy] after 10 seconds.
+// WriteLock panics if db is nil.
 func WriteLock(db *chai.DB) sync.Locker {
 	if isNil(db) {
 		panic(errNilDatabase.Error())
@@ -381,21 +404,21 @@ func WriteLock(db *chai.DB) sync.Locker {
 // good as those in the database. On a file system without modes, such as FAT, Backup
 // returns an error at once, unless it is mounted for its user alone.
 //
-// When ctx ends, or the database is closed, Backup ends with an error. Then, and after any
-// other error, it leaves nothing. Only if the process ends meanwhile, dir keeps what
-// is there so far, in a directory named incomplete. The copy shares no file with the
-// database: to remove an old one, remove its directory.
+// When ctx ends, or the database is closed, Backup returns an error. After any error, it
+// leaves nothing. Only if the process ends meanwhile, dir keeps what is there so far, in a
+// directory named incomplete. The copy shares no file with the database: to remove an old
+// copy, remove its directory.
 //
 // Only the process that has the database open can copy it: call Backup in a goroutine with
 // a ticker, as in the example, or in an HTTP handler for administrators. Don't copy the
-// directory of an open database in any other way. Such copies can't be opened, and when
-// they are made in the same process, closing the file pebble/LOCK also gives up its
-// lock: then a second process can open the directory, and destroy what both write.
+// directory of an open database in any other way. Such a copy can't be opened. If the same
+// process makes it, closing the file pebble/LOCK also gives up its lock: then a second
+// process can open the directory, and both destroy what is there.
 //
 // To restore a copy, stop the program, move the copy to where the database was, and
-// start it. Nothing else must be there. Sessions that were ended after the copy was
-// made are back, so people who have signed out since are signed in again. If that must
-// not be, delete all sessions with [ChaiStore.DeleteFunc].
+// start it. Nothing else must be there. Sessions that have ended since the copy are back:
+// people who have signed out are signed in again. If that must not be, delete all
+// sessions with [ChaiStore.DeleteFunc].
 //
 // Backup can't copy a database that is in memory, closed or read-only. It may be called at
 // any time from many goroutines.
@@ -475,12 +498,12 @@ func (s *ChaiStore) Delete(token string) error {
 // nil, mostly without waiting for anything. When it returns nil, the deletion is on disk.
 //
 // The end of ctx does not stop it: a visitor who signs out and closes the tab, which
-// cancels the context of the request, is signed out. So it may wait for the
-// application for 10 seconds, as every write may, whatever the deadline of ctx.
+// cancels the context of the request, is signed out. So it may wait as long as every
+// write, whatever the deadline of ctx.
 //
-// SCS's RenewToken deletes a session and commits it under a new token later, with the
-// context of the request. Serve requests that renew a token with
-// [context.WithoutCancel], or the session of a visitor who goes away meanwhile ends.
+// SCS's RenewToken deletes a session, and SCS commits it under a new token later, with the
+// context of the request. If the visitor goes away in between, the session is lost. Serve
+// such requests with [context.WithoutCancel].
 func (s *ChaiStore) DeleteCtx(ctx context.Context, token string) error {
 	ctx = context.WithoutCancel(ctx)
 	if err := s.usable(); err != nil {

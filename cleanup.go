@@ -21,8 +21,11 @@ import (
 //
 // It doesn't block other writers: it scans without a lock and deletes a few sessions
 // at a time. It stops between two of these steps when ctx ends. A session that is
-// renewed meanwhile stays. When much was deleted, DeleteExpired also has the database
-// merge its files, so that they get smaller.
+// renewed meanwhile stays. When much was deleted, DeleteExpired also merges the files of
+// the database, which frees disk space.
+//
+// Each sweep makes the filter of tokens anew: see [Config.Memory]. A store without a
+// cleanup has none for a large table before the first call.
 func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
 	if s.table == nil {
 		return 0, fmt.Errorf("chaistore: delete expired sessions: %w", errZeroStore)
@@ -47,7 +50,7 @@ func sweep(ctx context.Context, table *sessiontable.Table) (deleted int, err err
 // that the database can be closed. The store can still be used.
 //
 // StopCleanup may be called more than once, from many goroutines, and on a store without
-// a cleanup. That of an unreachable store eventually stops by itself.
+// a cleanup. The cleanup of an unreachable store eventually stops by itself.
 func (s *ChaiStore) StopCleanup() {
 	if s.cleanup != nil {
 		s.cleanup.stop()

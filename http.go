@@ -9,13 +9,14 @@ import (
 )
 
 // LoadAndSave is the LoadAndSave of a session manager, but nothing follows the answer of
-// its ErrorFunc. SCS commits the session when next writes its answer. If that fails, for
-// example with [ErrEnded], SCS calls ErrorFunc, but then writes the answer of next behind
-// it: a page that was meant for somebody who is signed in follows the redirect to the
-// sign-in page.
+// its ErrorFunc.
 //
-// Here, what next goes on to write is dropped, and Write returns the error that ErrorFunc
-// got. Headers that next has set stay, but for Content-Length and Content-Encoding.
+// SCS commits the session when next begins its answer. If the commit fails, for example
+// with [ErrEnded], SCS calls ErrorFunc, and then sends the answer of next, too: the redirect
+// to the sign-in page is followed by a page that only a signed-in user should see.
+//
+// LoadAndSave drops the answer of next instead. Write returns the error that ErrorFunc got.
+// Headers that next has set stay, except for Content-Length and Content-Encoding.
 func LoadAndSave(sessionManager *scs.SessionManager, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer := &answer{ResponseWriter: w}

@@ -21,18 +21,20 @@ import (
 )
 
 // Open opens the database in a directory, and makes both if they do not exist. Only its
-// owner can enter a directory that Open makes. Close the database in this order: stop the
-// server and all else that writes, call [ChaiStore.StopCleanup], and then Close.
+// owner can enter a directory that Open makes. To close the database, stop the server and
+// all else that writes, call [ChaiStore.StopCleanup], and then Close.
 //
 // Only one process at a time can have a database open. Open waits for another one, such
-// as the one that this process replaces, until ctx ends. After a second, it says so
-// with [slog.Default]. Once the database is open, ctx has no effect.
+// as the one that this process replaces, until ctx ends. After a second, it logs that with
+// [slog.Default]. Once the database is open, ctx has no effect.
 //
 // dir may be relative: the database stays where it is when the working directory changes.
-// Open refuses a directory in which there are files but no database: for example, a
-// restored copy may be one level too deep. With ":memory:", the database is in memory.
+// It must be on a local file system, with file locks and fsync for directories, and not
+// where old files are removed, such as in /tmp. Open refuses a directory that has files but
+// no database: for example, a restored copy may be one level too deep. With ":memory:", the
+// database is in memory.
 //
-// [chai.Open] works, too, without all this.
+// [chai.Open] works, too, but without all this.
 func Open(ctx context.Context, dir string) (*chai.DB, error) {
 	dir = strings.TrimSpace(dir) // as Chai does
 	if dir == ":memory:" {

@@ -71,38 +71,41 @@ func (s *ChaiStore) converted(rows func() iter.Seq2[sessiontable.Row, error]) it
 // it ends with an error. Otherwise it is like [ChaiStore.Sessions]. The owner "" has no
 // sessions.
 //
-// It reads only the sessions of the owner, and those that SQL, or a store without an Owner,
-// has put since the last call: up to 10,000 of them. After more, and the first time in a
-// process, it reads all sessions, which takes 1 to 3 seconds for 200,000 sessions in gob,
-// unless a sweep of a store with an Owner has done so. Meanwhile, other such calls wait,
-// for up to 10 seconds. It ends with an error if others go on to change the second table for
-// 10 seconds, or if a table is replaced while it goes through many sessions. When Owner
-// turns out to be another one than before, the store says so in the log, and reads all
-// sessions again.
+// It reads only the sessions of the owner, and up to 10,000 that SQL, or a store without an
+// Owner, has put since the last call. After more, and the first time in a process, it reads
+// all sessions, unless a sweep of a store with an Owner has done so. That takes 1 to 3
+// seconds for 200,000 sessions in gob. Meanwhile, other such calls wait, for up to 10
+// seconds. SessionsOf ends with an error if others go on to change the second table for 10
+// seconds, or if a table is replaced while it goes through many sessions. If Owner is not
+// the function that has listed the sessions, the store logs that, and reads all sessions
+// again.
+//
+// SessionsOf may write, so it must not be called in a function passed to [Update].
 //
 // A session whose data Owner can't read is committed all the same, and may be anybody's. If
 // there are any, the sequence has the owner's other sessions, and then ends with an error
-// that wraps one that Owner has returned. [ChaiStore.DeleteFunc] finds and ends such
-// sessions, as in the example; those that have expired go with the next sweep.
+// that wraps one of Owner's. [ChaiStore.DeleteFunc] finds and ends such sessions, as in the
+// example. Those that have expired go with the next sweep.
 //
-// The owners are in a second table, which [NewWithConfig] creates: it is named after the
-// table of sessions, followed by "_owners", and has the columns owner and token. It may
-// have rows that are out of date.
+// The owners are in a second table, which [NewWithConfig] creates. Its name is that of the
+// table of sessions, followed by "_owners". Its columns are owner and token. It may have
+// rows that are out of date.
 func (s *ChaiStore) SessionsOf(ctx context.Context, owner string) iter.Seq2[Session, error] {
 	return s.converted(func() iter.Seq2[sessiontable.Row, error] { return s.table.SessionsOf(ctx, owner, time.Now()) })
 }
 
 // DeleteFunc deletes every active session for which del returns true, and returns their
-// number, even on error, with those that somebody else deletes meanwhile. It reads all
-// sessions; [ChaiStore.DeleteOf] reads only those of an owner. Both work with
+// number, even on error. Those that somebody else deletes meanwhile count, too. DeleteFunc
+// reads all sessions; [ChaiStore.DeleteOf] reads only those of an owner. Both work with
 // HashTokenInStore, where Destroy would hash the stored token again and find nothing.
 //
-// DeleteFunc goes through [ChaiStore.Sessions], so del may do whatever a loop body
-// may do there. The sessions are deleted many at a time, some time after del has seen
-// them, even if they were committed again in between. A request that is being served
-// meanwhile commits its session again, unless the store remembers ended sessions: see
-// [Config.RememberEnded]. When ctx ends, DeleteFunc stops reading, deletes the
-// sessions that del has chosen before, and returns the context's error.
+// DeleteFunc goes through [ChaiStore.Sessions], so del may do whatever a loop body may do
+// there. The sessions are deleted many at a time, some time after del has seen them, even
+// if they were committed again in between. When ctx ends, DeleteFunc stops reading, deletes
+// the sessions that del has chosen so far, and returns the context's error.
+//
+// A request that is being served meanwhile commits its session again, unless the store
+// remembers ended sessions: see [Config.RememberEnded].
 func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int, error) {
 	if del == nil {
 		return 0, errors.New("chaistore: the function passed to DeleteFunc is nil")
@@ -125,7 +128,8 @@ func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int
 //   - sessions that have belonged to the owner, and whose owner can't be read now.
 //
 // If there are other sessions whose owner can't be read, it deletes what it can, and
-// returns an error. Like [ChaiStore.DeleteCtx], it goes on when ctx ends.
+// returns an error. Like [ChaiStore.DeleteCtx], it goes on when ctx ends. It must not be
+// called in a function passed to [Update].
 func (s *ChaiStore) DeleteOf(ctx context.Context, owner string) (int, error) {
 	if err := s.usable(); err != nil {
 		return 0, fmt.Errorf("chaistore: %w", err)

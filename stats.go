@@ -12,7 +12,7 @@ import (
 // same moment. Stats can be encoded as JSON.
 type Stats struct {
 	Finds     uint64 // calls of Find that looked for a session
-	CacheHits uint64 // finds that were answered from memory: see [Config.Memory]
+	CacheHits uint64 // finds that were answered from memory, missing sessions included: see [Config.Memory]
 	Commits   uint64 // sessions committed
 	Deletes   uint64 // sessions deleted by Delete, DeleteFunc and DeleteOf, missing ones included
 	Swept     uint64 // expired sessions deleted by sweeps
@@ -21,9 +21,9 @@ type Stats struct {
 	// 0 before the first one.
 	Active int64
 
-	// FilterBytes is the memory taken by the filter of tokens, by which the store knows that
-	// a session does not exist. It is 0 if there is none: before the first sweep of a large
-	// table, or if there is no memory for it.
+	// FilterBytes is the memory taken by the filter of tokens, by which the store knows what
+	// does not exist: see [Config.Memory]. It is 0 if there is none: before the first sweep
+	// of a large table, or if there is no memory for it.
 	FilterBytes int64
 
 	// Fsyncs is the number of fsyncs for commits, deletes and sweeps, by all stores
@@ -41,8 +41,8 @@ type Stats struct {
 
 	// BackgroundError is why the database can't write or merge its files in the
 	// background, or "" if it can. It tries again by itself, at least every 5 seconds.
-	// Commits are on disk all the same, in the log, which grows meanwhile. The usual
-	// reason is a disk that is nearly full.
+	// Meanwhile, commits are on disk in the log, which grows. The usual reason is a disk
+	// that is nearly full.
 	BackgroundError string
 }
 
@@ -51,7 +51,7 @@ type Stats struct {
 //   - [ErrBusy] may go away by itself. If [Stats.BusySince] is a minute ago, restart the
 //     program.
 //   - After [ErrReadOnly], free space on the disk or check it, and restart the program.
-//   - [ErrClosed] is what a program should not see before it ends.
+//   - [ErrClosed] should not come before the program ends.
 //
 // Other errors name the remedy, too: for example, the table may not exist. Err costs as
 // much as a few atomic loads, and never waits for the database.

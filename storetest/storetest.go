@@ -24,8 +24,8 @@
 // # Compatibility
 //
 // The package has the versions of its module. A minor version may add cases and
-// advice, and may make cases stricter, so a store that has passed can fail. It keeps the names of
-// cases. A patch version only mends cases that fail correct stores.
+// advice, and may make cases stricter, so a store that has passed can fail. It keeps
+// the names of cases. A patch version only mends cases that fail correct stores.
 //
 // # What is tested
 //
@@ -35,8 +35,8 @@
 // prefers the method that takes a context. The group Ctx tests that both methods
 // agree, and that a store copes with contexts that end. The group Manager uses the
 // store through [scs.SessionManager]. The group Cleanup tests that expired sessions
-// are deleted until StopCleanup is called. After all other cases, End/FirstSessionStays looks
-// for a session that was committed before them.
+// are deleted until StopCleanup is called. After all other cases,
+// End/FirstSessionStays looks for a session that was committed before them.
 //
 // The group Advice tests what SCS does not require, such as calling StopCleanup
 // twice. If a store does not follow the advice, the case is skipped with a message
@@ -100,9 +100,9 @@ func CtxOnly() Option {
 	return func(cfg *config) { cfg.ctxOnly = true }
 }
 
-// RefusesEnded is for stores that refuse to commit a session again after it was deleted, as
-// chaistore does with its RememberEnded: a Commit that does not fail then is a fault. By
-// default, such a commit must succeed.
+// RefusesEnded is for stores that refuse to commit a session again after it was
+// deleted, as chaistore does with its RememberEnded. Then a commit that succeeds is a
+// fault. By default, such a commit must succeed.
 func RefusesEnded() Option {
 	return func(cfg *config) { cfg.refusesEnded = true }
 }
@@ -123,18 +123,20 @@ func Timeout(d time.Duration) Option {
 
 // Shared is for stores that share one database, for example on a server. The cases
 // run one after another, so the test takes longer. Before each case, [Run] calls
-// newStore, which may return the same store each time, and then empty, which must
-// delete all sessions from the database. End/FirstSessionStays is skipped. If newStore always
-// returns the same store, only the first case that stops its cleanup runs. By
-// default, cases run in parallel on separate databases.
+// newStore, and then empty, which must delete all sessions from the database.
+// End/FirstSessionStays is skipped. By default, cases run in parallel on separate
+// databases.
+//
+// newStore may return the same store each time. Then only the first case that stops
+// its cleanup runs.
 func Shared(empty func(t *testing.T)) Option {
 	return func(cfg *config) { cfg.empty = empty }
 }
 
-// Count enables Cleanup/Sweep, which tests that the store deletes expired sessions.
-// The store's methods don't show this, so count must return the number of sessions
-// in the database, expired ones included. The store needs a cleanup interval of less
-// than a second. By default, Cleanup/Sweep is skipped.
+// Count enables the case Cleanup/Sweep, which tests that the store deletes expired
+// sessions. The store's methods don't show this. So count must return the number of
+// sessions in the database, expired ones included. The store needs a cleanup interval
+// of less than a second. By default, Cleanup/Sweep is skipped.
 //
 // If count needs the database, newStore can return a struct that embeds the store
 // and has the database in another field:

@@ -31,13 +31,14 @@
 // # What the files are
 //
 // The queue is in queue.go, the batch in batch.go, reading in snapshot.go, the cache in
-// cache.go, and what certainly does not exist in absent.go. What is committed, by whomever, passes through watch.go, feed.go tells those
-// who follow it, and undo.go knows which changes may still be undone. When the disk fails,
-// disk.go sees it, and failure.go says what follows; closing.go makes Close wait. The
-// application's own turns are in application.go, memory and files for speed in memory.go,
-// the memory of waiting writes in budget.go, freeing space in compact.go, copies of the
-// files in backup.go, the order of keys in comparer.go, and the numbers of tables in
-// namespaces.go. What Chai and Pebble don't export is in package reach.
+// cache.go, and what certainly does not exist in absent.go. All that anyone commits passes
+// through watch.go. feed.go tells followers of it, and await.go waits until snapshots have
+// it. undo.go knows which changes may still be undone. When the disk fails, disk.go sees it,
+// and failure.go says what follows. closing.go makes Close wait. The application's own
+// turns are in application.go, memory and files for speed in memory.go, the memory of
+// waiting writes in budget.go, freeing space in compact.go, copies of the files in
+// backup.go, the order of keys in comparer.go, and the numbers of tables in namespaces.go.
+// What Chai and Pebble don't export is in package reach.
 //
 // The package knows nothing of sessions.
 package engine

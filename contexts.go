@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"fmt"
 
 	"github.com/alexedwards/scs/v2"
 )
@@ -30,12 +31,18 @@ import (
 // request that is still being served commits it again: then it gets new contexts. RenewToken
 // ends the contexts of the old token, and clients should connect again.
 //
-// When the database is closed, or the session can't be read, the cause is another error. When
-// the database is read-only, the context ends when the session expires.
+// When the database is closed, the cause wraps [ErrClosed]. When the session can't be read, it
+// is the reason for that. When the database is read-only, the context ends when the session
+// expires.
 //
 // Until it is done, a context takes about a kilobyte of memory, and no goroutine. Call cancel
 // when it is not needed any more. SessionContext reads from a snapshot and waits for nobody.
 func (s *ChaiStore) SessionContext(parent context.Context, token string) (ctx context.Context, cancel context.CancelFunc) {
+	if s.table == nil {
+		ctx, cancel := context.WithCancelCause(parent)
+		cancel(fmt.Errorf("chaistore: watch session: %w", errZeroStore))
+		return ctx, func() { cancel(nil) }
+	}
 	return s.table.Context(parent, token)
 }
 

@@ -177,6 +177,11 @@ func TestZeroChaiStore(t *testing.T) {
 	if got := s.Stats(); got.WriteError == "" {
 		t.Errorf("Stats = %+v, want a WriteError", got)
 	}
+	ctx, cancel := s.SessionContext(t.Context(), "token")
+	defer cancel()
+	if err := context.Cause(ctx); err == nil || !strings.Contains(err.Error(), "NewWithConfig") {
+		t.Errorf("the cause of SessionContext = %v, want an error that says what to do", err)
+	}
 	s.StopCleanup()
 }
 

@@ -36,13 +36,19 @@ const (
 type app struct {
 	store    *chaistore.ChaiStore
 	sessions *scs.SessionManager
+	changes  changes
+	stopping context.Context // ends the event streams
+	stop     context.CancelFunc
 }
 
 func newApp(store *chaistore.ChaiStore, secure bool) *app {
-	return &app{store: store, sessions: newSessionManager(store, secure)}
+	a := &app{store: store, sessions: newSessionManager(store, secure)}
+	a.changes.streams = make(map[chan struct{}]string)
+	a.stopping, a.stop = context.WithCancel(context.Background())
+	return a
 }
 
-//go:embed page.html style.css
+//go:embed page.html page.js style.css
 var files embed.FS
 
 var pageTemplate = template.Must(template.ParseFS(files, "page.html"))
@@ -50,12 +56,13 @@ var pageTemplate = template.Must(template.ParseFS(files, "page.html"))
 func (a *app) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /{$}", a.withSession(a.home))
-	mux.Handle("POST /signin", a.withSession(a.signIn))
-	mux.Handle("POST /signout", a.withSession(a.signOut))
-	mux.Handle("POST /signout-elsewhere", a.withSession(a.signOutElsewhere))
-	mux.Handle("GET /signedin", a.landing(page{Warning: a.noCookie()}))
-	mux.Handle("GET /signedout", a.landing(page{Notice: signedOut}))
-	mux.Handle("GET /ended", a.landing(page{Notice: ended}))
+	mux.Handle("GET /events", chaistore.LoadAndSave(a.sessions, http.HandlerFunc(a.events)))
+	mux.Handle("POST /signin", a.withSession(a.announced(a.signIn)))
+	mux.Handle("POST /signout", a.withSession(a.announced(a.signOut)))
+	mux.Handle("POST /signout-elsewhere", a.withSession(a.announced(a.signOutElsewhere)))
+	mux.Handle("GET /signedin", a.landing(func(*http.Request) page { return page{Warning: a.noCookie()} }))
+	mux.Handle("GET /signedout", a.landing(a.whySignedOut))
+	mux.Handle("GET /page.js", http.FileServerFS(files))
 	mux.Handle("GET /style.css", http.FileServerFS(files))
 	protection := http.NewCrossOriginProtection()
 	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -65,7 +72,8 @@ func (a *app) handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
 		header.Set("Content-Security-Policy",
-			"default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
+			"default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; "+
+				"form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
 		header.Set("Referrer-Policy", "same-origin")
 		header.Set("X-Content-Type-Options", "nosniff")
 		protected.ServeHTTP(w, r)
@@ -141,19 +149,28 @@ func (a *app) home(w http.ResponseWriter, r *http.Request) {
 
 const (
 	signedOut = "You are signed out."
-	ended     = "You were signed out in another tab or on another device."
+	ended     = "You were signed out on another device."
 )
 
 // landing shows a page to visitors who are not signed in, and sends the others home: a
 // visitor whose session has ended may have signed in again.
-func (a *app) landing(p page) http.Handler {
+func (a *app) landing(pageOf func(*http.Request) page) http.Handler {
 	return a.withSession(func(w http.ResponseWriter, r *http.Request) {
 		if a.sessions.Exists(r.Context(), keyUser) {
 			http.Redirect(w, r, "/", http.StatusSeeOther)
 			return
 		}
-		render(w, http.StatusOK, p)
+		render(w, http.StatusOK, pageOf(r))
 	})
+}
+
+// whySignedOut tells sessions that this browser has ended, whose cookie it has dropped,
+// from those that another device has ended. Cookies expire with their sessions.
+func (a *app) whySignedOut(r *http.Request) page {
+	if _, err := r.Cookie(a.sessions.Cookie.Name); err != nil {
+		return page{Notice: signedOut}
+	}
+	return page{Notice: ended}
 }
 
 // noCookie explains why a visitor who has just signed in is not signed in: browsers
@@ -354,8 +371,11 @@ func render(w http.ResponseWriter, status int, p page) {
 // any other error, which names no session, and shows an error page.
 func fail(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.Is(err, chaistore.ErrEnded) {
-		http.Redirect(w, r, "/ended", http.StatusSeeOther)
+		http.Redirect(w, r, "/signedout", http.StatusSeeOther)
 		return
+	}
+	if r.Context().Err() != nil {
+		return // the visitor of a stream has left
 	}
 	slog.Error("webapp", "error", err)
 	render(w, http.StatusInternalServerError, page{Failure: "Something went wrong on our side. Please try again."})

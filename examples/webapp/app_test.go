@@ -28,12 +28,13 @@ type site struct {
 
 	db     *chai.DB
 	store  *chaistore.ChaiStore
+	app    *app
 	server *httptest.Server
 	log    bytes.Buffer // of the server
 
 	// Requests for /held send to held in their handlers, and go on when release is closed.
 	// GET renders the home page and is then held. POST is held first, and then signs out
-	// elsewhere.
+	// elsewhere. A stream, at /held/events, is held before its session is committed.
 	held, release chan struct{}
 }
 
@@ -53,7 +54,8 @@ func (s *site) start() {
 	if s.store, err = newStore(s.db); err != nil {
 		s.t.Fatal(err)
 	}
-	a := newApp(s.store, true)
+	s.app = newApp(s.store, true)
+	a := s.app
 	mux := http.NewServeMux()
 	mux.Handle("/", a.handler())
 	mux.Handle("GET /held", a.withSession(func(w http.ResponseWriter, r *http.Request) {
@@ -63,6 +65,9 @@ func (s *site) start() {
 		s.hold()
 		a.signOutElsewhere(w, r)
 	}))
+	mux.Handle("GET /held/events", chaistore.LoadAndSave(a.sessions, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.events(heldWriter{w, s}, r)
+	})))
 	s.server = httptest.NewUnstartedServer(mux)
 	s.server.Config.ErrorLog = log.New(&s.log, "", 0)
 	s.server.StartTLS()
@@ -94,6 +99,8 @@ func (w heldWriter) WriteHeader(status int) {
 	w.site.hold()
 	w.ResponseWriter.WriteHeader(status)
 }
+
+func (w heldWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // A browser is a client of the site with its own cookies.
 type browser struct {
@@ -179,7 +186,7 @@ func (b *browser) wantSignedOut() {
 	}
 }
 
-var idPattern = regexp.MustCompile(`name="id" value="([^"]+)">\s*<button aria-label="Sign out ([^"]*)"`)
+var idPattern = regexp.MustCompile(`name="id" value="([^"]+)">\s*<button id="[^"]+" aria-label="Sign out ([^"]*)"`)
 
 // wantPlaces checks the places on the page and their order. It returns the ids of their
 // sessions.
@@ -293,7 +300,7 @@ func TestUsersCannotEndSessionsOfOthers(t *testing.T) {
 
 // hold sends n requests, and returns once they are held. The channel receives their
 // responses; redirects are not followed.
-func (b *browser) hold(method string, n int) <-chan response {
+func (b *browser) hold(method, path string, n int) <-chan response {
 	b.site.t.Helper()
 	client := *b.client
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
@@ -301,7 +308,7 @@ func (b *browser) hold(method string, n int) <-chan response {
 	responses := make(chan response, n)
 	for range n {
 		go func() {
-			r, err := sender.do(method, "/held", nil)
+			r, err := sender.do(method, path, nil)
 			if err != nil {
 				r.body = err.Error()
 			}
@@ -327,7 +334,7 @@ func TestEndedSessionsStayEnded(t *testing.T) {
 	one.signIn("Ada")
 	stranger.signIn("Bob")
 	id := here.wantPlaces("Firefox on Linux, this one", "curl")[1]
-	ending := []<-chan response{one.hold("GET", 9), one.hold("POST", 1)}
+	ending := []<-chan response{one.hold("GET", "/held", 9), one.hold("POST", "/held", 1)}
 	if r := here.post("/signout", "id", id); !strings.Contains(r.body, "You have been signed out in one other place.") {
 		t.Errorf("the page does not say what happened:\n%s", r.body)
 	}
@@ -336,9 +343,9 @@ func TestEndedSessionsStayEnded(t *testing.T) {
 		other := s.browser(safari)
 		other.signIn("Ada")
 		others = append(others, other)
-		ending = append(ending, other.hold("GET", 10))
+		ending = append(ending, other.hold("GET", "/held", 10))
 	}
-	staying := []<-chan response{here.hold("GET", 3), stranger.hold("GET", 3)}
+	staying := []<-chan response{here.hold("GET", "/held", 3), stranger.hold("GET", "/held", 3)}
 	if r := here.post("/signout-elsewhere", "", ""); !strings.Contains(r.body, "You have been signed out in 4 other places.") {
 		t.Errorf("the page does not say what happened:\n%s", r.body)
 	}
@@ -347,7 +354,7 @@ func TestEndedSessionsStayEnded(t *testing.T) {
 
 	for _, responses := range ending {
 		for range cap(responses) {
-			if r := <-responses; r.status != http.StatusSeeOther || r.header.Get("Location") != "/ended" || r.body != "" {
+			if r := <-responses; r.status != http.StatusSeeOther || r.header.Get("Location") != "/signedout" || r.body != "" {
 				t.Errorf("a request of an ended session: %d to %q\n%s", r.status, r.header.Get("Location"), r.body)
 			}
 		}
@@ -360,8 +367,8 @@ func TestEndedSessionsStayEnded(t *testing.T) {
 		}
 	}
 	for _, b := range append(others, one) {
-		if r, err := b.do(http.MethodGet, "/ended", nil); err != nil || !strings.Contains(r.body, ended) || !strings.Contains(r.body, "<h1>Sign in</h1>") {
-			t.Errorf("GET /ended: %d, %v:\n%s", r.status, err, r.body)
+		if r, err := b.do(http.MethodGet, "/signedout", nil); err != nil || !strings.Contains(r.body, ended) || !strings.Contains(r.body, "<h1>Sign in</h1>") {
+			t.Errorf("GET /signedout: %d, %v:\n%s", r.status, err, r.body)
 		}
 	}
 	here.wantPlaces("Firefox on Linux, this one", "Unknown browser")
@@ -374,14 +381,14 @@ func TestSigningInAgain(t *testing.T) {
 	s := newSite(t)
 	b := s.browser(firefox)
 	b.signIn("Ada")
-	responses := b.hold("GET", 1)
+	responses := b.hold("GET", "/held", 1)
 	b.signIn("Bob")
 	close(s.release)
-	if r := <-responses; r.header.Get("Location") != "/ended" {
+	if r := <-responses; r.header.Get("Location") != "/signedout" {
 		t.Fatalf("the earlier request: %d to %q\n%s", r.status, r.header.Get("Location"), r.body)
 	}
-	if r, err := b.do(http.MethodGet, "/ended", nil); err != nil || !strings.Contains(r.body, "Hello, Bob") {
-		t.Errorf("GET /ended: %d, %v:\n%s", r.status, err, r.body)
+	if r, err := b.do(http.MethodGet, "/signedout", nil); err != nil || !strings.Contains(r.body, "Hello, Bob") {
+		t.Errorf("GET /signedout: %d, %v:\n%s", r.status, err, r.body)
 	}
 }
 
@@ -522,10 +529,28 @@ func TestLandingPages(t *testing.T) {
 	s := newSite(t)
 	b := s.browser(firefox)
 	b.signIn("Ada")
-	for _, path := range []string{"/signedin", "/signedout", "/ended"} {
+	for _, path := range []string{"/signedin", "/signedout"} {
 		if r, err := b.do(http.MethodGet, path, nil); err != nil || !strings.Contains(r.body, "Hello, Ada") {
 			t.Errorf("GET %s: %d, %v:\n%s", path, r.status, err, r.body)
 		}
+	}
+}
+
+// Pages may use the site's own files, and nothing else.
+func TestContentSecurityPolicy(t *testing.T) {
+	s := newSite(t)
+	b := s.browser(firefox)
+	b.signIn("Ada")
+	r, err := b.do(http.MethodGet, "/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+	if got := r.header.Get("Content-Security-Policy"); got != want {
+		t.Errorf("the policy is %q, want %q", got, want)
+	}
+	if inline := regexp.MustCompile(`<script>|<style|\s(style|on[a-z]+)=`).FindString(r.body); inline != "" {
+		t.Errorf("the page has %q, which the policy forbids:\n%s", inline, r.body)
 	}
 }
 
@@ -561,10 +586,12 @@ func TestRefusedRequests(t *testing.T) {
 		}
 	}
 	b.wantPlaces("Firefox on Linux, this one")
-	if r, err := b.do("GET", "/style.css", nil); err != nil || r.status != http.StatusOK || !strings.Contains(r.body, "focus-visible") {
-		t.Errorf("GET /style.css: %d, %v", r.status, err)
+	for path, want := range map[string]string{"/style.css": "focus-visible", "/page.js": "EventSource"} {
+		if r, err := b.do("GET", path, nil); err != nil || r.status != http.StatusOK || !strings.Contains(r.body, want) {
+			t.Errorf("GET %s: %d, %v", path, r.status, err)
+		}
 	}
-	for _, path := range []string{"/style.css", "/favicon.ico"} { // browsers request these along with a page
+	for _, path := range []string{"/style.css", "/page.js", "/favicon.ico"} { // browsers request these along with a page
 		if r, err := b.do("GET", path, nil); err != nil || r.header.Get("Vary") != "" {
 			t.Errorf("GET %s loads the session: %v, %v", path, r.header, err)
 		}
@@ -578,7 +605,7 @@ func TestFailure(t *testing.T) {
 	s := newSite(t)
 	b := s.browser(firefox)
 	b.signIn("Ada")
-	held := b.hold("GET", 1)
+	held := b.hold("GET", "/held", 1)
 	if err := s.db.Exec("DROP TABLE sessions"); err != nil {
 		t.Fatal(err)
 	}

@@ -54,12 +54,7 @@ func run(ctx context.Context, dir, addr string, secure bool) error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{
-		Handler:      newApp(store, secure).handler(),
-		ReadTimeout:  10 * time.Second,
-		WriteTimeout: 10 * time.Second,
-		IdleTimeout:  time.Minute,
-	}
+	server := newServer(newApp(store, secure))
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
 	fmt.Printf("listening on http://%s\n", listener.Addr())
@@ -77,6 +72,19 @@ func run(ctx context.Context, dir, addr string, secure bool) error {
 		log.Fatalf("some requests did not end: %v", err)
 	}
 	return nil
+}
+
+// newServer returns a server whose Shutdown ends the event streams, for which it would
+// wait otherwise.
+func newServer(a *app) *http.Server {
+	server := &http.Server{
+		Handler:      a.handler(),
+		ReadTimeout:  10 * time.Second,
+		WriteTimeout: 10 * time.Second,
+		IdleTimeout:  time.Minute,
+	}
+	server.RegisterOnShutdown(a.stop)
+	return server
 }
 
 // newStore returns a store in which each session is owned by its signed-in user.

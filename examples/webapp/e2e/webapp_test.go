@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"context"
 	"flag"
+	"fmt"
 	"io"
 	"log"
 	"net/http"
@@ -20,13 +21,14 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/device"
 	"github.com/chromedp/chromedp/kb"
 )
 
-var screenshot = flag.String("screenshot", "", "write the README's screenshot to this `file`")
+var screenshots = flag.String("screenshots", "", "write screenshots of two browsers to this `directory`")
 
 // The tests share an executable and a browser, in which each tab has its own cookies.
 var (
@@ -216,23 +218,122 @@ func (b *browser) wantPlaces(want ...string) {
 	}
 }
 
-// save writes a screenshot of the page.
-func (b *browser) save(path string) {
+// await waits until the page, which does not load again, has this number of places.
+func (b *browser) await(places int) {
 	b.t.Helper()
-	b.do(chromedp.EmulateViewport(760, 450, chromedp.EmulateScale(2)), chromedp.Navigate(b.url))
+	if _, err := chromedp.Run(b.ctx, chromedp.Poll[bool](fmt.Sprintf(`document.querySelectorAll(".places li").length === %d`, places))); err != nil {
+		b.t.Fatalf("wait for %d places: %v", places, err)
+	}
+}
+
+// turns performs actions elsewhere that make this page turn to the one for signing in,
+// and returns how long that takes after them.
+func (b *browser) turns(elsewhere func()) time.Duration {
+	b.t.Helper()
+	var start time.Time
+	b.follow(chromedp.Func(func(context.Context, *chromedp.Target) error {
+		elsewhere()
+		start = time.Now()
+		return nil
+	}))
+	took := time.Since(start)
+	b.wantHeading("Sign in")
+	b.wantNotice("You were signed out on another device.")
+	return took
+}
+
+func (b *browser) wantNotice(want string) {
+	b.t.Helper()
+	if got := evaluate[string](b, `document.querySelector("[role=status]").innerText`); got != want {
+		b.t.Fatalf("the page says %q, want %q", got, want)
+	}
+}
+
+// save writes a screenshot of the page, if the flag asks for it.
+func (b *browser) save(name string) {
+	b.t.Helper()
+	if *screenshots == "" {
+		return
+	}
 	picture, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	if err := os.WriteFile(path, picture, 0o666); err != nil {
+	if err := os.WriteFile(filepath.Join(*screenshots, name), picture, 0o666); err != nil {
 		b.t.Fatal(err)
 	}
 }
 
+// TestTwoBrowsers signs a phone out from a laptop. The page on the phone turns without
+// being touched, and the lists on both are up to date without loading the page again.
 func TestTwoBrowsers(t *testing.T) {
+	p := newProgram(t)
+	laptop, phone, tablet := newBrowser(t, p), newBrowser(t, p), newBrowser(t, p)
+	laptop.do(chromedp.EmulateViewport(760, 450, chromedp.EmulateScale(2)))
+	phone.do(chromedp.Emulate(device.IPhone13))
+
+	laptop.signIn("Ada")
+	const focused = "Sign out Chrome on Linux, this one"
+	laptop.do(chromedp.Focus(chromedp.CSS(".here button")))
+	phone.signIn("Ada")
+	laptop.await(2)
+	if got := evaluate[string](laptop, "document.activeElement.ariaLabel"); got != focused {
+		t.Errorf("the focus is on %q, want %q", got, focused)
+	}
+
+	p.stop() // does not wait for the streams
+	p.start()
+	tablet.signIn("Ada")
+	laptop.await(3) // both have connected again
+	phone.await(3)
+
+	took := phone.turns(func() { laptop.follow(chromedp.Click(chromedp.ID("elsewhere"))) })
+	if took > time.Second {
+		t.Errorf("the page turns after %v, want a second", took)
+	}
+	phone.wantUsable()
+	laptop.wantNotice("You have been signed out in 2 other places.")
+	laptop.await(1)
+	laptop.save("laptop.png")
+	phone.save("phone.png")
+
+	// Those who sign out themselves are not told of another device.
+	laptop.follow(chromedp.Click(chromedp.CSS(".here button")))
+	laptop.wantHeading("Sign in")
+	laptop.wantNotice("You are signed out.")
+}
+
+// TestHiddenPage checks that a page that nobody sees needs no connection, and turns when
+// it is looked at.
+func TestHiddenPage(t *testing.T) {
+	p := newProgram(t)
+	laptop, phone := newBrowser(t, p), newBrowser(t, p)
+	laptop.signIn("Ada")
+	phone.signIn("Ada")
+	hide := func(hidden string) {
+		evaluate[bool](phone, `Object.defineProperty(document, "hidden", {value: `+hidden+`, configurable: true});
+			document.dispatchEvent(new Event("visibilitychange"))`)
+	}
+	hide("true")
+	if got := evaluate[int](phone, "stream.readyState"); got != 2 { // CLOSED
+		t.Fatalf("the stream of a hidden page is in state %d", got)
+	}
+	laptop.await(2)
+	laptop.follow(chromedp.Click(chromedp.ID("elsewhere")))
+	phone.wantHeading("Hello, Ada")
+	phone.turns(func() { hide("false") })
+}
+
+func TestWithoutScript(t *testing.T) {
 	p := newProgram(t)
 	laptop, phone := newBrowser(t, p), newBrowser(t, p)
 	phone.do(chromedp.Emulate(device.IPhone13))
+	for _, b := range []*browser{laptop, phone} {
+		b.do(chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+			_, err := cdp.Call(ctx, t, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
+			return err
+		}))
+	}
 
 	laptop.signIn("Ada")
 	phone.signIn("Ada")
@@ -243,9 +344,6 @@ func TestTwoBrowsers(t *testing.T) {
 	p.start()
 	phone.wantPlaces("Safari on iPhone this one", "Chrome on Linux")
 	laptop.wantPlaces("Chrome on Linux this one", "Safari on iPhone")
-	if *screenshot != "" {
-		laptop.save(*screenshot)
-	}
 
 	laptop.follow(chromedp.Click(chromedp.CSS(`[aria-label="Sign out Safari on iPhone"]`)))
 	laptop.wantPlaces("Chrome on Linux this one")
@@ -336,9 +434,8 @@ func TestKeyboard(t *testing.T) {
 	if got := evaluate[string](b, "getComputedStyle(document.activeElement).outlineStyle"); got != "solid" {
 		t.Errorf("the outline of the focused button is %q, want solid", got)
 	}
-	b.follow(chromedp.KeyEvent(kb.Enter))
+	phone.turns(func() { b.follow(chromedp.KeyEvent(kb.Enter)) })
 	b.wantPlaces("Chrome on Linux this one")
-	phone.open("Sign in")
 }
 
 // A form is an empty form. Its function is called just before the form is sent.
@@ -385,10 +482,7 @@ func TestEnded(t *testing.T) {
 			b.follow(chromedp.Click(chromedp.CSS("[action='/signout-elsewhere'] button")))
 			b.wantHeading("Sign in")
 			b.wantUsable()
-			want := "You were signed out in another tab or on another device."
-			if got := evaluate[string](b, `document.querySelector("[role=status]").innerText`); got != want {
-				t.Errorf("the page says %q, want %q", got, want)
-			}
+			b.wantNotice("You were signed out on another device.")
 			laptop.wantPlaces("Chrome on Linux this one")
 		})
 	}

@@ -152,9 +152,10 @@ type Config struct {
 	// is remembered.
 	//
 	// The stores on a table that remember ended sessions share them until the process ends.
-	// Each takes about 60 bytes. A deletion by SQL counts when its transaction commits,
-	// unless that puts the session again, or drops or replaces the table. What a sweep
-	// deletes is not remembered.
+	// Each takes about 60 bytes. A deletion by SQL counts when its transaction commits, for
+	// this time from the DELETE on, unless the transaction puts the session again, or drops
+	// or replaces the table. What a sweep deletes is not remembered, nor what a transaction
+	// deletes that is open while the first store is made.
 	//
 	// SCS's RenewToken deletes the session with the old token. So other requests that are
 	// still served with it get ErrEnded. A request that renews its token while its session

@@ -42,7 +42,7 @@ func sweep(ctx context.Context, table *sessiontable.Table) (deleted int, err err
 	start := time.Now()
 	done, err := table.DeleteExpired(ctx, start)
 	table.Logger().LogAttrs(ctx, slog.LevelDebug, "chaistore: swept expired sessions",
-		slog.Int("scanned", done.Scanned), slog.Int("deleted", done.Deleted), slog.Int("active", done.Active()), slog.Duration("duration", time.Since(start)))
+		slog.Int("scanned", done.Scanned), slog.Int("deleted", done.Deleted), slog.Int("active", done.Active), slog.Duration("duration", time.Since(start)))
 	return done.Deleted, err
 }
 

@@ -481,3 +481,53 @@ func TestDeleteOfNothing(t *testing.T) {
 		})
 	}
 }
+
+// Who sweeps while somebody else deletes the expired sessions does not count these as active.
+func TestActiveSessionsOfTwoSweeps(t *testing.T) {
+	const expired = 3000
+	s := newStore(t, testdb.Memory(t))
+	testdb.InParallel(64, expired, func(_ *rand.Rand, i int) {
+		if err := s.Commit(fmt.Sprint(i), nil, anHourAgo()); err != nil {
+			t.Error(err)
+		}
+	})
+	commit(t, s, "alice", "one", inAnHour())
+	testdb.InParallel(4, 4, func(*rand.Rand, int) {
+		if _, err := s.DeleteExpired(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if got := s.Stats().Active; got != 1 {
+			t.Errorf("got %d active sessions, want 1", got)
+		}
+	})
+}
+
+// The first find of what does not exist may come while a transaction has written out changes.
+// Then a later one makes the filter.
+func TestFilterAfterTransaction(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable)
+	s := chaistore.New(db)
+	t.Cleanup(s.StopCleanup)
+	err := chaistore.Update(t.Context(), db, func(tx *chai.Tx) error {
+		if err := tx.Exec("INSERT INTO sessions (token, data, expiry) VALUES ('a', '\\x00', ?)", inAnHour()); err != nil {
+			return err
+		}
+		if _, err := tx.QueryRow("SELECT token FROM sessions"); err != nil { // writes out
+			return err
+		}
+		wantMissing(t, s, "a")
+		wantMissing(t, s, "b")
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantMissing(t, s, "b")
+	before := s.Stats().CacheHits
+	wantMissing(t, s, "c")
+	if s.Stats().CacheHits == before || s.Stats().FilterBytes == 0 {
+		t.Error("there is no filter after the transaction")
+	}
+	wantFound(t, s, "a", "\x00")
+}

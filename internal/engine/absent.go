@@ -290,6 +290,9 @@ func (c *Collection) Add(key []byte) {
 	}
 }
 
+// Collects reports whether there may be a filter.
+func (c *Collection) Collects() bool { return c.f != nil }
+
 // Done makes the filter complete. All rows have been read.
 func (c *Collection) Done() {
 	if c.f != nil {

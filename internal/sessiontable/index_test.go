@@ -323,7 +323,7 @@ func TestStaleTableWorksAtOnce(t *testing.T) {
 				t.Errorf("Page = %d rows, %q, %v; want 28 rows, none, nil", len(rows), next, err)
 			}
 			sweep, err := table.DeleteExpired(t.Context(), now)
-			if want := (Sweep{Scanned: 28, Deleted: 1}); sweep != want || err != nil {
+			if want := (Sweep{Scanned: 28, Deleted: 1, Active: 27}); sweep != want || err != nil {
 				t.Errorf("DeleteExpired = %+v, %v; want %+v, nil", sweep, err, want)
 			}
 			testdb.CheckIndexes(t, db)
@@ -364,7 +364,7 @@ func testStaleTableIsRepaired(t *testing.T, sessions int) {
 	testdb.Watchdog(t, 3*time.Minute)
 	db, table := newStaleTable(t, sessions, testdb.CreateIndex, "CREATE INDEX both ON sessions(expiry DESC, token)")
 	sweep, err := table.DeleteExpired(t.Context(), time.Now())
-	if want := (Sweep{Scanned: sessions}); sweep != want || err != nil {
+	if want := (Sweep{Scanned: sessions, Active: sessions}); sweep != want || err != nil {
 		t.Fatalf("DeleteExpired = %+v, %v; want %+v, nil", sweep, err, want)
 	}
 	testdb.CheckIndexes(t, db)

@@ -154,7 +154,6 @@ func (t *Table) Upsert(ctx context.Context, token string, data []byte, expiry ti
 // not be longer than [MaxKeyLen]. If all are known to be missing, Delete waits for nobody.
 func (t *Table) Delete(ctx context.Context, tokens ...string) error {
 	if t.ended == nil && ctx.Err() == nil && t.absent(tokens) {
-		t.contexts.settle(t)
 		t.counts.deletes.Add(uint64(len(tokens)))
 		return nil
 	}

@@ -342,7 +342,7 @@ func TestPagesMeet(t *testing.T) {
 		}
 		want := Sweep{Scanned: length + 1, Deleted: length + 1}
 		if length == sweepScan {
-			want.Deleted = 1
+			want.Deleted, want.Active = 1, length
 		}
 		if sweep, err := table.DeleteExpired(t.Context(), now); sweep != want || err != nil {
 			t.Errorf("DeleteExpired = %+v, %v; want %+v, nil", sweep, err, want)

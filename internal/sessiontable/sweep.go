@@ -22,10 +22,8 @@ const (
 type Sweep struct {
 	Scanned int // sessions read
 	Deleted int // sessions deleted
+	Active  int // sessions that had not expired when they were read
 }
-
-// Active returns the number of sessions that were read and have not expired.
-func (s Sweep) Active() int { return s.Scanned - s.Deleted }
 
 // DeleteExpired deletes the sessions whose expiry is not after now. It returns what it
 // has done, even on error. The first call also repairs the indexes of the table, and
@@ -45,7 +43,7 @@ func (t *Table) DeleteExpired(ctx context.Context, now time.Time) (sweep Sweep, 
 		t.counts.swept.Add(uint64(sweep.Deleted))
 		t.counts.lastSweep.Store(&sweepEnd{time.Now(), err})
 		if err == nil {
-			t.counts.active.Store(int64(sweep.Active()))
+			t.counts.active.Store(int64(sweep.Active))
 		}
 	}()
 	err = t.sweep(ctx, now, changed, &sweep)
@@ -75,6 +73,7 @@ func (t *Table) sweep(ctx context.Context, now time.Time, changed bool, sweep *S
 			return err
 		}
 		sweep.Deleted += deleted
+		sweep.Active += page.scanned - len(page.tokens)
 		from, more = page.next, page.next != ""
 		if len(page.tokens) > 0 {
 			t.garbage.Add(page.expired * int64(deleted) / int64(len(page.tokens)))
@@ -256,15 +255,15 @@ func (c *collection) in(s *engine.Snapshot, l *layout) {
 }
 
 // CollectFew makes the filter of a table that is so small that it can be read at once, such
-// as a new one, whose filter then grows with it. It tries that one time. The first find of
-// what does not exist calls it, too.
+// as a new one, whose filter then grows with it. It tries that one time, when no transaction
+// has written out changes. Finds of what does not exist call it.
 func (t *Table) CollectFew(ctx context.Context) {
 	l, err := t.layout()
-	if err != nil || t.collected.Swap(l.sessions.namespace) == l.sessions.namespace {
+	if err != nil || !t.db.Observes() || t.collected.Swap(l.sessions.namespace) == l.sessions.namespace {
 		return
 	}
 	c, err := t.collect()
-	if err != nil {
+	if err != nil || !c.Collects() {
 		return
 	}
 	defer c.Close()
@@ -272,6 +271,10 @@ func (t *Table) CollectFew(ctx context.Context) {
 	err = t.read(ctx, func(s *engine.Snapshot, l *layout) error {
 		c.in(s, l)
 		n = 0
+		if !c.Collects() { // a transaction is open
+			t.collected.Store(0)
+			return nil
+		}
 		return scan(s, l, "", func(key, _ []byte, _ Row) (more bool, err error) {
 			c.Add(key)
 			n++

@@ -56,7 +56,7 @@ func TestSweepComparesExpiries(t *testing.T) {
 		upsert(t, table, fmt.Sprint(i), now.Add(time.Duration(i-2)*time.Microsecond))
 	}
 	sweep, err := table.DeleteExpired(t.Context(), now)
-	if want := (Sweep{Scanned: 5, Deleted: 3}); sweep != want || err != nil {
+	if want := (Sweep{Scanned: 5, Deleted: 3, Active: 2}); sweep != want || err != nil {
 		t.Errorf("DeleteExpired = %+v, %v; want %+v, nil", sweep, err, want)
 	}
 	if _, found, _ := find(t, table, "3"); !found {

@@ -324,6 +324,47 @@ func testTableIsRebuiltWhileInUse(t *testing.T, rebuilds int) {
 	testdb.CheckIndexes(t, db)
 }
 
+// Tables are swapped, and swapped back. A layout from before describes what is there then,
+// but who has it may have seen a copy of a row between that, when it was the other table's.
+func TestSwappedTwice(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable, "CREATE TABLE other (token TEXT PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP NOT NULL)")
+	table := newTable(t, db)
+	read := func(l *layout) {
+		t.Helper()
+		err := table.db.Read(t.Context(), func(s *engine.Snapshot) error {
+			if same, err := table.describes(l, s); !same || err != nil {
+				t.Errorf("the layout is said to describe the snapshot: %v, %v; want true, nil", same, err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	former, err := table.layout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read(former)
+	for range 2 {
+		if !former.isOf(table.db.Catalog()) {
+			t.Fatal("the layout is not known to describe the catalog")
+		}
+		for range 2 {
+			update(t, db, "ALTER TABLE sessions RENAME TO away", "ALTER TABLE other RENAME TO sessions", "ALTER TABLE away RENAME TO other")
+		}
+		read(former)
+		if former.isOf(table.db.Catalog()) {
+			t.Error("the layout from before the tables were swapped is taken for the present one")
+		}
+		if former, err = table.layout(); err != nil {
+			t.Fatal(err)
+		}
+		read(former)
+	}
+}
+
 // An application replaces the table, and later replaces or renames it again, but rolls
 // that back. Chai undoes it, unless the second transaction is already open when the
 // first store is made: then the next calls fail, and none hangs.

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-	_ "unsafe" // for linkname
 
 	"github.com/chaisql/chai"
 
@@ -254,22 +253,7 @@ const otherToken = "of another table"
 func TestTableIsRebuiltWhileInUse(t *testing.T) {
 	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
-	t.Run("observed", func(t *testing.T) { testTableIsRebuiltWhileInUse(t, 60) })
-	t.Run("not observed", func(t *testing.T) { // each read looks at the catalog
-		known.observing = false
-		defer func() { known.observing = true }()
-		testTableIsRebuiltWhileInUse(t, 300)
-	})
-}
-
-// known has the first fields of the engine's variable, which says what of Chai and
-// Pebble it knows.
-//
-//go:linkname known go.elara.ws/chaistore/internal/engine.known
-var known struct{ required, observing bool }
-
-func testTableIsRebuiltWhileInUse(t *testing.T, rebuilds int) {
-	const sessions = 20
+	const sessions, rebuilds = 20, 60
 	db := testdb.Memory(t)
 	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
 	table := newTable(t, db)

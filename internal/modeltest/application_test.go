@@ -149,8 +149,7 @@ func (c *modelClient) changeWithSQL(large bool, transact func(change func(exec e
 	}
 	var changes []modelChange
 	for i := first; i < first+count; i++ {
-		s := c.sessions[i].Load()
-		s.Lock()
+		s := c.lock(i)
 		defer s.Unlock()
 		change := modelChange{s: s}
 		change.state, change.data, change.expiry = c.newState(s)
@@ -208,8 +207,7 @@ func (c *modelClient) changeWithSQL(large bool, transact func(change func(exec e
 func (c *modelClient) rollBack(large bool) {
 	c.did["rollback"]++
 	i, table := c.slot(), c.rng.IntN(2)
-	old := c.sessions[i].Load()
-	old.Lock()
+	old := c.lock(i)
 	for store := range tables { // the token is not used any more
 		version := old.in[store].begin(ended)
 		err := c.stores[store].Delete(old.token)
@@ -218,11 +216,11 @@ func (c *modelClient) rollBack(large bool) {
 		}
 		old.in[store].end(version, err)
 	}
-	old.Unlock()
 	s := c.newSession(fmt.Sprint("session", i, "-", c.states.Add(1)))
 	s.Lock()
 	defer s.Unlock()
 	c.sessions[i].Store(s)
+	old.Unlock() // those who have waited for it look for the new one
 	if !c.indexed {
 		for store := range tables {
 			c.writeWith(store, s)
@@ -265,7 +263,7 @@ func (c *modelClient) rollBack(large bool) {
 // lockAll locks all sessions, and returns a function that unlocks them.
 func (m *model) lockAll() (unlock func()) {
 	for i := range m.sessions {
-		m.sessions[i].Load().Lock() // only the caller changes the pointers
+		m.lock(i)
 	}
 	return func() {
 		for i := range m.sessions {

@@ -427,7 +427,7 @@ func (t *Table) read(ctx context.Context, f func(s *engine.Snapshot, l *layout) 
 		}
 		same := false
 		err = t.db.Read(ctx, func(s *engine.Snapshot) (err error) {
-			if same, err = l.describes(s); same && err == nil {
+			if same, err = t.describes(l, s); same && err == nil {
 				err = f(s, l)
 			}
 			return err
@@ -456,15 +456,18 @@ const mostTries = 100
 // until then would be lost.
 var errOtherCatalog = errors.New("the database has another catalog than Chai, which has not undone a transaction that changed a table: reopen the database")
 
-// describes reports whether l has the tables that s has under their names. Chai makes the rows of a transaction visible a moment before its changes to
-// the catalog.
-func (l *layout) describes(s *engine.Snapshot) (bool, error) {
+// describes reports whether l has the tables that s has under their names. Chai makes the
+// rows of a transaction visible a moment before its changes to the catalog.
+func (t *Table) describes(l *layout, s *engine.Snapshot) (bool, error) {
 	catalog, ok := s.Catalog()
 	if ok && l.isOf(catalog) {
 		return true, nil
 	}
 	same, err := l.isIn(s.Get)
-	if same && ok {
+	// Tables may have been swapped and swapped back since l was made. Who still uses l may
+	// have seen a copy of a row between that, when it was another table's. So l describes no
+	// catalog that came after the next layout.
+	if same && ok && l.catalog == any(t.handle.DB.Catalog()) {
 		l.described.Store(catalog + 1)
 	}
 	return same, err

@@ -349,10 +349,11 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 //		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
 //	})
 //
-// While f runs, nobody else can write. So f must not call Update, nor write through a
-// store: that call would wait for f, and return an error after 10 seconds. So may
-// [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf], which list sessions. f must not commit
-// or roll back tx, and nobody may use tx after f: writing to it panics.
+// While f runs, nobody else can write. So f must write with tx: db.Exec would wait for f and
+// never return. f must not call Update, nor write through a store: that call would wait for
+// f, and return an error after 10 seconds. So may [ChaiStore.SessionsOf] and
+// [ChaiStore.DeleteOf], which list sessions. f must not commit or roll back tx, and nobody
+// may use tx after f: writing to it panics.
 //
 // A transaction that is rolled back leaves what was there. Chai alone loses index entries
 // of rows that were updated or deleted. When the disk fails while f runs, Chai panics in f.
@@ -416,10 +417,10 @@ func WriteLock(db *chai.DB) sync.Locker {
 // process makes it, closing the file pebble/LOCK also gives up its lock: then a second
 // process can open the directory, and both destroy what is there.
 //
-// To restore a copy, stop the program, move the copy to where the database was, and
-// start it. Nothing else must be there. Sessions that have ended since the copy are back:
-// people who have signed out are signed in again. If that must not be, delete all
-// sessions with [ChaiStore.DeleteFunc].
+// To restore a copy, stop the program, move the database away, move the copy to where it
+// was, and start the program. Sessions that have ended since the copy are back: people who
+// have signed out are signed in again. If that must not be, delete all sessions with
+// [ChaiStore.DeleteFunc].
 //
 // Backup can't copy a database that is in memory, closed or read-only. It may be called at
 // any time from many goroutines.
@@ -503,8 +504,9 @@ func (s *ChaiStore) Delete(token string) error {
 // write, whatever the deadline of ctx.
 //
 // SCS's RenewToken deletes a session, and SCS commits it under a new token later, with the
-// context of the request. If the visitor goes away in between, the session is lost. Serve
-// such requests with [context.WithoutCancel].
+// context of the request. If the visitor goes away in between, the session is lost. Pass
+// such requests to the handler of [LoadAndSave] with [context.WithoutCancel]: inside it, SCS
+// has the former context.
 func (s *ChaiStore) DeleteCtx(ctx context.Context, token string) error {
 	ctx = context.WithoutCancel(ctx)
 	if err := s.usable(); err != nil {

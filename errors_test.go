@@ -346,3 +346,48 @@ func TestHealthz(t *testing.T) {
 		want(s, 503, "the database is closed")
 	})
 }
+
+// A health check learns of a hang that no store has met.
+func TestErrNoticesAHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newStore(t, db)
+		lock := chaistore.WriteLock(db)
+		lock.Lock()
+		for range 100 {
+			if err := s.Err(); err != nil {
+				t.Errorf("Err = %v at first, want nil", err)
+			}
+		}
+		time.Sleep(11 * time.Second)
+		if err := s.Err(); !errors.Is(err, chaistore.ErrBusy) {
+			t.Errorf("Err = %v while the write lock is held, want %v", err, chaistore.ErrBusy)
+		}
+		lock.Unlock()
+		synctest.Wait()
+		if err := s.Err(); err != nil {
+			t.Errorf("Err = %v after the hang, want nil", err)
+		}
+		if fsyncs := s.Stats().Fsyncs; fsyncs != 0 {
+			t.Errorf("Err took %d fsyncs", fsyncs)
+		}
+	})
+}
+
+// A find on a closed database says so, also if its table does not exist.
+func TestClosedWithoutTable(t *testing.T) {
+	db, err := chai.Open(":memory:")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := chaistore.New(db)
+	defer s.StopCleanup()
+	for name, call := range callsOf(t.Context(), s) {
+		if err := call(); !errors.Is(err, chaistore.ErrClosed) {
+			t.Errorf("%s = %v, want %v", name, err, chaistore.ErrClosed)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"encoding/gob"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"math/big"
@@ -69,8 +70,9 @@ func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, er
 			if f := value.Float(); f == math.Trunc(f) && math.Abs(f) < 1<<53 {
 				return strconv.FormatInt(int64(f), 10), nil
 			}
+			return "", errors.New("the owner is a float64 that is no integer, or is 2^53 or more, so that it may have been another: store it as a string")
 		}
-		return "", fmt.Errorf("the owner is neither a string nor an integer, but a %T", values[key])
+		return "", fmt.Errorf("the owner is neither a string nor an integer, but a %T: store it as a string", values[key])
 	}
 }
 

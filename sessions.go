@@ -15,7 +15,8 @@ import (
 )
 
 // A Session is a session in the store. Printing or logging one shows neither its token nor
-// its data, which are as good as a password. Encoding one, as JSON for example, does.
+// its data, which are as good as a password. Encoding one, as JSON for example, does: so does
+// a log in JSON of a slice of sessions, or of a struct with one.
 type Session struct {
 	Token  string    // as stored: with HashTokenInStore, a hash
 	Data   []byte    // as encoded by the session manager's Codec

@@ -53,8 +53,8 @@ type Stats struct {
 //   - After [ErrReadOnly], free space on the disk or check it, and restart the program.
 //   - [ErrClosed] should not come before the program ends.
 //
-// Other errors name the remedy, too: for example, the table may not exist. Err costs as
-// much as a few atomic loads, and never waits for the database.
+// Other errors name the remedy, too: for example, the table may not exist. Err never waits
+// for the database. It tries a write of nothing, whose hang a call 10 seconds later returns.
 func (s *ChaiStore) Err() error {
 	if s.table == nil {
 		return fmt.Errorf("chaistore: %w", errZeroStore)

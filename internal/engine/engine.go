@@ -199,5 +199,17 @@ func (db *DB) WriteError() error {
 	return nil
 }
 
+// Probe makes a hang known that nobody has met yet: it takes a turn that writes nothing, if
+// none is being taken. It does not wait for it.
+func (db *DB) Probe() {
+	if db.queue.isServed() {
+		return
+	}
+	serve, err := db.queue.enter(&request{op: func(*Batch) error { return nil }, answer: make(chan error, 1)})
+	if serve && err == nil {
+		go db.serve()
+	}
+}
+
 // HangsSince returns since when writes return [ErrHangs], or the zero time if they don't.
 func (db *DB) HangsSince() time.Time { return db.queue.hangsSince() }

@@ -77,6 +77,13 @@ func (q *queue) hangsSince() time.Time {
 	return q.hung
 }
 
+// isServed reports whether a goroutine serves the queue.
+func (q *queue) isServed() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.served
+}
+
 // remove takes r out of the queue. q.mu must be held.
 func (q *queue) remove(r *request) {
 	q.waiting.Remove(r.place)

@@ -709,7 +709,7 @@ func TestFormerTableOfOwners(t *testing.T) {
 			wg.Wait()
 			err := tables[0].Check()
 			if !test.replaced {
-				if err == nil || !strings.HasSuffix(err.Error(), ": drop it, so that it is made anew") || testdb.Count(t, db, "SELECT COUNT(*) FROM sessions_owners") != 1 {
+				if err == nil || !strings.HasSuffix(err.Error(), ": rename the table, or set Config.TableName to another name") || testdb.Count(t, db, "SELECT COUNT(*) FROM sessions_owners") != 1 {
 					t.Errorf("Check = %v, want an error that says to drop it, and the table as it was", err)
 				}
 				return

@@ -11,6 +11,7 @@
 package sessiontable
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -112,15 +113,15 @@ func CheckName(db *chai.DB, name string) error {
 	case name == "":
 		return errors.New("table name is empty")
 	case len(name) > MaxKeyLen:
-		return fmt.Errorf("table name is longer than %d bytes", MaxKeyLen)
+		return fmt.Errorf("table name is longer than %d bytes: set Config.TableName to a shorter one", MaxKeyLen)
 	case strings.HasPrefix(name, "__chai_"):
-		return fmt.Errorf("table name %q is reserved by Chai", name)
+		return fmt.Errorf("table name %q is reserved by Chai: set Config.TableName to another", name)
 	}
 	// For a CREATE TABLE statement, Prepare does nothing but parse it, and look at the
 	// handle's context.
 	db = &chai.DB{DB: db.DB}
 	if _, err := db.Prepare("CREATE TABLE " + name + " (token TEXT)"); err != nil {
-		return fmt.Errorf("table name %q is a keyword of SQL", name)
+		return fmt.Errorf("table name %q is a keyword of SQL: set Config.TableName to another", name)
 	}
 	return nil
 }
@@ -269,6 +270,7 @@ func (t *Table) Err() error {
 	if err := t.db.WriteError(); err != nil {
 		return err
 	}
+	t.db.Probe()
 	return t.Check()
 }
 
@@ -288,7 +290,7 @@ func (t *Table) layout() (*layout, error) {
 		if t.options.OwnerOf != nil && l.err == nil {
 			owners, err := t.relation(t.ownersName(), ownerColumns, "owner", "token")
 			if err != nil && t.exists(t.ownersName()) && !errors.Is(err, errShared) {
-				err = fmt.Errorf("%w: drop it, so that it is made anew", err)
+				err = fmt.Errorf("%w: rename the table, or set Config.TableName to another name", err)
 			} else if err != nil {
 				err = fmt.Errorf("%w: make the store anew, which creates it", err)
 			}
@@ -298,7 +300,10 @@ func (t *Table) layout() (*layout, error) {
 			t.latest.Store(l)
 		}
 	}
-	return l, l.err
+	if l.err != nil {
+		return l, cmp.Or(t.db.Usable(), l.err)
+	}
+	return l, nil
 }
 
 // sessionsRelation looks the table of sessions up.

@@ -90,7 +90,7 @@ func TestCheckName(t *testing.T) {
 // would be written that its application can't read.
 func TestCheckRefusesOtherTables(t *testing.T) {
 	const owners = "CREATE TABLE sessions_owners (owner TEXT NOT NULL, token TEXT NOT NULL, PRIMARY KEY (owner, token))"
-	const drop = ": drop it, so that it is made anew"
+	const drop = ": rename the table, or set Config.TableName to another name"
 	for want, statements := range map[string][]string{
 		`table "sessions" does not exist`:                                                               {},
 		`column 1 of table "sessions" is not "token"`:                                                   {"CREATE TABLE sessions (id TEXT PRIMARY KEY)"},

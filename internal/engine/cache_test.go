@@ -698,7 +698,7 @@ func TestCacheTakesItsSize(t *testing.T) {
 	before := testdb.HeapInUse()
 	for _, row := range []int{20, 60, 300, 1000, 1025, 2049, 4000, 4097, 8193} {
 		c := &cache{seed: maphash.MakeSeed(), filters: new(keyFilters)}
-		c.limit.Store(size / int64(len(c.shards)))
+		c.limit.Store(size)
 		rng := rand.New(rand.NewPCG(2, 0))
 		for range 4 * size / (row + entryOverhead) {
 			c.fill(0, cacheKeyOf(fmt.Sprintf("%027x%016x", rng.Uint64(), rng.Uint64())), make([]byte, row))

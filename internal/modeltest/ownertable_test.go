@@ -199,7 +199,7 @@ func TestWrongTableOfOwners(t *testing.T) {
 		"no primary key": {[]string{"CREATE TABLE sessions_owners (owner TEXT, token TEXT)"}, "primary key"},
 		"descending":     {[]string{"CREATE TABLE sessions_owners (owner TEXT, token TEXT, PRIMARY KEY (owner, token DESC))"}, "primary key"},
 		"other order":    {[]string{"CREATE TABLE sessions_owners (owner TEXT, token TEXT, PRIMARY KEY (token, owner))"}, "primary key"},
-		"former":         {[]string{"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)"}, "drop it"},
+		"former":         {[]string{"CREATE TABLE sessions_owners (token TEXT PRIMARY KEY, owner TEXT)"}, "rename the table"},
 		"unique index": {[]string{
 			"CREATE TABLE sessions_owners (owner TEXT, token TEXT, PRIMARY KEY (owner, token))", "CREATE UNIQUE INDEX one ON sessions_owners (owner)",
 		}, "unique"},

@@ -20,7 +20,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-var absentFinds = flag.Int64("absent", 200_000, "how many finds each of the tests of absent sessions makes")
+var absentFinds = flag.Int64("absent", 100_000, "how many finds the tests of absent sessions make")
 
 // A store with smallMemory has no room for copies of sessions with largeData. So the filter
 // is asked for each.
@@ -44,19 +44,19 @@ type absentModel struct {
 // and roll back, renames and rebuilds of the table, and sweeps without a pause. No session
 // is missing that is there, and none is there that is missing.
 func TestNothingIsWronglyAbsent(t *testing.T) {
-	testdb.Watchdog(t, time.Minute+time.Duration(*absentFinds)*100*time.Microsecond)
+	testdb.Watchdog(t, 3*time.Minute+time.Duration(*absentFinds)*100*time.Microsecond)
 	for name, open := range map[string]func(testing.TB) *chai.DB{"memory": testdb.Memory, "disk": testdb.Disk} {
 		t.Run(name, func(t *testing.T) {
 			m := newAbsentModel(t, open(t), smallMemory)
-			m.run(*absentFinds/2, m.change, m.change, m.change, m.statements, m.statements, m.rebuild, m.sweep, m.sweep)
+			m.run(*absentFinds*3/8, m.change, m.change, m.change, m.statements, m.statements, m.rebuild, m.sweep, m.sweep)
 		})
 	}
 }
 
 // Two tables change their names again and again. What is in both is always found.
 func TestNothingIsWronglyAbsentAfterSwaps(t *testing.T) {
-	testdb.Watchdog(t, time.Minute+time.Duration(*absentFinds)*100*time.Microsecond)
-	const sessions = 7000                           // more than a sweep reads in one snapshot
+	testdb.Watchdog(t, 3*time.Minute+time.Duration(*absentFinds)*100*time.Microsecond)
+	const sessions = 5500                           // more than a sweep reads in one snapshot
 	m := newAbsentModel(t, testdb.Memory(t), 1<<20) // for four filters of so many sessions
 	o, err := chaistore.NewWithConfig(m.db, chaistore.Config{TableName: "other", CreateTable: true, Memory: -1, CleanupInterval: -1})
 	if err != nil {
@@ -92,7 +92,7 @@ func TestNothingIsWronglyAbsentAfterSwaps(t *testing.T) {
 		}
 	}
 	sweepOther := func(*rand.Rand) { m.sweepOf(o) }
-	m.run(*absentFinds, find, find, swap, m.sweep, sweepOther)
+	m.run(*absentFinds/4, find, find, swap, m.sweep, sweepOther)
 }
 
 func newAbsentModel(t *testing.T, db *chai.DB, memory int64) *absentModel {

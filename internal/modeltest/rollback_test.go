@@ -123,7 +123,7 @@ func TestRollbackKeepsEntries(t *testing.T) {
 			if err := tx.Exec("INSERT INTO filler (id, v) VALUES (1, ?), (2, ?)", make([]byte, 100_000), make([]byte, 100_000)); err != nil {
 				t.Fatal(err)
 			}
-			for written := int64(0); written < 100_000; {
+			for written, filler := int64(0), 2; written < 100_000; {
 				written = 0
 				logs, err := disk.List(dir + "/pebble")
 				if err != nil {
@@ -135,6 +135,11 @@ func TestRollbackKeepsEntries(t *testing.T) {
 					}
 				}
 				time.Sleep(time.Millisecond)
+				if filler++; filler%100 == 0 {
+					if err := tx.Exec("INSERT INTO filler (id, v) VALUES (?, ?), (?, ?)", filler, make([]byte, 100_000), filler+1, make([]byte, 100_000)); err != nil {
+						t.Fatal(err)
+					}
+				}
 			}
 			again := openFaultDisk(t, disk.Cut(testdb.KeepAll), dir)
 			newStore(t, again, chaistore.Config{})

@@ -74,7 +74,7 @@ var ErrClosed = engine.ErrClosed
 // with [Update] in handlers. Other reasons: a transaction or the [WriteLock] was left open,
 // a function passed to Update has written through a store, or the disk is full or does not
 // answer.
-var ErrBusy = engine.ErrHangs
+var ErrBusy = engine.ErrBusy
 
 // ErrReadOnly is returned by writes after the first failure of the disk, until the
 // database is opened again. It wraps the reason, such as [syscall.ENOSPC]. Finds go on, and

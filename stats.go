@@ -84,7 +84,7 @@ func (s *ChaiStore) Stats() Stats {
 		LastSweep:      t.LastSweep,
 		LastSweepError: errorText(t.LastSweepErr),
 		WriteError:     errorText(t.WriteErr),
-		BusySince:      t.HangsSince,
+		BusySince:      t.BusySince,
 
 		BackgroundError: errorText(t.BackgroundErr),
 	}

@@ -347,8 +347,8 @@ func TestREADMEShowsWhatCurlPrints(t *testing.T) {
 	defer p.stop()
 	dir := t.TempDir() // for the cookies
 	lines := strings.Split(strings.TrimSpace(console), "\n")
-	if len(lines) != 2 {
-		t.Fatalf("the README shows %d lines of a terminal, want 2", len(lines))
+	if len(lines) != 4 {
+		t.Fatalf("the README shows %d lines of a terminal, want 4", len(lines))
 	}
 	for i := 0; i < len(lines); i += 2 {
 		command := strings.ReplaceAll(strings.TrimPrefix(lines[i], "$ "), "http://localhost:4000", p.url)

@@ -33,8 +33,10 @@ type keyFilter struct {
 	keys     atomic.Int64
 	layers   atomic.Pointer[[]*layer]
 
-	mu   sync.Mutex // held while a key is added that was not there, and while others read before it is complete
-	gone bool       // whether the filter was removed
+	// mu is held while a key is added that was not there, and for all else before the filter
+	// is complete.
+	mu   sync.Mutex
+	gone bool // whether the filter was removed
 }
 
 // A layer has room for some keys. When it is full, the filter gets a further one. Where
@@ -279,10 +281,10 @@ type Collection struct {
 }
 
 // Collect begins to collect the keys of a table, which begin with prefix. For the filter to
-// be complete, the keys of all rows must be passed to Add, in snapshots that are passed to
-// In and were opened afterwards, but for those that the caller deletes. If the table had no filter before, there is one for the
-// given number of rows at first. While another collection for the table has not ended,
-// nothing is collected.
+// be complete, the keys of all rows must be passed to Add, but for those that the caller
+// deletes. The rows must be read in snapshots that were opened afterwards and passed to In.
+// If the table had no filter before, it has room for the given number of rows at first.
+// While another collection for the table has not ended, nothing is collected.
 func (db *DB) Collect(table string, prefix []byte, rows int64) *Collection {
 	c := &Collection{db: db}
 	f := &keyFilter{table: table, prefix: bytes.Clone(prefix), seed: maphash.MakeSeed()}

@@ -263,7 +263,7 @@ func TestAbsentOnDisk(t *testing.T) {
 		want(true)
 
 		hang := make(chan struct{})
-		wantError(t, e.Write(t.Context(), 0, func(b *Batch) error { <-hang; b.Put(cacheKey, []byte("row")); return nil }), ErrHangs)
+		wantError(t, e.Write(t.Context(), 0, func(b *Batch) error { <-hang; b.Put(cacheKey, []byte("row")); return nil }), ErrBusy)
 		want(false)
 		close(hang)
 		synctest.Wait()

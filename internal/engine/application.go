@@ -43,12 +43,12 @@ func (l *appLock) Unlock() {
 // Update calls f with a writable transaction of Chai, in a turn of its own. It
 // commits the transaction if f returns nil, and rolls it back if f returns an error
 // or panics. If ctx ends before the transaction begins, Update returns the context's
-// error and does not call f. If it has to wait for too long, it returns [ErrHangs].
+// error and does not call f. If it has to wait for too long, it returns [ErrBusy].
 func (db *DB) Update(ctx context.Context, f func(tx *chai.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, db.hangLimit, ErrHangs)
+	ctx, cancel := context.WithTimeoutCause(ctx, db.hangLimit, ErrBusy)
 	defer cancel()
 	select {
 	case db.app.taken <- struct{}{}:
@@ -94,9 +94,9 @@ func (db *DB) update(f func(tx *chai.Tx) error) error {
 }
 
 // waited returns why a call of Update gave up: the error of its caller's context, or
-// ErrHangs.
+// ErrBusy.
 func waited(ctx context.Context) error {
-	if cause := context.Cause(ctx); cause == ErrHangs {
+	if cause := context.Cause(ctx); cause == ErrBusy {
 		return cause
 	}
 	return ctx.Err()

@@ -154,7 +154,7 @@ func TestApplicationDeadlocks(t *testing.T) {
 		read(t, db)
 		db.logger, db.hangLimit = log.logger, 20*time.Millisecond
 		for range 3 {
-			wantError(t, db.Write(t.Context(), 100, set("a", 2)), ErrHangs)
+			wantError(t, db.Write(t.Context(), 100, set("a", 2)), ErrBusy)
 			read(t, db)
 		}
 		log.untilHangs(1)
@@ -509,8 +509,8 @@ func TestNestedUpdate(t *testing.T) {
 			return insert(1)(tx)
 		})
 		wantError(t, err, nil)
-		wantError(t, inner, ErrHangs)
-		wantError(t, written, ErrHangs)
+		wantError(t, inner, ErrBusy)
+		wantError(t, written, ErrBusy)
 		if n := rows(t, engine); n != 1 {
 			t.Errorf("got %d rows, want 1", n)
 		}

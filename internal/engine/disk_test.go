@@ -211,9 +211,9 @@ func TestDiskFails(t *testing.T) {
 					wantError(t, db.put(-1), failure)
 					wantError(t, Open(db.engine, discard).Write(t.Context(), 10, set("x", 1)), failure)
 					wantError(t, Open(db.engine, discard).Update(t.Context(), func(*chai.Tx) error { t.Error("called"); return nil }), failure)
-					wantAcknowledged("after the failure")
 				}
-				if d := time.Since(began); d > 2*time.Second && !testdb.WithRace() {
+				wantAcknowledged("after the failure") // reads up to 80 MB
+				if d := time.Since(began); d > 2*time.Second {
 					t.Errorf("calls after the failure took %v", d)
 				}
 				if n := db.Fsyncs() - fsyncs; n != 0 {

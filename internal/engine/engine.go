@@ -22,7 +22,7 @@
 //  3. It releases the locks, and answers each request.
 //
 // A turn that takes longer than 10 seconds hangs. Then a timer answers all waiting
-// callers with [ErrHangs], and the queue refuses further requests with it until the
+// callers with [ErrBusy], and the queue refuses further requests with it until the
 // turn ends. Both the timer and the end of the turn hold the queue's lock, so no
 // request is answered twice, and no refusal outlasts the hang.
 //
@@ -138,7 +138,7 @@ func sharedBy(db *chai.DB) *shared {
 // approximate number of bytes that op writes.
 //
 // If ctx ends before op runs, Write returns the context's error, and op does not run.
-// After that, ctx has no effect. Write returns [ErrHangs] when a turn hangs; op may
+// After that, ctx has no effect. Write returns [ErrBusy] when a turn hangs; op may
 // or may not be committed then. Once the database is read-only or closed, it returns why, at
 // once.
 func (db *DB) Write(ctx context.Context, size int, op Op) error {
@@ -188,13 +188,13 @@ func (db *DB) Fsyncs() uint64 { return db.fsyncs.Load() }
 func (db *DB) BackgroundError() error { return db.state.jobs.error() }
 
 // WriteError returns the error that a write would return now: nil if writes work,
-// [ErrHangs], or why the database is read-only or closed.
+// [ErrBusy], or why the database is read-only or closed.
 func (db *DB) WriteError() error {
 	if err := db.Writable(); err != nil {
 		return err
 	}
-	if !db.HangsSince().IsZero() {
-		return ErrHangs
+	if !db.BusySince().IsZero() {
+		return ErrBusy
 	}
 	return nil
 }
@@ -211,5 +211,5 @@ func (db *DB) Probe() {
 	}
 }
 
-// HangsSince returns since when writes return [ErrHangs], or the zero time if they don't.
-func (db *DB) HangsSince() time.Time { return db.queue.hangsSince() }
+// BusySince returns since when writes return [ErrBusy], or the zero time if they don't.
+func (db *DB) BusySince() time.Time { return db.queue.busySince() }

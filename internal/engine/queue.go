@@ -13,8 +13,8 @@ import (
 // HangLimit is how long a turn may take before it hangs.
 const HangLimit = 10 * time.Second
 
-// ErrHangs is returned by writes while a turn hangs.
-var ErrHangs = errors.New("the database is busy: in handlers, write with chaistore.Update, not with db.Exec or db.Update, and never through a store inside that; no write has ended for 10 seconds, because goroutines have deadlocked each other in Chai, a transaction or the write lock was left open, or the disk is full or hangs")
+// ErrBusy is returned by writes while a turn hangs.
+var ErrBusy = errors.New("the database is busy: in handlers, write with chaistore.Update, not with db.Exec or db.Update, and never through a store inside that; no write has ended for 10 seconds, because goroutines have deadlocked each other in Chai, a transaction or the write lock was left open, or the disk is full or hangs")
 
 // The requests of one turn are limited, to bound how long it takes. Pebble treats a
 // batch larger than half of its memory table of 4 MB as a memory table of its own.
@@ -51,7 +51,7 @@ func (q *queue) enter(r *request) (serve bool, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if !q.hung.IsZero() {
-		return false, ErrHangs
+		return false, ErrBusy
 	}
 	r.place = q.waiting.PushBack(r)
 	serve = !q.served
@@ -70,8 +70,8 @@ func (q *queue) leave(r *request) bool {
 	return true
 }
 
-// hangsSince returns since when a turn hangs, or the zero time.
-func (q *queue) hangsSince() time.Time {
+// busySince returns since when a turn hangs, or the zero time.
+func (q *queue) busySince() time.Time {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.hung
@@ -105,7 +105,7 @@ func (q *queue) take(t *turn) {
 	}
 }
 
-// giveUp answers the requests of t and of the queue with [ErrHangs], and makes the
+// giveUp answers the requests of t and of the queue with [ErrBusy], and makes the
 // queue refuse further ones until t ends. If t has ended already, it does nothing and
 // returns false.
 func (q *queue) giveUp(t *turn) bool {
@@ -116,12 +116,12 @@ func (q *queue) giveUp(t *turn) bool {
 	}
 	q.hung = time.Now()
 	for _, r := range t.group {
-		r.answer <- ErrHangs
+		r.answer <- ErrBusy
 	}
 	for first := q.waiting.Front(); first != nil; first = q.waiting.Front() {
 		r := first.Value.(*request)
 		q.remove(r)
-		r.answer <- ErrHangs
+		r.answer <- ErrBusy
 	}
 	return true
 }
@@ -152,7 +152,7 @@ func (db *DB) serve() {
 		t := new(turn)
 		timer := time.AfterFunc(db.hangLimit, func() {
 			if db.queue.giveUp(t) {
-				db.logger().Error("chaistore: writing to the database hangs", "error", ErrHangs)
+				db.logger().Error("chaistore: writing to the database hangs", "error", ErrBusy)
 			}
 		})
 		results := db.run(t)

@@ -197,7 +197,7 @@ func testHang(t *testing.T, withLock bool) {
 		}
 		go func() {
 			start := time.Now()
-			wantError(t, db.Write(context.Background(), 100, func(*Batch) error { <-hang; return nil }), ErrHangs)
+			wantError(t, db.Write(context.Background(), 100, func(*Batch) error { <-hang; return nil }), ErrBusy)
 			if waited := time.Since(start); waited != HangLimit {
 				t.Errorf("the first write waited %v, want %v", waited, HangLimit)
 			}
@@ -221,13 +221,13 @@ func testHang(t *testing.T, withLock bool) {
 		}()
 		updateCtx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		go func() {
-			wantError(t, Open(engine, discard).Update(updateCtx, func(*chai.Tx) error { return errNo }), ErrHangs)
+			wantError(t, Open(engine, discard).Update(updateCtx, func(*chai.Tx) error { return errNo }), ErrBusy)
 		}()
 
 		var wg sync.WaitGroup
 		start = time.Now()
 		for range 10 {
-			wg.Go(func() { wantError(t, db.Write(t.Context(), 100, set("a", 1)), ErrHangs) })
+			wg.Go(func() { wantError(t, db.Write(t.Context(), 100, set("a", 1)), ErrBusy) })
 		}
 		wg.Wait()
 		if waited := time.Since(start); waited != HangLimit-2*time.Second {
@@ -235,7 +235,7 @@ func testHang(t *testing.T, withLock bool) {
 		}
 		start = time.Now()
 		for range 10 {
-			wantError(t, db.Write(t.Context(), 100, set("a", 1)), ErrHangs)
+			wantError(t, db.Write(t.Context(), 100, set("a", 1)), ErrBusy)
 		}
 		if waited := time.Since(start); waited > 0 {
 			t.Errorf("writes after the limit waited %v, want 0", waited)
@@ -280,10 +280,10 @@ func TestHangBehindATransaction(t *testing.T) {
 			t.Fatal(err)
 		}
 		var wg sync.WaitGroup
-		wg.Go(func() { wantError(t, db.Write(t.Context(), 100, set("a", 1)), ErrHangs) })
-		until(func() bool { return waiting(db) > 0 || !db.queue.hangsSince().IsZero() })
+		wg.Go(func() { wantError(t, db.Write(t.Context(), 100, set("a", 1)), ErrBusy) })
+		until(func() bool { return waiting(db) > 0 || !db.queue.busySince().IsZero() })
 		for range 10 {
-			wg.Go(func() { wantError(t, patient.Write(t.Context(), 100, set("a", 1)), ErrHangs) })
+			wg.Go(func() { wantError(t, patient.Write(t.Context(), 100, set("a", 1)), ErrBusy) })
 		}
 		wg.Wait()
 		wantValue(t, db, "a", 0)
@@ -322,7 +322,7 @@ func TestTurnEndsAtTheLimit(t *testing.T) {
 					hung = 1
 				}
 				for _, err := range errs {
-					if hung == 0 && err != nil || hung == 1 && !errors.Is(err, ErrHangs) {
+					if hung == 0 && err != nil || hung == 1 && !errors.Is(err, ErrBusy) {
 						t.Errorf("a turn that ended %v before the limit returned %v, hung = %d", early, errs, hung)
 					}
 				}
@@ -359,7 +359,7 @@ func TestTurnsEndAroundTheLimit(t *testing.T) {
 				switch got, _ := value(db, fmt.Sprint(g)); {
 				case err == nil && got != i:
 					t.Errorf("after Write = nil, got value %d, want %d", got, i)
-				case errors.Is(err, ErrHangs):
+				case errors.Is(err, ErrBusy):
 					hung.Add(1)
 				case err != nil:
 					t.Errorf("Write: %v", err)
@@ -389,10 +389,10 @@ func TestSlowLogHandler(t *testing.T) {
 			start := time.Now()
 			var wg sync.WaitGroup
 			for range 10 {
-				wg.Go(func() { wantError(t, db.Write(context.Background(), 100, set("a", 1)), ErrHangs) })
+				wg.Go(func() { wantError(t, db.Write(context.Background(), 100, set("a", 1)), ErrBusy) })
 			}
 			wg.Wait()
-			wantError(t, db.Write(context.Background(), 100, set("a", 1)), ErrHangs)
+			wantError(t, db.Write(context.Background(), 100, set("a", 1)), ErrBusy)
 			lock.Unlock()
 			synctest.Wait()
 			write(t, db, set("b", round))
@@ -427,7 +427,7 @@ func TestLogHandlerEndsHang(t *testing.T) {
 					untilIdle(db)
 					write(t, patient, set("a", round))
 				}
-				wantError(t, db.Write(t.Context(), 100, set("a", -1)), ErrHangs)
+				wantError(t, db.Write(t.Context(), 100, set("a", -1)), ErrBusy)
 				<-ended
 				wantValue(t, db, "a", round)
 				log.wantHangs(t, round)

@@ -204,7 +204,7 @@ func (db *DB) awaitObserving(ctx context.Context, writeLocked bool) error {
 			return err
 		}
 		if time.Since(start) > db.hangLimit {
-			return ErrHangs
+			return ErrBusy
 		}
 		select {
 		case <-time.After(time.Millisecond):

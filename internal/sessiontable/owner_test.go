@@ -462,8 +462,8 @@ func TestUnknownOwnerAfterAHang(t *testing.T) {
 		go func() { done <- table.Upsert(t.Context(), "1", []byte("!"), time.Now().Add(time.Hour)) }()
 		synctest.Wait()
 		lock.Unlock()
-		if err := <-done; err != engine.ErrHangs {
-			t.Fatalf("Upsert = %v, want %v", err, engine.ErrHangs)
+		if err := <-done; err != engine.ErrBusy {
+			t.Fatalf("Upsert = %v, want %v", err, engine.ErrBusy)
 		}
 		close(release)
 		synctest.Wait()

@@ -91,15 +91,10 @@ func Slow(t testing.TB) {
 // there than in other tests: it is about the disk, the heap, or processes that are killed.
 func WithoutRace(t testing.TB) {
 	t.Helper()
-	if WithRace() {
+	info, ok := debug.ReadBuildInfo()
+	if ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
 		t.Skip("with the race detector")
 	}
-}
-
-// WithRace reports whether the test runs with the race detector.
-func WithRace() bool {
-	info, ok := debug.ReadBuildInfo()
-	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
 // Exec runs statements, and fails the test if one fails. It must not be used while a

@@ -17,8 +17,8 @@ import (
 )
 
 // reconcile lists the sessions that are noted. If a table is replaced meanwhile, it returns
-// errReplaced. It waits for another goroutine that does so
-// for no longer than a write waits: that may be its own, which called the owner function.
+// errReplaced. It waits for another goroutine that reconciles no longer than a write waits:
+// that may be its own, which called the owner function.
 func (x *ownerIndex) reconcile(ctx context.Context) error {
 	limit := time.NewTimer(engine.HangLimit)
 	defer limit.Stop()

@@ -205,7 +205,7 @@ type Stats struct {
 	LastSweepErr     error
 	Fsyncs           uint64    // of all tables in the database
 	WriteErr         error     // what a write would return now
-	BusySince       time.Time // since when writes return [engine.ErrBusy], or the zero time
+	BusySince        time.Time // since when writes return [engine.ErrBusy], or the zero time
 	BackgroundErr    error     // why the engine can't write its files in the background
 }
 
@@ -222,7 +222,7 @@ func (t *Table) Stats() Stats {
 		Fsyncs:    t.db.Fsyncs(),
 		WriteErr:  t.db.WriteError(),
 
-		BusySince:    t.db.BusySince(),
+		BusySince:     t.db.BusySince(),
 		BackgroundErr: t.db.BackgroundError(),
 		FilterBytes:   t.db.FilterSize(t.options.Name),
 	}

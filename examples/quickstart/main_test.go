@@ -246,7 +246,17 @@ func TestSlowClient(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer slow.Close()
-			fmt.Fprint(slow, "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n")
+			// More than the buffers between the two hold, and less than what the server
+			// reads of a body that its handler did not: when all but the last byte is
+			// written, the handler has ended and the server waits for that byte.
+			const length = 250_000
+			if err := slow.(*net.TCPConn).SetWriteBuffer(4 << 10); err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(slow, "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n", length)
+			if _, err := slow.Write(make([]byte, length-1)); err != nil {
+				t.Fatal(err)
+			}
 			p.wantVisit(newBrowser(t), 1)
 			for i := range interrupts {
 				if err := p.cmd.Process.Signal(os.Interrupt); err != nil {

@@ -112,9 +112,11 @@ func (db *DB) compactPart(ctx context.Context, from, to []byte) (done bool, err 
 	}
 }
 
-// compactOpen is Pebble's Compact, but returns when Close of the database has begun. Then
-// Pebble finishes what it has begun, and never answers who waits for what comes next: the
-// flush of a memtable, or the compaction of another level.
+// compactOpen is Pebble's Compact, but returns when Close of the database has begun, and
+// holds Pebble's commit mutex while it waits for the compaction. Then Pebble finishes what it
+// has begun, and never answers who waits for what comes next: the flush of a memtable, or
+// the compaction of another level. Compact may need the mutex to begin a flush. It gets it:
+// nobody else can want it, because Chai's Close holds the write lock.
 func (db *DB) compactOpen(from, to []byte) error {
 	returned := make(chan struct{})
 	answered := make(chan struct{})
@@ -125,6 +127,10 @@ func (db *DB) compactOpen(from, to []byte) error {
 			return
 		case <-reach.ClosedCh(db.pebble()):
 		}
+		db.state.tune() // now so that Compact does not wait for a flush with the mutex locked
+		mu := reach.Commit(db.pebble()).Mu()
+		mu.Unlock()
+		defer mu.Lock()
 		for tick := time.NewTicker(time.Millisecond); ; {
 			db.answerCompact()
 			select {

@@ -14,8 +14,10 @@ import (
 	"time"
 
 	"github.com/chaisql/chai"
+	"github.com/cockroachdb/pebble"
 	"github.com/cockroachdb/pebble/vfs"
 
+	"go.elara.ws/chaistore/internal/reach"
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
@@ -166,6 +168,55 @@ func TestCloseWhileCompacting(t *testing.T) {
 		watchdog.Stop()
 	}
 	until(func() bool { return runtime.NumGoroutine() <= before })
+}
+
+// Close gets the mutex that Pebble's Compact waits for to flush rows, and holds it while it
+// waits for the compaction, which gets it nevertheless.
+func TestCloseBeforeCompactFlushes(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	for _, full := range []bool{false, true} {
+		db := newFaultDB(t)
+		deleted(t, db.engine)
+		if err := db.put(1); err != nil {
+			t.Fatal(err)
+		}
+		if full { // a write would wait for a flush, which Close does not begin any more
+			w := db.state.watch()
+			w.set(func(o *pebble.Options) { o.MemTableStopWritesThreshold = 0 })
+		}
+		mu := reach.Commit(db.pebble()).Mu()
+		mu.Lock()
+		closed, compacted := make(chan error, 1), make(chan error, 1)
+		go func() { closed <- db.pebble().Close() }()
+		until(func() bool { return isWaiting("github.com/cockroachdb/pebble.(*DB).Close") })
+		go func() {
+			_, err := db.Compact(context.Background(), firstKey, lastKey)
+			compacted <- err
+		}()
+		until(func() bool { return isWaiting("github.com/cockroachdb/pebble.(*DB).Compact") })
+		mu.Unlock() // Close gets it
+		if err := <-closed; err != nil {
+			t.Errorf("Close = %v", err)
+		}
+		wantError(t, <-compacted, ErrClosed)
+		db.reopen(t, db.disk)
+		db.wantRows(t, 1)
+		if err := db.engine.Close(); err != nil {
+			t.Errorf("Close = %v", err)
+		}
+	}
+}
+
+// isWaiting reports whether a goroutine waits for a mutex in a function.
+func isWaiting(function string) bool {
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	for stack := range bytes.SplitSeq(stacks, []byte("\n\n")) {
+		if bytes.Contains(stack, []byte("[sync.Mutex.Lock")) && bytes.Contains(stack, []byte(function+"(")) {
+			return true
+		}
+	}
+	return false
 }
 
 // Compact reports a failure while it merges, after which nothing can be written.

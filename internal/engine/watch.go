@@ -110,12 +110,13 @@ func (w *watcher) set(change func(o *pebble.Options)) {
 }
 
 // tune makes writes wait for flushes and compactions only while these work, since what is
-// written is in the log. A database that is read-only compacts nothing.
+// written is in the log. A database that is read-only compacts nothing, and one that is
+// being closed flushes nothing, either.
 func (w *watcher) tune() {
 	w.set(func(o *pebble.Options) {
 		const memTables, unlimited = 2, 1 << 30
 		o.MemTableStopWritesThreshold, o.L0StopWritesThreshold = memTables, max(chaiStopFiles, 2*o.L0CompactionThreshold)
-		if w.state.failed() != nil || w.state.jobs.error() != nil {
+		if w.state.writable() != nil || w.state.jobs.error() != nil {
 			o.MemTableStopWritesThreshold, o.L0StopWritesThreshold = unlimited, unlimited
 		}
 		o.DisableAutomaticCompactions = w.state.failed() != nil

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/big"
 	"reflect"
@@ -38,24 +39,24 @@ func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, er
 	if codec == nil {
 		panic("chaistore: the codec is nil: pass the Codec of a session manager from scs.New")
 	}
-	decode := func(data []byte) (map[string]any, error) {
+	decode := func(data []byte) (any, error) {
 		_, values, err := codec.Decode(data)
-		return values, err
+		return values[key], err
 	}
 	if _, ok := codec.(scs.GobCodec); ok {
-		decode = new(gobDecoders).values
+		decode = (&gobDecoders{key: key}).value
 	}
 	return func(data []byte) (string, error) {
-		values, err := decode(data)
+		decoded, err := decode(data)
 		if err != nil {
 			return "", fmt.Errorf("decode session: %w", err)
 		}
-		value := reflect.ValueOf(values[key])
+		value := reflect.ValueOf(decoded)
 		switch value.Kind() {
 		case reflect.Invalid:
 			return "", nil
 		case reflect.String:
-			n, ok := values[key].(json.Number)
+			n, ok := decoded.(json.Number)
 			if !ok {
 				return value.String(), nil
 			}
@@ -72,7 +73,7 @@ func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, er
 			}
 			return "", errors.New("the owner is a float64 that is no integer, or is 2^53 or more, so that it may have been another: store it as a string")
 		}
-		return "", fmt.Errorf("the owner is neither a string nor an integer, but a %T: store it as a string", values[key])
+		return "", fmt.Errorf("the owner is neither a string nor an integer, but a %T: store it as a string", decoded)
 	}
 }
 
@@ -95,11 +96,12 @@ func integerOf(n json.Number) (decimal string, ok bool) {
 	return number.Num().String(), true
 }
 
-// gobDecoders decode sessions as [scs.GobCodec] does. Each session begins with the
+// gobDecoders decode the value of a key as [scs.GobCodec] does. Each session begins with the
 // definitions of the types that it has. Reading these takes most of the time, about 90 %
 // in the benchmark OwnerByKey. They are nearly always the same, so a decoder that has read
 // them goes on to decode other sessions.
 type gobDecoders struct {
+	key   string
 	mu    sync.Mutex
 	types map[string]*gobTypes // by their definitions
 }
@@ -113,6 +115,7 @@ type gobTypes struct {
 type gobDecoder struct {
 	decoder *gob.Decoder
 	in      bytes.Reader
+	session struct{ Values map[string]any } // all else is skipped
 }
 
 const (
@@ -120,36 +123,39 @@ const (
 	mostGobIdle  = 16
 )
 
-// values returns the values of a session.
-func (d *gobDecoders) values(data []byte) (values map[string]any, err error) {
+// value returns the value of the key in a session.
+func (d *gobDecoders) value(data []byte) (value any, err error) {
 	types := data[:definitions(data)]
 	known, used := d.get(types)
 	if known != nil {
-		if values, err = known.values(data[len(types):]); err == nil {
+		if err := known.decode(data[len(types):]); err == nil {
+			value = known.session.Values[d.key]
+			clear(known.session.Values)
 			d.put(types, known, false)
-			return values, nil
+			return value, nil
 		}
 	}
-	if _, values, err = (scs.GobCodec{}).Decode(data); err != nil || !used {
-		return values, err
+	_, values, err := scs.GobCodec{}.Decode(data)
+	if err != nil || !used {
+		return values[d.key], err
 	}
 	if known != nil {
 		d.put(types, nil, true)
-		return values, nil
+		return values[d.key], nil
 	}
 	first := new(gobDecoder)
 	first.decoder = gob.NewDecoder(&first.in)
-	if same, err := first.values(data); err == nil && reflect.DeepEqual(same, values) {
+	if err := first.decode(data); err == nil && maps.EqualFunc(first.session.Values, values, reflect.DeepEqual) {
+		clear(first.session.Values)
 		d.put(types, first, false)
 	}
-	return values, nil
+	return values[d.key], nil
 }
 
-func (d *gobDecoder) values(data []byte) (map[string]any, error) {
-	var session struct{ Values map[string]any } // all else is skipped
+// decode decodes a session into the map of the one before, which has been cleared.
+func (d *gobDecoder) decode(data []byte) error {
 	d.in.Reset(data)
-	err := d.decoder.Decode(&session)
-	return session.Values, err
+	return d.decoder.Decode(&d.session)
 }
 
 // get returns an idle decoder that has read the given definitions, or nil, and whether

@@ -60,7 +60,7 @@ var ErrOwnerTooLong = fmt.Errorf("the owner is longer than %d bytes: return a sh
 const reconcilePart = 500
 
 func ownerKey(namespace int64, owner, token string) []byte {
-	return appendText(appendText(appendInt(nil, namespace), owner), token)
+	return appendText(appendKey(make([]byte, 0, len(owner)+len(token)+30), namespace, owner), token)
 }
 
 // decodeOwnerKey returns the owner and the token in the key of an entry.
@@ -77,10 +77,10 @@ func decodeOwnerKey(key []byte) (owner, token []byte, err error) {
 	return owner, token, nil
 }
 
-// put puts an entry.
+// putOwner puts an entry, whose columns are what its key has after the namespace.
 func (l *layout) putOwner(b *engine.Batch, owner, token string) error {
-	row := appendText(appendText(nil, owner), token)
-	return l.owners.put(b, ownerKey(l.owners.namespace, owner, token), row)
+	key := ownerKey(l.owners.namespace, owner, token)
+	return l.owners.put(b, key, key[valueLen(key):])
 }
 
 // A listing is what a commit does to list its session.

@@ -153,7 +153,7 @@ func (m *absentModel) change(rng *rand.Rand) {
 		} else if !strings.Contains(err.Error(), "does not exist") {
 			m.t.Error(err)
 		}
-		for i := range 400 {
+		for i := range max(400, int(*absentFinds/25_000)) { // when there are many to make, more beside each change
 			token := fmt.Sprint(prefix, i%40)
 			m.find(m.s, token, there[token])
 		}

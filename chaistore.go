@@ -105,6 +105,17 @@ var ErrEnded = sessiontable.ErrEnded
 // [Config.Owner], is longer than 100 bytes.
 var ErrOwnerTooLong = sessiontable.ErrOwnerTooLong
 
+// ErrOwnerUnreadable is returned by [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] when all
+// else is done, but there are sessions for which [Config.Owner] returns an error. Such a
+// session may be anybody's. SessionsOf has returned all other sessions of the owner, and
+// DeleteOf has deleted them. To find and end the unreadable ones, call
+// [ChaiStore.DeleteFunc] with a function that returns true where Owner returns an error, as
+// in its example.
+//
+// ErrOwnerUnreadable wraps one of these errors, for [errors.Is] and [errors.As]. Its text has
+// only the type of that, because the text of the error itself may quote the session.
+var ErrOwnerUnreadable = sessiontable.ErrOwnerUnreadable
+
 // Config configures [NewWithConfig]. The zero Config has the defaults of [New].
 type Config struct {
 	// TableName is the name of the table of sessions: letters, digits and
@@ -166,7 +177,8 @@ type Config struct {
 	// Owner returns the owner of the session with the given data, such as a user ID, or ""
 	// if it has none, for [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf]. It must return
 	// an error for data that it can't read, for example because a new version of the program
-	// has renamed a type. [OwnerByKey] makes an Owner for the usual case.
+	// has renamed a type: see [ErrOwnerUnreadable]. [OwnerByKey] makes an Owner for the usual
+	// case.
 	//
 	// Owner is called in several goroutines. It must not change the data, nor call
 	// SessionsOf, DeleteOf, DeleteExpired or StopCleanup. All stores on a table that have an

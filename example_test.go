@@ -254,7 +254,7 @@ func ExampleChaiStore_DeleteFunc() {
 	// Output: 2 sessions ended
 }
 
-// A session that Config.Owner can't read may be anybody's, so DeleteOf returns an error.
+// A session that Config.Owner can't read may be anybody's, so DeleteOf returns ErrOwnerUnreadable.
 // Such sessions are found and ended with DeleteFunc.
 func ExampleChaiStore_DeleteFunc_unreadable() {
 	db, err := chai.Open(":memory:")
@@ -273,7 +273,7 @@ func ExampleChaiStore_DeleteFunc_unreadable() {
 		log.Fatal(err)
 	}
 	_, err = store.DeleteOf(ctx, "alice")
-	fmt.Println("ended for alice:", err == nil)
+	fmt.Println("all but unreadable sessions ended:", errors.Is(err, chaistore.ErrOwnerUnreadable))
 
 	n, err := store.DeleteFunc(ctx, func(session chaistore.Session) bool {
 		_, err := owner(session.Data)
@@ -284,11 +284,11 @@ func ExampleChaiStore_DeleteFunc_unreadable() {
 	}
 	fmt.Println("unreadable sessions ended:", n)
 	_, err = store.DeleteOf(ctx, "alice")
-	fmt.Println("ended for alice:", err == nil)
+	fmt.Println("all sessions ended:", err == nil)
 	// Output:
-	// ended for alice: false
+	// all but unreadable sessions ended: true
 	// unreadable sessions ended: 1
-	// ended for alice: true
+	// all sessions ended: true
 }
 
 // Active sessions can be counted without having them all in memory.

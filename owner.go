@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"encoding/gob"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -27,12 +26,15 @@ import (
 // key: a string as it is, and an integer in decimal. Without such a value, the session has
 // no owner.
 //
-// Some codecs decode integers as float64 numbers, which are printed as integers. One
-// of 2^53 or more may have been another integer, so it is an error, and so is any other
-// value: without the owner, [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] return errors.
-// A [json.Number] is an integer, however it is written, or an error.
-//
 //	Owner: chaistore.OwnerByKey(sessionManager.Codec, "userID")
+//
+// Some codecs decode integers as float64 numbers. These are printed as integers. One of 2^53
+// or more may have been another integer, so the function returns an error. It does so for a
+// [json.Number] that is no integer, and for all other values. [ErrOwnerUnreadable] says what
+// follows from that.
+//
+// If the codec returns an error, the function returns one that wraps it. Its text has only
+// the type of the codec's error, whose own text may quote the session.
 //
 // OwnerByKey panics if codec is nil.
 func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, err error) {
@@ -49,7 +51,7 @@ func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, er
 	return func(data []byte) (string, error) {
 		decoded, err := decode(data)
 		if err != nil {
-			return "", fmt.Errorf("decode session: %w", err)
+			return "", &sessiontable.OwnerError{Text: fmt.Sprintf("the codec has returned a %T", err), Err: err}
 		}
 		value := reflect.ValueOf(decoded)
 		switch value.Kind() {
@@ -71,9 +73,9 @@ func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, er
 			if f := value.Float(); f == math.Trunc(f) && math.Abs(f) < 1<<53 {
 				return strconv.FormatInt(int64(f), 10), nil
 			}
-			return "", errors.New("the owner is a float64 that is no integer, or is 2^53 or more, so that it may have been another: store it as a string")
+			return "", &sessiontable.OwnerError{Text: "the owner is a float64 that is no integer, or is 2^53 or more, so that it may have been another: store it as a string"}
 		}
-		return "", fmt.Errorf("the owner is neither a string nor an integer, but a %T: store it as a string", decoded)
+		return "", &sessiontable.OwnerError{Text: fmt.Sprintf("the owner is neither a string nor an integer, but a %T: store it as a string", decoded)}
 	}
 }
 

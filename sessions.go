@@ -44,6 +44,9 @@ func (s Session) LogValue() slog.Value {
 // while the loop body runs: it may call any method of the store, and may end the
 // loop. If the sessions can't be read, or ctx ends, the last element of the sequence
 // is an error with a zero Session.
+//
+// Their data is not decoded: a session that the codec can't read is in the sequence, too,
+// while SCS's Iterate ends at it.
 func (s *ChaiStore) Sessions(ctx context.Context) iter.Seq2[Session, error] {
 	return s.converted(func() iter.Seq2[sessiontable.Row, error] { return s.table.Sessions(ctx, time.Now()) })
 }
@@ -84,9 +87,9 @@ func (s *ChaiStore) converted(rows func() iter.Seq2[sessiontable.Row, error]) it
 // SessionsOf may write, so it must not be called in a function passed to [Update].
 //
 // A session whose data Owner can't read is committed all the same, and may be anybody's. If
-// there are any, the sequence has the owner's other sessions, and then ends with an error
-// that wraps one of Owner's. [ChaiStore.DeleteFunc] finds and ends such sessions, as in the
-// example. Those that have expired go with the next sweep.
+// there are any, the sequence has the owner's other sessions, and then ends with
+// [ErrOwnerUnreadable], which says how to end them. Those that have expired go with the next
+// sweep.
 //
 // The owners are in a second table, which [NewWithConfig] creates. Its name is that of the
 // table of sessions, followed by "_owners". Its columns are owner and token. It may have
@@ -102,8 +105,8 @@ func (s *ChaiStore) SessionsOf(ctx context.Context, owner string) iter.Seq2[Sess
 //
 // DeleteFunc goes through [ChaiStore.Sessions], so del may do whatever a loop body may do
 // there. The sessions are deleted many at a time, some time after del has seen them, even
-// if they were committed again in between. When ctx ends, DeleteFunc stops reading, deletes
-// the sessions that del has chosen so far, and returns the context's error.
+// if they were committed again in between. When sessions can't be read, or ctx ends,
+// DeleteFunc deletes those that del has chosen so far, and returns the error.
 //
 // A request that is being served meanwhile commits its session again, unless the store
 // remembers ended sessions: see [Config.RememberEnded].
@@ -128,9 +131,10 @@ func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int
 //     request that is being served could renew one;
 //   - sessions that have belonged to the owner, and whose owner can't be read now.
 //
-// If there are other sessions whose owner can't be read, it deletes what it can, and
-// returns an error. Like [ChaiStore.DeleteCtx], it goes on when ctx ends. It must not be
-// called in a function passed to [Update].
+// If there are other sessions whose owner can't be read, it deletes the rest, and returns
+// [ErrOwnerUnreadable], which says how to end them. After any other error, sessions may be
+// left. Like [ChaiStore.DeleteCtx], DeleteOf goes on when ctx ends. It must not be called in
+// a function passed to [Update].
 func (s *ChaiStore) DeleteOf(ctx context.Context, owner string) (int, error) {
 	if err := s.usable(); err != nil {
 		return 0, fmt.Errorf("chaistore: %w", err)

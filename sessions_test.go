@@ -810,14 +810,14 @@ func TestDeleteOfEndsSessionsThatCantBeRead(t *testing.T) {
 				got = append(got, session.Token)
 			}
 		}
-		if !slices.Equal(got, want) || last == nil || !strings.Contains(last.Error(), "renamed type") {
-			t.Errorf("SessionsOf(%s) = %q, %v; want %q and an error", owner, got, last, want)
+		if !slices.Equal(got, want) || !errors.Is(last, chaistore.ErrOwnerUnreadable) {
+			t.Errorf("SessionsOf(%s) = %q, %v; want %q and %v", owner, got, last, want, chaistore.ErrOwnerUnreadable)
 		}
 	}
 	wantUnread("alice", "alice's")
 	wantUnread("bob", "bob's")
-	if n, err := s.DeleteOf(t.Context(), "carol"); n != 0 || err == nil {
-		t.Errorf("DeleteOf = %d, %v; want 0, and an error", n, err)
+	if n, err := s.DeleteOf(t.Context(), "carol"); n != 0 || !errors.Is(err, chaistore.ErrOwnerUnreadable) {
+		t.Errorf("DeleteOf = %d, %v; want 0, %v", n, err, chaistore.ErrOwnerUnreadable)
 	}
 	if n, err := s.DeleteOf(t.Context(), "alice"); n != 2 || err != nil {
 		t.Errorf("DeleteOf = %d, %v; want 2, nil", n, err)
@@ -1001,6 +1001,97 @@ func TestOwnerByKeyWithJSON(t *testing.T) {
 			t.Errorf("DeleteOf(%d) = %d, %v; want 1, nil", id, n, err)
 		}
 	}
+}
+
+// With a session that Owner can't read, SessionsOf and DeleteOf do all the rest, and return
+// ErrOwnerUnreadable. DeleteFunc ends the session. The error wraps that of Owner or the codec,
+// and quotes nothing of it.
+func TestErrOwnerUnreadable(t *testing.T) {
+	secret := errors.New("invalid user Q")
+	for name, test := range map[string]struct {
+		owner func(data []byte) (string, error)
+		want  string
+	}{
+		"codec": {chaistore.OwnerByKey(jsonCodec{}, "user"), ": the codec has returned a *json.SyntaxError"},
+		"owner": {func(data []byte) (string, error) {
+			if data[0] == 'Q' {
+				return "", fmt.Errorf("parse: %w", secret)
+			}
+			return "alice", nil
+		}, ": it has returned a *fmt.wrapError"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var logged testdb.Log
+			s := newStoreWith(t, testdb.Memory(t), chaistore.Config{Owner: test.owner, Logger: logged.Logger(slog.LevelDebug)})
+			commit(t, s, "1", `{"user":"alice"}`, inAnHour())
+			commit(t, s, "2", `{"user":"alice"}`, inAnHour())
+			commit(t, s, "3", "Q", inAnHour())
+			check := func(call string, err error) {
+				t.Helper()
+				var syntax *json.SyntaxError
+				switch {
+				case !errors.Is(err, chaistore.ErrOwnerUnreadable) || !errors.Is(err, secret) && !errors.As(err, &syntax):
+					t.Errorf("%s = %v; want %v, and the reason in it", call, err, chaistore.ErrOwnerUnreadable)
+				case !strings.HasSuffix(err.Error(), test.want) || strings.Contains(fmt.Sprintf("%+v", err), "Q"):
+					t.Errorf("%s = %+v; want an error that ends with %q", call, err, test.want)
+				}
+			}
+			var tokens []string
+			var last error
+			for session, err := range s.SessionsOf(t.Context(), "alice") {
+				if last = err; err == nil {
+					tokens = append(tokens, session.Token)
+				}
+			}
+			if !slices.Equal(tokens, []string{"1", "2"}) {
+				t.Errorf("SessionsOf has %q, want 1 and 2", tokens)
+			}
+			check("SessionsOf", last)
+			n, err := s.DeleteOf(t.Context(), "alice")
+			check("DeleteOf", err)
+			wantAll(t, s, map[string]string{"3": "Q"})
+			if n != 2 {
+				t.Errorf("DeleteOf has deleted %d sessions, want 2", n)
+			}
+			if _, err := s.DeleteExpired(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if text := logged.String(); strings.Contains(text, "Q") {
+				t.Errorf("a log has data of a session: %s", text)
+			}
+			n, err = s.DeleteFunc(t.Context(), func(session chaistore.Session) bool {
+				_, err := test.owner(session.Data)
+				return err != nil
+			})
+			if n != 1 || err != nil {
+				t.Errorf("DeleteFunc = %d, %v; want 1, nil", n, err)
+			}
+			if n, err := s.DeleteOf(t.Context(), "alice"); n != 0 || err != nil {
+				t.Errorf("afterwards, DeleteOf = %d, %v; want 0, nil", n, err)
+			}
+		})
+	}
+}
+
+// What could not do the rest does not return ErrOwnerUnreadable.
+func TestNotErrOwnerUnreadable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := testdb.Memory(t)
+		s := newStoreWith(t, db, chaistore.Config{Owner: chaistore.OwnerByKey(jsonCodec{}, "user")})
+		commit(t, s, "1", `{"user":"alice"}`, inAnHour())
+		commit(t, s, "2", "Q", inAnHour())
+		if n, err := s.DeleteOf(t.Context(), "bob"); n != 0 || !errors.Is(err, chaistore.ErrOwnerUnreadable) {
+			t.Fatalf("DeleteOf = %d, %v; want 0, %v", n, err, chaistore.ErrOwnerUnreadable)
+		}
+		lock := chaistore.WriteLock(db)
+		lock.Lock()
+		n, err := s.DeleteOf(t.Context(), "alice")
+		if n != 0 || !errors.Is(err, chaistore.ErrBusy) || errors.Is(err, chaistore.ErrOwnerUnreadable) {
+			t.Errorf("DeleteOf = %d, %v; want 0, %v", n, err, chaistore.ErrBusy)
+		}
+		lock.Unlock()
+		synctest.Wait()
+	})
 }
 
 // A jsonCodec encodes sessions as JSON.

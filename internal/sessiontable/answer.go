@@ -17,9 +17,24 @@ var (
 	errNoOwners = errors.New("the store does not know the owners of sessions: set Config.Owner, for example to chaistore.OwnerByKey(sessionManager.Codec, \"userID\")")
 	// Rather than some of an owner's sessions, its readers get these.
 	errReconciling = errors.New("the owners of other sessions are still being determined: try again")
-	errUnread      = errors.New("a session may be this owner's, but Config.Owner can't read its data: end such sessions with DeleteFunc, which should return true where Config.Owner returns an error")
 	errReplaced    = errors.New("a table was replaced meanwhile: try again")
 )
+
+// ErrOwnerUnreadable is returned when all that is known to be an owner's was found or
+// deleted, but there are sessions whose owner can't be read.
+var ErrOwnerUnreadable = errors.New("a session may be this owner's, but Config.Owner can't read its data: end such sessions with DeleteFunc and a function that returns true where Config.Owner returns an error")
+
+// An OwnerError is why an owner can't be read, in a text that quotes nothing of the
+// session. The text of Err may: encoding/json, for example, quotes a character.
+type OwnerError struct {
+	Text string
+	Err  error // of the application, or nil
+}
+
+func (e *OwnerError) Error() string { return e.Text }
+
+// Unwrap is for [errors.Is] and [errors.As].
+func (e *OwnerError) Unwrap() error { return e.Err }
 
 // mostUnread is the number of unknown sessions for whose owners an answer asks in vain.
 const mostUnread = 1000
@@ -37,12 +52,16 @@ type answer struct {
 // err returns why sessions may be missing.
 func (a *answer) err() error {
 	for _, err := range a.unread {
-		if err != nil {
-			return fmt.Errorf("%w: %w", errUnread, err)
+		if err == nil {
+			continue
 		}
+		if _, ok := err.(*OwnerError); !ok {
+			err = &OwnerError{fmt.Sprintf("it has returned a %T", err), err}
+		}
+		return fmt.Errorf("%w: %w", ErrOwnerUnreadable, err)
 	}
 	if a.more {
-		return errUnread
+		return ErrOwnerUnreadable
 	}
 	return nil
 }

@@ -392,7 +392,7 @@ func TestUnknownOwners(t *testing.T) {
 	plain := New(db, Options{Name: "sessions"})
 	wantUnread := func(owner string, want ...string) {
 		t.Helper()
-		if got, err := tokensOf(t.Context(), table, owner); !slices.Equal(got, want) || !errors.Is(err, errUnreadable) || !errors.Is(err, errUnread) {
+		if got, err := tokensOf(t.Context(), table, owner); !slices.Equal(got, want) || !errors.Is(err, errUnreadable) || !errors.Is(err, ErrOwnerUnreadable) {
 			t.Errorf("SessionsOf(%q) = %q, %v; want %q and %v", owner, got, err, want, errUnreadable)
 		}
 	}
@@ -417,8 +417,8 @@ func TestUnknownOwners(t *testing.T) {
 				t.Errorf("DeleteOf = %d, %v; want 0, nil: what is listed is not unknown", n, err)
 			}
 			upsertData(t, writer, "4", "b new")
-			if n, err := table.DeleteOf(t.Context(), "a", time.Now()); n != 3 || !errors.Is(err, errUnread) {
-				t.Errorf("DeleteOf = %d, %v; want 3, %v", n, err, errUnread)
+			if n, err := table.DeleteOf(t.Context(), "a", time.Now()); n != 3 || !errors.Is(err, ErrOwnerUnreadable) {
+				t.Errorf("DeleteOf = %d, %v; want 3, %v", n, err, ErrOwnerUnreadable)
 			}
 			if err := writer.Delete(t.Context(), "4"); err != nil {
 				t.Fatal(err)
@@ -436,8 +436,8 @@ func TestUnknownOwners(t *testing.T) {
 		upsertData(t, table, fmt.Sprintf("%05d", i), "a new")
 	}
 	upsertData(t, table, "last", "a new")
-	if n, err := table.DeleteOf(t.Context(), "a", time.Now()); n != sessions || !errors.Is(err, errUnread) {
-		t.Errorf("DeleteOf = %d, %v; want %d, %v", n, err, sessions, errUnread)
+	if n, err := table.DeleteOf(t.Context(), "a", time.Now()); n != sessions || !errors.Is(err, ErrOwnerUnreadable) {
+		t.Errorf("DeleteOf = %d, %v; want %d, %v", n, err, sessions, ErrOwnerUnreadable)
 	}
 	broken.Store(false)
 	wantTokensOf(t, table, "a", "last")
@@ -470,8 +470,8 @@ func TestUnknownOwnerAfterAHang(t *testing.T) {
 		if _, found, err := find(t, table, "1"); !found || err != nil {
 			t.Fatalf("Find = %v, %v; want true, nil", found, err)
 		}
-		if n, err := table.DeleteOf(t.Context(), "a", time.Now()); n != 0 || !errors.Is(err, errUnread) {
-			t.Errorf("DeleteOf = %d, %v; want 0, %v", n, err, errUnread)
+		if n, err := table.DeleteOf(t.Context(), "a", time.Now()); n != 0 || !errors.Is(err, ErrOwnerUnreadable) {
+			t.Errorf("DeleteOf = %d, %v; want 0, %v", n, err, ErrOwnerUnreadable)
 		}
 	})
 }
@@ -1012,8 +1012,8 @@ func TestUnknownBehindAnAnswer(t *testing.T) {
 		}
 		return nil
 	})
-	if got, err := tokensOf(t.Context(), table, "a"); !errors.Is(err, errUnread) {
-		t.Errorf("SessionsOf = %q, %v; want %v", got, err, errUnread)
+	if got, err := tokensOf(t.Context(), table, "a"); !errors.Is(err, ErrOwnerUnreadable) {
+		t.Errorf("SessionsOf = %q, %v; want %v", got, err, ErrOwnerUnreadable)
 	}
 }
 

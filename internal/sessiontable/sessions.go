@@ -69,7 +69,10 @@ func (t *Table) DeleteOf(ctx context.Context, owner string, now time.Time) (int,
 			}
 			return true
 		})
-		if err = errors.Join(err, a.err()); !errors.Is(err, errReplaced) || time.Since(begun) > engine.HangLimit {
+		if err == nil {
+			err = a.err()
+		}
+		if !errors.Is(err, errReplaced) || time.Since(begun) > engine.HangLimit {
 			return n, err
 		}
 	}

@@ -430,9 +430,9 @@ func WriteLock(db *chai.DB) sync.Locker {
 // process can open the directory, and both destroy what is there.
 //
 // To restore a copy, stop the program, move the database away, move the copy to where it
-// was, and start the program. Sessions that have ended since the copy are back: people who
-// have signed out are signed in again. If that must not be, delete all sessions with
-// [ChaiStore.DeleteFunc].
+// was, and start the program. [Open] refuses a database into which a copy was moved instead.
+// Sessions that have ended since the copy are back: people who have signed out are signed in
+// again. If that must not be, delete all sessions with [ChaiStore.DeleteFunc].
 //
 // Backup can't copy a database that is in memory, closed or read-only. It may be called at
 // any time from many goroutines.

@@ -30,9 +30,11 @@ import (
 //
 // dir may be relative: the database stays where it is when the working directory changes.
 // It must be on a local file system, with file locks and fsync for directories, and not
-// where old files are removed, such as in /tmp. Open refuses a directory that has files but
-// no database: for example, a restored copy may be one level too deep. With ":memory:", the
-// database is in memory.
+// where old files are removed, such as in /tmp. With ":memory:", the database is in memory.
+//
+// Open refuses a directory that has files but no database: for example, a restored copy may
+// be one level too deep. It also refuses one that has a second database in a directory in it:
+// mv moves a copy into the old database, if that is still there.
 //
 // [chai.Open] works, too, but without all this.
 func Open(ctx context.Context, dir string) (*chai.DB, error) {
@@ -130,8 +132,10 @@ func remedied(err error) error {
 	return fmt.Errorf("%s: %w", remedy, err)
 }
 
-// checkDir returns an error if there are files in a directory, but no database. Chai would
-// make an empty one beside them.
+// checkDir returns an error if there are files in a directory, but no database, beside which
+// Chai would make an empty one. It also returns one if a copy was moved into the database
+// instead of to its place: Chai would open the old one. In its directory, Chai makes
+// only the directory pebble, and Pebble makes only files in that.
 func checkDir(dir string) error {
 	files, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -148,6 +152,11 @@ func checkDir(dir string) error {
 	if has(pebble) {
 		if deeper := filepath.Join(pebble, pebble); has(deeper) {
 			return fmt.Errorf("move %s one level up: it is too deep", deeper)
+		}
+		for _, file := range files {
+			if name := file.Name(); name != pebble && file.IsDir() && has(filepath.Join(name, pebble)) { // mv copy db
+				return fmt.Errorf("move %s out of this database: it is another one; if it is the copy to restore, also move this one away, and then the copy to where this one was", filepath.Join(dir, name))
+			}
 		}
 		return nil
 	}

@@ -216,6 +216,10 @@ func TestOpenRefuses(t *testing.T) {
 		"begun":      {func(t *testing.T, dir string) { mkdir(t, filepath.Join(dir, "pebble")) }, ""},
 		"files":      {func(t *testing.T, dir string) { file(t, filepath.Join(dir, "photo.jpg")) }, "pass a directory for the database alone: this one has no database, but other files, such as photo.jpg"},
 		"too deep":   {func(t *testing.T, dir string) { mkdir(t, filepath.Join(dir, "sessions-2026-11-30", "pebble")) }, "move " + filepath.Join("sessions-2026-11-30", "pebble") + " one level up"},
+		"beside": {func(t *testing.T, dir string) {
+			mkdir(t, filepath.Join(dir, "pebble"))
+			mkdir(t, filepath.Join(dir, "notes"))
+		}, ""},
 		"deeper":     {func(t *testing.T, dir string) { mkdir(t, filepath.Join(dir, "pebble", "pebble")) }, "one level up"},
 		"too high":   {func(t *testing.T, dir string) { file(t, filepath.Join(dir, "MANIFEST-000001")) }, "move its files into a directory pebble"},
 		"incomplete": {func(t *testing.T, dir string) { mkdir(t, filepath.Join(dir, "incomplete", "pebble")) }, "use another copy"},
@@ -247,6 +251,39 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("Open(%q) = %v, want an error that says what to do", dir, err)
 		}
 	}
+}
+
+// Open refuses a database into which a copy was moved. After what the error says, it finds
+// what the copy has.
+func TestOpenRefusesTwo(t *testing.T) {
+	above := t.TempDir()
+	dir, backup := filepath.Join(above, "sessions"), filepath.Join(above, "copy")
+	db := mustOpen(t, dir)
+	s := newStore(t, db)
+	commit(t, s, "alice", "one", inAnHour())
+	if err := chaistore.Backup(t.Context(), db, backup); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, s, "alice", "two", inAnHour())
+	mustClose(t, db)
+	rename := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inside := filepath.Join(dir, "copy")
+	rename(backup, inside)
+	want := fmt.Sprintf("chaistore: open database in %q: move %s out of this database: it is another one; if it is the copy to restore, also move this one away, and then the copy to where this one was", dir, inside)
+	if db, err := chaistore.Open(t.Context(), dir); err == nil || err.Error() != want {
+		t.Fatalf("Open = %v, %v; want the error %q", db, err, want)
+	}
+	rename(inside, backup)
+	rename(dir, filepath.Join(above, "old"))
+	rename(backup, dir)
+	db = mustOpen(t, dir)
+	defer mustClose(t, db)
+	wantFound(t, newStore(t, db), "alice", "one")
 }
 
 // What the system refuses is an error that says what to do, even where Chai panics.

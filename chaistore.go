@@ -364,8 +364,11 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 // While f runs, nobody else can write. So f must write with tx: db.Exec would wait for f and
 // never return. f must not call Update, nor write through a store: that call would wait for
 // f, and return an error after 10 seconds. So may [ChaiStore.SessionsOf] and
-// [ChaiStore.DeleteOf], which list sessions. f must not commit or roll back tx, and nobody
-// may use tx after f: writing to it panics.
+// [ChaiStore.DeleteOf], which list sessions.
+//
+// f must not commit or roll back tx. If it does, and returns nil, Update returns an error that
+// says so. What f has committed is kept, whatever it returns. Nobody may use tx after its end:
+// writing to it panics.
 //
 // A transaction that is rolled back leaves what was there. Chai alone loses index entries
 // of rows that were updated or deleted. When the disk fails while f runs, Chai panics in f.

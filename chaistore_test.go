@@ -1037,6 +1037,58 @@ func TestUpdate(t *testing.T) {
 	wantVisits(2)
 }
 
+// A function that ends its transaction itself gets an error that says what happened and what
+// to do. What it writes afterwards panics, and gets into no other batch.
+func TestUpdateEndedByFunction(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, "CREATE TABLE visits (id INTEGER PRIMARY KEY)")
+	id := 0
+	insert := func(tx *chai.Tx) error { id++; return tx.Exec("INSERT INTO visits (id) VALUES (?)", id) }
+	const (
+		committed  = "chaistore: update: the function has committed the transaction itself, so its changes are kept: leave that to Update, which commits when the function returns nil"
+		rolledBack = "chaistore: update: the function has rolled the transaction back itself, so its changes are gone: leave that to Update, which rolls back when the function returns an error or panics"
+	)
+	for _, test := range []struct {
+		name string
+		f    func(tx *chai.Tx) error
+		want string // the error, or what it panics with
+		kept int
+	}{
+		{"Commit", func(tx *chai.Tx) error { return errors.Join(insert(tx), tx.Commit()) }, committed, 1},
+		{"COMMIT", func(tx *chai.Tx) error { return errors.Join(insert(tx), tx.Exec("COMMIT")) }, committed, 1},
+		{"Commit, deferred Rollback", func(tx *chai.Tx) error { defer tx.Rollback(); return errors.Join(insert(tx), tx.Commit()) }, committed, 1},
+		{"Commit and an error", func(tx *chai.Tx) error { return errors.Join(insert(tx), tx.Commit(), errors.New("failure")) }, "failure", 1},
+		{"Rollback", func(tx *chai.Tx) error { return errors.Join(insert(tx), tx.Rollback()) }, rolledBack, 0},
+		{"deferred Rollback", func(tx *chai.Tx) error { defer tx.Rollback(); return insert(tx) }, rolledBack, 0},
+		{"Rollback and an error", func(tx *chai.Tx) error { return errors.Join(insert(tx), tx.Rollback(), errors.New("failure")) }, "failure", 0},
+		{"Commit and more", func(tx *chai.Tx) error { return errors.Join(insert(tx), tx.Commit(), insert(tx)) }, "runtime error: invalid memory address or nil pointer dereference", 1},
+		{"Rollback and more", func(tx *chai.Tx) error { return errors.Join(insert(tx), tx.Rollback(), insert(tx)) }, "runtime error: invalid memory address or nil pointer dereference", 0},
+	} {
+		want := testdb.Count(t, db, "SELECT COUNT(*) FROM visits") + test.kept
+		got := func() (err error) {
+			defer func() {
+				if r := recover(); r != nil {
+					err = r.(error)
+				}
+			}()
+			return chaistore.Update(t.Context(), db, test.f)
+		}()
+		if got == nil || got.Error() != test.want {
+			t.Errorf("%s: Update = %v, want %s", test.name, got, test.want)
+		}
+		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM visits"); n != want {
+			t.Errorf("%s: got %d visits, want %d", test.name, n, want)
+		}
+		if err := chaistore.Update(t.Context(), db, insert); err != nil {
+			t.Errorf("%s: the next Update = %v, want nil", test.name, err)
+		}
+		if n := testdb.Count(t, db, "SELECT COUNT(*) FROM visits"); n != want+1 {
+			t.Errorf("%s: got %d visits after the next Update, want %d", test.name, n, want+1)
+		}
+	}
+}
+
 // Sessions far larger than the limit of a shared batch are committed next to others.
 // Sessions larger than the maximum are refused.
 func TestLargeData(t *testing.T) {

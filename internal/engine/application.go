@@ -4,6 +4,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -68,25 +69,37 @@ func (db *DB) Update(ctx context.Context, f func(tx *chai.Tx) error) error {
 	return db.update(f)
 }
 
+// These are returned by Update if f ends the transaction itself.
+var (
+	errCommitted  = errors.New("the function has committed the transaction itself, so its changes are kept: leave that to Update, which commits when the function returns nil")
+	errRolledBack = errors.New("the function has rolled the transaction back itself, so its changes are gone: leave that to Update, which rolls back when the function returns an error or panics")
+)
+
 // update is Update in its turn.
 func (db *DB) update(f func(tx *chai.Tx) error) error {
 	tx, err := db.beginTx()
 	if err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
+	// After the end of tx, its batch is in Pebble's pool, so what is written to tx then would
+	// be committed with a batch of somebody else, even to another database. So it panics.
+	release := func() { *reach.Batch(tx) = nil }
+	var ended error // by f
+	reach.OnEnd(tx, func() { release(); ended = errCommitted }, func() { release(); ended = errRolledBack })
 	succeeded := false
 	defer func() {
 		if !succeeded {
 			db.rollbackTx(tx)
 		}
-		// The batch of tx is in Pebble's pool, so what is written to tx after its end would be
-		// committed with a batch of somebody else, even to another database. So it panics.
-		*reach.Batch(tx) = nil
+		release()
 	}()
 	if err := f(tx); err != nil {
 		return err
 	}
 	succeeded = true
+	if ended != nil {
+		return ended
+	}
 	if err := db.commitTx(tx); err != nil {
 		return fmt.Errorf("commit transaction: %w", err)
 	}

@@ -91,6 +91,8 @@ func lookUp(chaiDB, chaiTx, pebbleDB, pebbleSnapshot reflect.Type) (f fields) {
 	field(&f.writetxmu, database, "writetxmu", "sync.Mutex")
 	transaction := field(&f.tx, chaiTx, "tx", "*database.Transaction")
 	field(&exported, transaction, "Session", "kv.Session")
+	field(&exported, transaction, "OnCommitHooks", "[]func()")
+	field(&exported, transaction, "OnRollbackHooks", "[]func()")
 	store := field(&exported, database, "Store", "*kv.Store")
 	field(&f.sharedSnapshot, store, "sharedSnapshot.RWMutex", "sync.RWMutex")
 	segment := field(&f.rollbackSegment, store, "rollbackSegment", "*kv.RollbackSegment")
@@ -170,6 +172,15 @@ func Batch(tx *chai.Tx) **pebble.Batch {
 		return nil
 	}
 	return (**pebble.Batch)(batch.Addr().UnsafePointer())
+}
+
+// OnEnd has functions called when tx was committed or rolled back.
+func OnEnd(tx *chai.Tx, committed, rolledBack func()) {
+	transaction := reflect.ValueOf(tx).Elem().FieldByName("tx").Elem()
+	for name, f := range map[string]func(){"OnCommitHooks": committed, "OnRollbackHooks": rolledBack} {
+		hooks := (*[]func())(transaction.FieldByName(name).Addr().UnsafePointer())
+		*hooks = append(*hooks, f)
+	}
 }
 
 // SeqNum returns the sequence number of a snapshot, which has all batches that end before

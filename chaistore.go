@@ -31,6 +31,15 @@
 //
 // Stop the server and all else that writes, call [ChaiStore.StopCleanup], and then close
 // the database.
+//
+// Close waits for the transactions of the application. If goroutines have deadlocked in Chai,
+// Close never returns. So limit the time that it may take, and then end the program without
+// it: what was acknowledged is on disk.
+//
+//	time.AfterFunc(7*time.Second, func() { log.Fatal("a request or a transaction does not end") })
+//	server.Shutdown(context.Background())
+//	store.StopCleanup()
+//	db.Close()
 package chaistore
 
 import (
@@ -70,10 +79,10 @@ var ErrClosed = engine.ErrClosed
 // happen.
 //
 // The usual reason: goroutines of the application, such as two HTTP handlers, have
-// deadlocked each other in Chai. Only the end of the process ends that. To avoid it, write
-// with [Update] in handlers. Other reasons: a transaction or the [WriteLock] was left open,
-// a function passed to Update has written through a store, or the disk is full or does not
-// answer.
+// deadlocked each other in Chai. Only the end of the process ends that: Close of the database
+// would never return. To avoid it, write with [Update] in handlers. Other reasons: a
+// transaction or the [WriteLock] was left open, a function passed to Update has written through
+// a store, or the disk is full or does not answer.
 var ErrBusy = engine.ErrBusy
 
 // ErrReadOnly is returned by writes after the first failure of the disk, until the

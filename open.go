@@ -21,8 +21,11 @@ import (
 )
 
 // Open opens the database in a directory, and makes both if they do not exist. Only its
-// owner can enter a directory that Open makes. To close the database, stop the server and
-// all else that writes, call [ChaiStore.StopCleanup], and then Close.
+// owner can enter a directory that Open makes.
+//
+// To close the database, stop the server and all else that writes, call
+// [ChaiStore.StopCleanup], and then Close. After [ErrBusy], Close may never return: end the
+// program without it. What was acknowledged is on disk.
 //
 // Only one process at a time can have a database open. Open waits for another one, such
 // as the one that this process replaces, until ctx ends. After a second, it logs that with

@@ -49,7 +49,7 @@ type Stats struct {
 // Err returns nil if a commit would work now, and otherwise its error, for health checks:
 //
 //   - [ErrBusy] may go away by itself. If [Stats.BusySince] is a minute ago, restart the
-//     program.
+//     program. Don't wait for Close of the database, which may never return.
 //   - After [ErrReadOnly], free space on the disk or check it, and restart the program.
 //   - [ErrClosed] should not come before the program ends.
 //

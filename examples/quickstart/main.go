@@ -55,11 +55,8 @@ func main() {
 
 	<-interrupted.Done()
 	stop() // from now on, an interrupt ends the program at once
-	deadline, cancel := context.WithTimeout(context.Background(), 7*time.Second)
-	defer cancel()
-	if err := server.Shutdown(deadline); err != nil {
-		log.Fatalf("some requests did not end: %v", err)
-	}
+	time.AfterFunc(7*time.Second, func() { log.Fatal("a request or a transaction does not end") })
+	server.Shutdown(context.Background())
 	store.StopCleanup()
 	db.Close()
 }

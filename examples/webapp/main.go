@@ -29,7 +29,12 @@ func main() {
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second interrupt ends the program at once
+	context.AfterFunc(ctx, func() {
+		stop() // a second interrupt ends the program at once
+		// Shutdown waits for requests, and Close for transactions, even for goroutines that
+		// have deadlocked in Chai. All that was committed is on disk.
+		time.AfterFunc(7*time.Second, func() { log.Fatal("a request or a transaction does not end") })
+	})
 	if err := run(ctx, *dir, *addr, !*insecure); err != nil {
 		log.Fatal(err)
 	}
@@ -64,14 +69,7 @@ func run(ctx context.Context, dir, addr string, secure bool) error {
 		return err
 	case <-ctx.Done():
 	}
-	deadline, cancel := context.WithTimeout(context.Background(), 7*time.Second)
-	defer cancel()
-	if err := server.Shutdown(deadline); err != nil {
-		// Closing the database under requests could hang. All that was committed is on
-		// disk.
-		log.Fatalf("some requests did not end: %v", err)
-	}
-	return nil
+	return server.Shutdown(context.Background())
 }
 
 // newServer returns a server whose Shutdown ends the event streams, for which it would

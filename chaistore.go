@@ -20,8 +20,8 @@
 // # Sharing the database
 //
 // The application may keep its own tables in the same database. The store does not use
-// Chai's transactions. Its reads never wait for one. Its writes wait for one that writes,
-// and can't be caught in a deadlock.
+// Chai's transactions. Its reads never wait for one. Its writes wait while one that writes
+// is open, and can't be caught in a deadlock.
 //
 // Goroutines that write with Chai deadlock each other, unless each uses [Update] or holds
 // the [WriteLock]. Each HTTP handler runs in a goroutine, so use Update there. A program in
@@ -74,9 +74,9 @@ const (
 // ErrClosed is returned by every call on a closed database.
 var ErrClosed = engine.ErrClosed
 
-// ErrBusy is returned by writes when none has ended for 10 seconds, and then by every
-// write, at once, until the one that has the turn ends. The write may or may not still
-// happen.
+// ErrBusy is returned by writes that wait when no write has ended for 10 seconds. From then
+// on, every write returns it at once, until the write that has the turn ends. What has
+// returned ErrBusy may or may not still happen.
 //
 // The usual reason: goroutines of the application, such as two HTTP handlers, have
 // deadlocked each other in Chai. Only the end of the process ends that: Close of the database
@@ -98,8 +98,7 @@ var ErrTokenTooLong = fmt.Errorf("token is longer than %d bytes: use SCS's token
 
 // ErrDataTooLarge is returned when committing a session with more than 16 MiB of
 // data. Committing that much takes about half a second, during which nobody else can
-// commit. The commits that wait hold copies of up to 32 MiB together. Further ones wait
-// for room.
+// commit. Waiting commits hold copies of up to 32 MiB together. Further ones wait for room.
 var ErrDataTooLarge = fmt.Errorf("data is larger than %d MiB: keep large values elsewhere, and their names in the session", maxDataLen>>20)
 
 const maxDataLen = 16 << 20
@@ -111,7 +110,8 @@ const maxDataLen = 16 << 20
 var ErrEnded = sessiontable.ErrEnded
 
 // ErrOwnerTooLong is returned when committing a session whose owner, according to
-// [Config.Owner], is longer than 100 bytes.
+// [Config.Owner], is longer than 100 bytes, and when asking for the sessions of such an
+// owner.
 var ErrOwnerTooLong = sessiontable.ErrOwnerTooLong
 
 // ErrOwnerUnreadable is returned by [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] when all
@@ -121,8 +121,8 @@ var ErrOwnerTooLong = sessiontable.ErrOwnerTooLong
 // [ChaiStore.DeleteFunc] with a function that returns true where Owner returns an error, as
 // in its example.
 //
-// ErrOwnerUnreadable wraps one of these errors, for [errors.Is] and [errors.As]. Its text has
-// only the type of that, because the text of the error itself may quote the session.
+// The error wraps one of Owner's, for [errors.Is] and [errors.As]. The text of Owner's error
+// may quote the session, so only its type is named.
 var ErrOwnerUnreadable = sessiontable.ErrOwnerUnreadable
 
 // Config configures [NewWithConfig]. The zero Config has the defaults of [New].
@@ -133,9 +133,8 @@ type Config struct {
 	TableName string
 
 	// CleanupInterval is the time between two sweeps for expired sessions. The first sweep
-	// comes after one to two hundredths of it. If it is negative, only
-	// [ChaiStore.DeleteExpired] sweeps. Less than a millisecond is refused. Default: 5
-	// minutes.
+	// comes after 1 to 2 % of it. If it is negative, only [ChaiStore.DeleteExpired] sweeps.
+	// Less than a millisecond is refused. Default: 5 minutes.
 	CleanupInterval time.Duration
 
 	// CreateTable makes NewWithConfig create the table if it does not exist.
@@ -152,9 +151,9 @@ type Config struct {
 	// The filter takes a few bytes for each session. A small or new table has one at once, a
 	// large one after the first sweep.
 	//
-	// Memory is taken when it is needed: a database that is hardly used takes next to
-	// nothing. Closing the database gives it back; the copies and the filter go with the
-	// stores. With cgo, only these two are on Go's heap. The rest may take twice as much,
+	// Memory is taken when it is needed: a database that is hardly used takes next to nothing.
+	// Closing the database gives it back; the copies and the filter go with the stores. With
+	// cgo, only the copies and the filter are on Go's heap. The rest may take twice as much,
 	// because C's allocator keeps what is freed.
 	//
 	// All stores on a database share the memory, which is the most that any of them asks
@@ -172,10 +171,10 @@ type Config struct {
 	// is remembered.
 	//
 	// The stores on a table that remember ended sessions share them until the process ends.
-	// Each takes about 60 bytes. A deletion by SQL counts when its transaction commits, for
-	// this time from the DELETE on, unless the transaction puts the session again, or drops
-	// or replaces the table. What a sweep deletes is not remembered, nor what a transaction
-	// deletes that is open while the first store is made.
+	// Each takes about 60 bytes. A deletion by SQL counts once its transaction is committed,
+	// and its time begins at the DELETE. It does not count if the transaction puts the session
+	// again, or drops or replaces the table. The store does not remember what a sweep deletes,
+	// nor what is deleted by a transaction that was open when the first store was made.
 	//
 	// SCS's RenewToken deletes the session with the old token. So other requests that are
 	// still served with it get ErrEnded. A request that renews its token while its session
@@ -261,10 +260,11 @@ func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiSto
 //   - a value of cfg makes no sense;
 //   - the table does not exist, or is not a table of sessions. Its columns must be token
 //     TEXT, data BLOB and expiry TIMESTAMP, in this order. The primary key must be token.
-//     NOT NULL and indexes on token and expiry that are not unique are allowed, and nothing
-//     else is;
-//   - the table shares its rows with another table or index. That happens when Chai alone
-//     makes one before and the other after a kill. The error says how to copy the table.
+//     NOT NULL is allowed, and so are indexes on token and expiry that are not unique.
+//     Nothing else is;
+//   - the table shares its rows with another table or index. That happens when the process
+//     is killed after Chai alone has made one, and Chai alone then makes the other. The
+//     error says how to copy the table.
 //
 // Creating a table is a transaction of Chai, as in [Update]: if other goroutines write
 // with Chai, make the store before they start. The context of a handle from
@@ -370,10 +370,10 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 //		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
 //	})
 //
-// While f runs, nobody else can write. So f must write with tx: db.Exec would wait for f and
-// never return. f must not call Update, nor write through a store: that call would wait for
-// f, and return an error after 10 seconds. So may [ChaiStore.SessionsOf] and
-// [ChaiStore.DeleteOf], which list sessions.
+// While f runs, nobody else can write. So f must write with tx: db.Exec would wait for f
+// and never return. f must not call Update, nor write through a store: that call would wait
+// for f, and return an error after 10 seconds. The same goes for [ChaiStore.SessionsOf] and
+// [ChaiStore.DeleteOf], which may write.
 //
 // f must not commit or roll back tx. If it does, and returns nil, Update returns an error that
 // says so. What f has committed is kept, whatever it returns. Nobody may use tx after its end:
@@ -402,10 +402,9 @@ func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 }
 
 // WriteLock returns the lock that [Update] holds, for work that does not fit into a
-// function: transactions that begin and end in different places, statements outside
-// any transaction, or several statements between which no store may write. Hold it
-// from before a transaction begins until it is committed or rolled back. Locking waits
-// without a limit.
+// function: transactions that begin and end in different places, statements outside any
+// transaction, or several statements between which no store may write. Hold it from before
+// a transaction begins until it is committed or rolled back. Lock waits without a limit.
 //
 //	lock := chaistore.WriteLock(db)
 //	lock.Lock()
@@ -431,15 +430,15 @@ func WriteLock(db *chai.DB) sync.Locker {
 // returns an error at once, unless it is mounted for its user alone.
 //
 // When ctx ends, or the database is closed, Backup returns an error. After any error, it
-// leaves nothing. Only if the process ends meanwhile, dir keeps what is there so far, in a
+// leaves nothing. If the process ends meanwhile, dir keeps a part of the copy, in a
 // directory named incomplete. The copy shares no file with the database: to remove an old
 // copy, remove its directory.
 //
 // Only the process that has the database open can copy it: call Backup in a goroutine with
 // a ticker, as in the example, or in an HTTP handler for administrators. Don't copy the
-// directory of an open database in any other way. Such a copy can't be opened. If the same
-// process makes it, closing the file pebble/LOCK also gives up its lock: then a second
-// process can open the directory, and both destroy what is there.
+// directory of an open database in any other way. Such a copy can't be opened. If this
+// process makes it, closing the file pebble/LOCK gives up the lock of the database. Then a
+// second process can open it, and both destroy it.
 //
 // To restore a copy, stop the program, move the database away, move the copy to where it
 // was, and start the program. [Open] refuses a database into which a copy was moved instead.
@@ -524,13 +523,12 @@ func (s *ChaiStore) Delete(token string) error {
 // nil, mostly without waiting for anything. When it returns nil, the deletion is on disk.
 //
 // The end of ctx does not stop it: a visitor who signs out and closes the tab, which
-// cancels the context of the request, is signed out. So it may wait as long as every
-// write, whatever the deadline of ctx.
+// cancels the context of the request, is signed out. So it may wait beyond the deadline of ctx.
 //
 // SCS's RenewToken deletes a session, and SCS commits it under a new token later, with the
-// context of the request. If the visitor goes away in between, the session is lost. Pass
-// such requests to the handler of [LoadAndSave] with [context.WithoutCancel]: inside it, SCS
-// has the former context.
+// context of the request. If the visitor goes away in between, the session is lost. Give
+// such requests a context from [context.WithoutCancel] before [LoadAndSave] gets them: SCS
+// commits with the context that they have then.
 func (s *ChaiStore) DeleteCtx(ctx context.Context, token string) error {
 	ctx = context.WithoutCancel(ctx)
 	if err := s.usable(); err != nil {

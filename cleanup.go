@@ -24,8 +24,8 @@ import (
 // renewed meanwhile stays. When much was deleted, DeleteExpired also merges the files of
 // the database, which frees disk space.
 //
-// Each sweep makes the filter of tokens anew: see [Config.Memory]. A store without a
-// cleanup has none for a large table before the first call.
+// Each sweep makes the filter of tokens anew: see [Config.Memory]. Without a cleanup, a
+// large table has no filter before the first call.
 func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
 	if s.table == nil {
 		return 0, fmt.Errorf("chaistore: delete expired sessions: %w", errZeroStore)

@@ -27,12 +27,12 @@ import (
 //   - was in a table that was dropped, or replaced by one without it.
 //
 // If there is no such session, the context is done at once. The session may have been
-// deleted after the request has loaded it. A session that was deleted has ended, even if a
-// request that is still being served commits it again: then it gets new contexts. RenewToken
-// ends the contexts of the old token, and clients should connect again.
+// deleted after the request has loaded it. A context that is done stays done, even if a
+// request that is still being served commits the session again. RenewToken ends the
+// contexts of the old token, and clients should connect again.
 //
-// When the database is closed, the cause wraps [ErrClosed]. When the session can't be read, it
-// is the reason for that. When the database is read-only, the context ends when the session
+// When the database is closed, the cause wraps [ErrClosed]. When the session can't be read,
+// the cause says why. When the database is read-only, the context ends when the session
 // expires.
 //
 // Until it is done, a context takes about a kilobyte of memory, and no goroutine. Call cancel
@@ -50,9 +50,9 @@ func (s *ChaiStore) SessionContext(parent context.Context, token string) (ctx co
 // [ChaiStore.SessionContext]. It is the token in the cookie, or, if the session manager has
 // HashTokenInStore, the hash of that. A session that was not committed yet has the token "".
 //
-// ctx is the context of a request that [LoadAndSave], or that of the session manager,
-// serves. StoredToken panics if ctx has no session data, as all methods of the session
-// manager do.
+// ctx is the context of a request inside [LoadAndSave], or inside the session manager's
+// own. StoredToken panics if ctx has no session data, as all methods of the session manager
+// do.
 func StoredToken(ctx context.Context, sessionManager *scs.SessionManager) string {
 	token := sessionManager.Token(ctx)
 	if token == "" || !sessionManager.HashTokenInStore {

@@ -8,15 +8,16 @@ import (
 	"github.com/alexedwards/scs/v2"
 )
 
-// LoadAndSave is the LoadAndSave of a session manager, but nothing follows the answer of
-// its ErrorFunc.
+// LoadAndSave is like the session manager's own LoadAndSave, but sends nothing after the
+// answer of its ErrorFunc.
 //
 // SCS commits the session when next begins its answer. If the commit fails, for example
 // with [ErrEnded], SCS calls ErrorFunc, and then sends the answer of next, too: the redirect
 // to the sign-in page is followed by a page that only a signed-in user should see.
 //
-// LoadAndSave drops the answer of next instead. Write returns the error that ErrorFunc got.
-// Headers that next has set stay, except for Content-Length and Content-Encoding.
+// LoadAndSave drops the answer of next instead: its calls of Write return the error that
+// ErrorFunc got. Headers that next has set stay, except for Content-Length and
+// Content-Encoding.
 func LoadAndSave(sessionManager *scs.SessionManager, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer := &answer{ResponseWriter: w}

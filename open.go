@@ -27,9 +27,10 @@ import (
 // [ChaiStore.StopCleanup], and then Close. After [ErrBusy], Close may never return: end the
 // program without it. What was acknowledged is on disk.
 //
-// Only one process at a time can have a database open. Open waits for another one, such
-// as the one that this process replaces, until ctx ends. After a second, it logs that with
-// [slog.Default]. Once the database is open, ctx has no effect.
+// Only one process at a time can have a database open. If another one has, such as one that
+// this process replaces, Open waits until that closes the database, or ctx ends. After a
+// second, it logs that it waits, with [slog.Default]. Once the database is open, ctx has no
+// effect.
 //
 // dir may be relative: the database stays where it is when the working directory changes.
 // It must be on a local file system, with file locks and fsync for directories, and not

@@ -28,13 +28,13 @@ import (
 //
 //	Owner: chaistore.OwnerByKey(sessionManager.Codec, "userID")
 //
-// Some codecs decode integers as float64 numbers. These are printed as integers. One of 2^53
-// or more may have been another integer, so the function returns an error. It does so for a
-// [json.Number] that is no integer, and for all other values. [ErrOwnerUnreadable] says what
-// follows from that.
+// Some codecs decode integers as float64 numbers. These count as integers if they are below
+// 2^53: from there on, one may have been another integer. A [json.Number] may be an integer
+// in any notation. For all other values, the function returns an error: see
+// [ErrOwnerUnreadable].
 //
-// If the codec returns an error, the function returns one that wraps it. Its text has only
-// the type of the codec's error, whose own text may quote the session.
+// If the codec returns an error, the function returns one that wraps it, for [errors.Unwrap].
+// Its text has only the type of the codec's error, whose own text may quote the session.
 //
 // OwnerByKey panics if codec is nil.
 func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, err error) {

@@ -15,8 +15,8 @@ import (
 )
 
 // A Session is a session in the store. Printing or logging one shows neither its token nor
-// its data, which are as good as a password. Encoding one, as JSON for example, does: so does
-// a log in JSON of a slice of sessions, or of a struct with one.
+// its data, which are as good as a password. Encoding one does, as JSON for example. So
+// does a JSON log of a slice of sessions, or of a struct that has one.
 type Session struct {
 	Token  string    // as stored: with HashTokenInStore, a hash
 	Data   []byte    // as encoded by the session manager's Codec
@@ -75,14 +75,16 @@ func (s *ChaiStore) converted(rows func() iter.Seq2[sessiontable.Row, error]) it
 // it ends with an error. Otherwise it is like [ChaiStore.Sessions]. The owner "" has no
 // sessions.
 //
-// It reads only the sessions of the owner, and up to 10,000 that SQL, or a store without an
-// Owner, has put since the last call. After more, and the first time in a process, it reads
-// all sessions, unless a sweep of a store with an Owner has done so. That takes 1 to 3
-// seconds for 200,000 sessions in gob. Meanwhile, other such calls wait, for up to 10
-// seconds. SessionsOf ends with an error if others go on to change the second table for 10
-// seconds, or if a table is replaced while it goes through many sessions. If Owner is not
-// the function that has listed the sessions, the store logs that, and reads all sessions
-// again.
+// It reads only the sessions of the owner, and those that SQL, or a store without an Owner,
+// has put since the last call. If these are more than 10,000, it reads all sessions. So it
+// does the first time in a process, unless a sweep of a store with an Owner has done so.
+// That takes 1 to 3 seconds for 200,000 sessions in gob. Meanwhile, other such calls wait,
+// for up to 10 seconds.
+//
+// If Owner is another function than the one that has listed the sessions, the store logs
+// that, and reads all sessions again. The sequence ends with an error if others keep
+// changing the second table for 10 seconds, or if a table is replaced while it goes through
+// many sessions.
 //
 // SessionsOf may write, so it must not be called in a function passed to [Update].
 //
@@ -124,8 +126,8 @@ func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int
 	return n, nil
 }
 
-// DeleteOf deletes the active sessions of an owner, as in [ChaiStore.SessionsOf], and
-// returns their number, as [ChaiStore.DeleteFunc] does. It also deletes
+// DeleteOf deletes the active sessions of an owner, which are those of
+// [ChaiStore.SessionsOf]. It returns their number, even on error. It also deletes
 //
 //   - sessions that have expired but are not swept yet, without counting them, since a
 //     request that is being served could renew one;

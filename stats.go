@@ -36,7 +36,7 @@ type Stats struct {
 	// WriteError is the text of the error that a commit would return now because of the
 	// database, or "" if there is none.
 	WriteError string
-	// BusySince is since when writes return ErrBusy, or the zero time if they don't.
+	// BusySince is when writes began to return ErrBusy, or the zero time if they don't.
 	BusySince time.Time
 
 	// BackgroundError is why the database can't write or merge its files in the
@@ -54,7 +54,8 @@ type Stats struct {
 //   - [ErrClosed] should not come before the program ends.
 //
 // Other errors name the remedy, too: for example, the table may not exist. Err never waits
-// for the database. It tries a write of nothing, whose hang a call 10 seconds later returns.
+// for the database. It begins a write of nothing: if that hangs, calls of Err return
+// ErrBusy 10 seconds later.
 func (s *ChaiStore) Err() error {
 	if s.table == nil {
 		return fmt.Errorf("chaistore: %w", errZeroStore)

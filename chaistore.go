@@ -377,7 +377,7 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 //
 // f must not commit or roll back tx. If it does, and returns nil, Update returns an error that
 // says so. What f has committed is kept, whatever it returns. Nobody may use tx after its end:
-// writing to it panics.
+// writing to it panics. If f uses tx in other goroutines, it must wait for them.
 //
 // A transaction that is rolled back leaves what was there. Chai alone loses index entries
 // of rows that were updated or deleted. When the disk fails while f runs, Chai panics in f.

@@ -1089,6 +1089,50 @@ func TestUpdateEndedByFunction(t *testing.T) {
 	}
 }
 
+// A transaction that is used after its end changes no table: not even in memory, where the
+// table would not be the one on disk.
+func TestTablesAfterEndInUpdate(t *testing.T) {
+	testdb.Watchdog(t, time.Minute)
+	for _, change := range []string{"ALTER TABLE visits ADD COLUMN z INTEGER", "DROP INDEX by_page", "DROP TABLE visits", "DROP TABLE sessions"} {
+		for _, end := range []string{"COMMIT", "ROLLBACK"} {
+			t.Run(change+"/"+end, func(t *testing.T) {
+				dir := t.TempDir()
+				db := testdb.Open(t, dir)
+				s := newStore(t, db)
+				commit(t, s, "alice", "one", inAnHour())
+				testdb.Exec(t, db, "CREATE TABLE visits (id INTEGER PRIMARY KEY, page TEXT)", "CREATE UNIQUE INDEX by_page ON visits(page)",
+					"INSERT INTO visits (id, page) VALUES (1, 'one')")
+				panicked := func() (value any) {
+					defer func() { value = recover() }()
+					return chaistore.Update(t.Context(), db, func(tx *chai.Tx) error {
+						return errors.Join(tx.Exec("CREATE TABLE other (id INTEGER PRIMARY KEY)"), tx.Exec(end), tx.Exec(change))
+					})
+				}()
+				if err, ok := panicked.(error); panicked == nil || ok && !strings.Contains(err.Error(), "nil pointer") {
+					t.Errorf("%s after %s: %v, want a panic", change, end, panicked)
+				}
+				for range 2 {
+					if err := db.Exec("INSERT INTO visits (id, page, z) VALUES (3, 'three', 4)"); err == nil {
+						t.Error("visits has a new column")
+					}
+					if err := db.Exec("INSERT INTO visits (id, page) VALUES (2, 'one')"); err == nil {
+						t.Error("visits has no index")
+					}
+					if n := testdb.Count(t, db, "SELECT COUNT(*) FROM visits WHERE page = 'one'"); n != 1 {
+						t.Errorf("got %d visits, want 1", n)
+					}
+					wantFound(t, s, "alice", "one")
+					if err := db.Close(); err != nil {
+						t.Fatal(err)
+					}
+					db = testdb.Open(t, dir)
+					s = newStore(t, db)
+				}
+			})
+		}
+	}
+}
+
 // Sessions far larger than the limit of a shared batch are committed next to others.
 // Sessions larger than the maximum are refused.
 func TestLargeData(t *testing.T) {

@@ -50,7 +50,8 @@ func sweep(ctx context.Context, table *sessiontable.Table) (deleted int, err err
 // that the database can be closed. The store can still be used.
 //
 // StopCleanup may be called more than once, from many goroutines, and on a store without
-// a cleanup. The cleanup of an unreachable store eventually stops by itself.
+// a cleanup. The cleanup of an unreachable store eventually stops by itself, and so does
+// that of a closed database.
 func (s *ChaiStore) StopCleanup() {
 	if s.cleanup != nil {
 		s.cleanup.stop()
@@ -92,8 +93,8 @@ func (c *cleanup) stop() {
 	<-c.sweeping
 }
 
-// tick sweeps, and sets the timer for the next sweep, unless the cleanup is stopped or its
-// table gone.
+// tick sweeps, and sets the timer for the next sweep, unless the cleanup is stopped, its
+// table gone, or the database closed.
 func (c *cleanup) tick() {
 	c.sweeping <- struct{}{}
 	defer func() { <-c.sweeping }()
@@ -113,7 +114,12 @@ func (c *cleanup) tick() {
 	}()
 	_, err := sweep(c.ctx, table)
 	finished = true
-	if err != nil && !errors.Is(err, context.Canceled) {
+	switch {
+	case err == nil, errors.Is(err, context.Canceled):
+	case errors.Is(err, ErrClosed):
+		c.timer.Stop()
+		table.Logger().Error("chaistore: sweep for expired sessions failed; the cleanup has ended: call StopCleanup before Close", "error", err.Error())
+	default:
 		table.Logger().Error("chaistore: sweep for expired sessions failed; trying again at the next tick", "error", err.Error()) // %+v has a stack
 	}
 }

@@ -36,9 +36,9 @@ import (
 // It must be on a local file system, with file locks and fsync for directories, and not
 // where old files are removed, such as in /tmp. With ":memory:", the database is in memory.
 //
-// Open refuses a directory that has files but no database: for example, a restored copy may
-// be one level too deep. It also refuses one that has a second database in a directory in it:
-// mv moves a copy into the old database, if that is still there.
+// Open refuses a directory that has files but no database. It also refuses one with a
+// database in a directory in it: a restored copy may be one level too deep, and mv moves a
+// copy into the old database, if that is still there.
 //
 // [chai.Open] works, too, but without all this.
 func Open(ctx context.Context, dir string) (*chai.DB, error) {
@@ -49,8 +49,9 @@ func Open(ctx context.Context, dir string) (*chai.DB, error) {
 	if dir == "" {
 		return nil, errors.New(`chaistore: open database in "": pass the path of a directory, or ":memory:"`)
 	}
-	dir, err := filepath.Abs(dir)
+	absolute, err := filepath.Abs(dir)
 	if err == nil {
+		dir = absolute
 		var db *chai.DB
 		if db, err = openDir(ctx, dir); err == nil {
 			return db, nil
@@ -122,7 +123,8 @@ func remedied(err error) error {
 		return nil
 	case errors.Is(err, fs.ErrPermission):
 		remedy = "give the directory to the user who runs this program"
-	case errors.Is(err, syscall.ENOTDIR):
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EEXIST), errors.Is(err, syscall.ELOOP),
+		errors.Is(err, syscall.ENAMETOOLONG), errors.Is(err, syscall.EINVAL):
 		remedy = "pass the path of a directory"
 	case errors.Is(err, syscall.ENOSPC):
 		remedy = "free space"
@@ -136,10 +138,10 @@ func remedied(err error) error {
 	return fmt.Errorf("%s: %w", remedy, err)
 }
 
-// checkDir returns an error if there are files in a directory, but no database, beside which
-// Chai would make an empty one. It also returns one if a copy was moved into the database
-// instead of to its place: Chai would open the old one. In its directory, Chai makes
-// only the directory pebble, and Pebble makes only files in that.
+const pebbleDir = "pebble" // in a database: Chai makes nothing else there, and Pebble makes only files in it
+
+// checkDir returns an error if Chai would open another database than the one that is meant:
+// an empty one beside files, or the old one into which a copy was moved.
 func checkDir(dir string) error {
 	files, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -148,38 +150,65 @@ func checkDir(dir string) error {
 	if err != nil {
 		return remedied(err)
 	}
-	has := func(name string) bool {
-		info, err := os.Stat(filepath.Join(dir, name))
-		return err == nil && info.IsDir()
-	}
-	const pebble = "pebble" // the directory with Chai's files
-	if has(pebble) {
-		if deeper := filepath.Join(pebble, pebble); has(deeper) {
-			return fmt.Errorf("move %s one level up: it is too deep", deeper)
+	own := filepath.Join(dir, pebbleDir)
+	inside := []string{own}
+	other := "" // a file that is not of the database, or a directory with one
+	for _, file := range files {
+		name := filepath.Join(dir, file.Name())
+		switch hidden := strings.HasPrefix(file.Name(), "."); {
+		case name == own:
+			if _, err := os.Stat(own); err != nil { // a link to what is not mounted, for example
+				return remedied(err)
+			}
+		case strings.HasPrefix(file.Name(), manifest):
+			if filepath.Base(dir) == pebbleDir {
+				return fmt.Errorf("pass %s: this directory has the files of the database there", filepath.Dir(dir))
+			}
+			return fmt.Errorf("move its files into a directory %s in it: they are those of a database", pebbleDir)
+		case file.IsDir():
+			inside = append(inside, name)
+			if !hidden && file.Name() != "lost+found" && !isEmpty(name) {
+				other = file.Name()
+			}
+		case !hidden:
+			other = file.Name()
 		}
-		for _, file := range files {
-			if name := file.Name(); name != pebble && file.IsDir() && has(filepath.Join(name, pebble)) { // mv copy db
-				return fmt.Errorf("move %s out of this database: it is another one; if it is the copy to restore, also move this one away, and then the copy to where this one was", filepath.Join(dir, name))
+	}
+	if below, err := os.ReadDir(own); err == nil {
+		for _, file := range below {
+			if file.IsDir() {
+				inside = append(inside, filepath.Join(own, file.Name()))
 			}
 		}
-		return nil
 	}
-	files = slices.DeleteFunc(files, func(file fs.DirEntry) bool {
-		return file.Name() == "lost+found" || strings.HasPrefix(file.Name(), ".")
-	})
-	for _, file := range files {
-		switch deeper := filepath.Join(file.Name(), pebble); {
-		case strings.HasPrefix(file.Name(), "MANIFEST-"):
-			return fmt.Errorf("move its files into a directory %s in it: they are those of a database", pebble)
-		case !has(deeper):
-		case file.Name() == "incomplete":
+	there := isDatabase(dir)
+	for _, second := range inside {
+		switch {
+		case !isDatabase(second):
+		case there:
+			return fmt.Errorf("move %s out of this database: it is another one; if it is the copy to restore, also move this one away, and then the copy to where this one was", second)
+		case filepath.Base(second) == "incomplete":
 			return errors.New("use another copy: this one is incomplete")
 		default:
-			return fmt.Errorf("move %s one level up, or pass %s: the database is too deep", deeper, filepath.Join(dir, file.Name()))
+			return fmt.Errorf("move %s one level up, or pass %s: the database is too deep", filepath.Join(second, pebbleDir), second)
 		}
 	}
-	if len(files) > 0 {
-		return fmt.Errorf("pass a directory for the database alone: this one has no database, but other files, such as %s", files[0].Name())
+	if _, err := os.Stat(own); err != nil && other != "" {
+		return fmt.Errorf("pass a directory for the database alone: this one has no database, but other files, such as %s", other)
 	}
 	return nil
+}
+
+// manifest is what the name of a file begins with that only Pebble makes, in each database.
+const manifest = "MANIFEST-"
+
+// isDatabase reports whether there is a database in a directory.
+func isDatabase(dir string) bool {
+	files, _ := os.ReadDir(filepath.Join(dir, pebbleDir))
+	return slices.ContainsFunc(files, func(file fs.DirEntry) bool { return strings.HasPrefix(file.Name(), manifest) })
+}
+
+func isEmpty(dir string) bool {
+	files, err := os.ReadDir(dir)
+	return err == nil && len(files) == 0
 }

@@ -205,30 +205,61 @@ func TestOpenRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	database := func(t *testing.T, dir string) {
+		mkdir(t, filepath.Dir(dir))
+		if err := chaistore.Backup(t.Context(), db, dir+".copy"); err != nil {
+			t.Fatal(err)
+		}
+		mkdir(t, dir)
+		if err := os.CopyFS(dir, os.DirFS(dir+".copy")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(dir + ".copy"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := func(t *testing.T, name string) {
+		if err := os.Symlink("nothing", name); err != nil {
+			t.Skip(err)
+		}
+	}
 	for name, test := range map[string]struct {
 		in   func(t *testing.T, dir string)
 		want string // "" if it is not refused
 	}{
-		"nothing":    {func(t *testing.T, dir string) {}, ""},
-		"empty":      {mkdir, ""},
-		"new volume": {func(t *testing.T, dir string) { mkdir(t, filepath.Join(dir, "lost+found")) }, ""},
-		"hidden":     {func(t *testing.T, dir string) { file(t, filepath.Join(dir, ".gitkeep")) }, ""},
-		"begun":      {func(t *testing.T, dir string) { mkdir(t, filepath.Join(dir, "pebble")) }, ""},
-		"files":      {func(t *testing.T, dir string) { file(t, filepath.Join(dir, "photo.jpg")) }, "pass a directory for the database alone: this one has no database, but other files, such as photo.jpg"},
-		"too deep":   {func(t *testing.T, dir string) { mkdir(t, filepath.Join(dir, "sessions-2026-11-30", "pebble")) }, "move " + filepath.Join("sessions-2026-11-30", "pebble") + " one level up"},
+		"nothing":             {func(t *testing.T, dir string) {}, ""},
+		"empty":               {mkdir, ""},
+		"new volume":          {func(t *testing.T, dir string) { mkdir(t, filepath.Join(dir, "lost+found")) }, ""},
+		"hidden":              {func(t *testing.T, dir string) { file(t, filepath.Join(dir, ".gitkeep")) }, ""},
+		"begun":               {func(t *testing.T, dir string) { mkdir(t, filepath.Join(dir, "pebble")) }, ""},
+		"files":               {func(t *testing.T, dir string) { file(t, filepath.Join(dir, "photo.jpg")) }, "pass a directory for the database alone: this one has no database, but other files, such as photo.jpg"},
+		"file below":          {func(t *testing.T, dir string) { file(t, filepath.Join(dir, "a", "photo.jpg")) }, "other files, such as a"},
+		"too deep":            {func(t *testing.T, dir string) { database(t, filepath.Join(dir, "sessions-2026-11-30")) }, filepath.Join("sessions-2026-11-30", "pebble") + " one level up"},
+		"hidden and too deep": {func(t *testing.T, dir string) { database(t, filepath.Join(dir, ".sessions")) }, filepath.Join(".sessions", "pebble") + " one level up"},
+		"empty directories":   {func(t *testing.T, dir string) { mkdir(t, filepath.Join(dir, "#recycle")) }, ""},
 		"beside": {func(t *testing.T, dir string) {
-			mkdir(t, filepath.Join(dir, "pebble"))
-			mkdir(t, filepath.Join(dir, "notes"))
+			database(t, dir)
+			file(t, filepath.Join(dir, "uploads", "pebble", "cat.jpg"))
+			mkdir(t, filepath.Join(dir, "pebble", "pebble"))
 		}, ""},
-		"deeper":     {func(t *testing.T, dir string) { mkdir(t, filepath.Join(dir, "pebble", "pebble")) }, "one level up"},
-		"too high":   {func(t *testing.T, dir string) { file(t, filepath.Join(dir, "MANIFEST-000001")) }, "move its files into a directory pebble"},
-		"incomplete": {func(t *testing.T, dir string) { mkdir(t, filepath.Join(dir, "incomplete", "pebble")) }, "use another copy"},
-		"a file":     {file, "pass the path of a directory"},
-		"in a file":  {func(t *testing.T, dir string) { file(t, filepath.Dir(dir)) }, "pass the path of a directory"},
+		"deeper":         {func(t *testing.T, dir string) { database(t, filepath.Join(dir, "pebble")) }, filepath.Join("pebble", "pebble") + " one level up"},
+		"deeper, too":    {func(t *testing.T, dir string) { database(t, dir); database(t, filepath.Join(dir, "pebble")) }, filepath.Join("sessions", "pebble") + " out of this database"},
+		"in its files":   {func(t *testing.T, dir string) { database(t, dir); database(t, filepath.Join(dir, "pebble", "copy")) }, filepath.Join("pebble", "copy") + " out of this database"},
+		"too high":       {func(t *testing.T, dir string) { file(t, filepath.Join(dir, "MANIFEST-000001")) }, "move its files into a directory pebble"},
+		"incomplete":     {func(t *testing.T, dir string) { database(t, filepath.Join(dir, "incomplete")) }, "use another copy"},
+		"dangling":       {func(t *testing.T, dir string) { mkdir(t, filepath.Dir(dir)); link(t, dir) }, "pass the path of a directory"},
+		"dangling files": {func(t *testing.T, dir string) { mkdir(t, dir); link(t, filepath.Join(dir, "pebble")) }, "check the disk"},
+		"NUL":            {nil, "pass the path of a directory"},
+		"a file":         {file, "pass the path of a directory"},
+		"in a file":      {func(t *testing.T, dir string) { file(t, filepath.Dir(dir)) }, "pass the path of a directory"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "above", "sessions")
-			test.in(t, dir)
+			if test.in != nil {
+				test.in(t, dir)
+			} else {
+				dir += "\x00"
+			}
 			before, _ := os.ReadDir(dir)
 			db, err := chaistore.Open(t.Context(), dir)
 			if test.want == "" {
@@ -245,6 +276,11 @@ func TestOpenRefuses(t *testing.T) {
 				t.Errorf("Open has made files: %v", after)
 			}
 		})
+	}
+	inside := filepath.Join(t.TempDir(), "pebble")
+	file(t, filepath.Join(inside, "MANIFEST-000001"))
+	if _, err := chaistore.Open(t.Context(), inside); err == nil || !strings.Contains(err.Error(), "pass "+filepath.Dir(inside)+":") {
+		t.Errorf("Open of the files of a database = %v, want an error that says to pass its directory", err)
 	}
 	for _, dir := range []string{"", " "} {
 		if _, err := chaistore.Open(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "pass the path of a directory") {

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/alexedwards/scs/v2"
 
@@ -117,7 +118,10 @@ type gobTypes struct {
 type gobDecoder struct {
 	decoder *gob.Decoder
 	in      bytes.Reader
-	session struct{ Values map[string]any } // all else is skipped
+	session struct { // as in scs.GobCodec
+		Deadline time.Time
+		Values   map[string]any
+	}
 }
 
 const (

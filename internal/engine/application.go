@@ -81,9 +81,10 @@ func (db *DB) update(f func(tx *chai.Tx) error) error {
 	if err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
-	// After the end of tx, its batch is in Pebble's pool, so what is written to tx then would
-	// be committed with a batch of somebody else, even to another database. So it panics.
-	release := func() { *reach.Batch(tx) = nil }
+	// After the end of tx, its batch is in Pebble's pool, and its catalog is everybody's. What is
+	// written to tx then would be committed with a batch of somebody else, even to another
+	// database, and a table that is changed would not be the one on disk. So it panics.
+	release := func() { *reach.Batch(tx), *reach.Writable(tx) = nil, false }
 	var ended error // by f
 	reach.OnEnd(tx, func() { release(); ended = errCommitted }, func() { release(); ended = errRolledBack })
 	succeeded := false

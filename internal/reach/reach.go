@@ -91,6 +91,7 @@ func lookUp(chaiDB, chaiTx, pebbleDB, pebbleSnapshot reflect.Type) (f fields) {
 	field(&f.writetxmu, database, "writetxmu", "sync.Mutex")
 	transaction := field(&f.tx, chaiTx, "tx", "*database.Transaction")
 	field(&exported, transaction, "Session", "kv.Session")
+	field(&exported, transaction, "Writable", "bool")
 	field(&exported, transaction, "OnCommitHooks", "[]func()")
 	field(&exported, transaction, "OnRollbackHooks", "[]func()")
 	store := field(&exported, database, "Store", "*kv.Store")
@@ -172,6 +173,11 @@ func Batch(tx *chai.Tx) **pebble.Batch {
 		return nil
 	}
 	return (**pebble.Batch)(batch.Addr().UnsafePointer())
+}
+
+// Writable returns whether tx may write. Chai also asks before it changes the catalog.
+func Writable(tx *chai.Tx) *bool {
+	return (*bool)(reflect.ValueOf(tx).Elem().FieldByName("tx").Elem().FieldByName("Writable").Addr().UnsafePointer())
 }
 
 // OnEnd has functions called when tx was committed or rolled back.

@@ -153,7 +153,7 @@ func (db *faultDB) found(t *testing.T, writer string) (numbers []int) {
 // closed and opened again.
 func TestDiskFails(t *testing.T) {
 	testdb.Slow(t)
-	for _, fault := range []struct {
+	for n, fault := range []struct {
 		name, op, file string
 		err            error
 	}{
@@ -165,6 +165,9 @@ func TestDiskFails(t *testing.T) {
 		{"MANIFEST sync", "sync", "MANIFEST", syscall.EIO},
 	} {
 		for i := range 2 * len(writers) {
+			if !testdb.Sampled(2, n, i/2, i%2) {
+				continue
+			}
 			writer, times := slices.Sorted(maps.Keys(writers))[i/2], []int{1, math.MaxInt}[i%2]
 			t.Run(fmt.Sprint(fault.name, "/", writer, "/", times), func(t *testing.T) {
 				testdb.Watchdog(t, time.Minute)
@@ -573,8 +576,9 @@ func TestManyWritesAfterAFailure(t *testing.T) {
 		for _, writer := range []string{"Exec of Chai", "Update of Chai"} {
 			t.Run(op+"/"+writer, func(t *testing.T) {
 				testdb.Watchdog(t, time.Minute)
+				const size = 40_000
 				db := newFaultDB(t)
-				db.size = 40_000
+				db.size = size
 				if err := db.put(0); err != nil {
 					t.Fatal(err)
 				}
@@ -582,12 +586,13 @@ func TestManyWritesAfterAFailure(t *testing.T) {
 				for i := 1; db.WriteError() == nil; i++ {
 					_ = db.put(i)
 				}
-				for i := range 2 * record.SyncConcurrency {
+				db.size = 100
+				for i := range record.SyncConcurrency + 10 {
 					if err := returns(t, writer, func() error { return writers[writer](db, i) }); err == nil {
 						t.Fatalf("%s succeeded after the failure", writer)
 					}
 				}
-				if got := cacheFind(t, db.DB, largeKey(0)); len(got) != db.size {
+				if got := cacheFind(t, db.DB, largeKey(0)); len(got) != size {
 					t.Errorf("Find = %d bytes, want the row from before the failure", len(got))
 				}
 				_ = returns(t, "Close", db.engine.Close)
@@ -655,7 +660,7 @@ func TestWritesGoOnWhileFlushesFail(t *testing.T) {
 				db.disk.Break(&testdb.Fault{Op: "create", File: ".sst", Err: syscall.ENOSPC, Times: math.MaxInt})
 				n := 0
 				var err error
-				for ; err == nil && n < 2000; n++ {
+				for ; err == nil && n < 1000; n++ {
 					if mended && n == 400 { // 16 MB, more than Pebble waits for
 						wantError(t, db.BackgroundError(), syscall.ENOSPC)
 						db.disk.Mend()

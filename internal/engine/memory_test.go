@@ -145,7 +145,8 @@ func TestMemoryOfManyLives(t *testing.T) {
 	testdb.Slow(t)
 	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 2*time.Minute)
-	const databases, budget, rows, size = 100, 8 << 20, 500, 8 << 10
+	const budget, rows, size = 8 << 20, 500, 8 << 10
+	databases := testdb.Rounds(50, 100)
 	row := make([]byte, size)
 	rand.NewChaCha8([32]byte{1}).Read(row)
 	var process, heap int64

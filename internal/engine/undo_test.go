@@ -247,10 +247,11 @@ func TestNotesInParallel(t *testing.T) {
 	testdb.Slow(t)
 	var n undoLog
 	var newest atomic.Uint64 // the number of the newest snapshot
+	last := uint64(testdb.Rounds(3_000_000, 30_000_000))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for end := uint64(10); end < 30_000_000; end += 10 {
+		for end := uint64(10); end < last; end += 10 {
 			n.began(end - 8)
 			newest.Store(end - 5) // it has notes
 			n.end(end, true)

@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -132,15 +134,20 @@ func missingRows(t *testing.T, db *DB) (missing, failed int) {
 func TestUnreadableBlockInCompaction(t *testing.T) {
 	testdb.Slow(t)
 	testdb.WithoutRace(t)
-	bad := map[string]func(p []byte) error{
-		"error":    func([]byte) error { return &os.PathError{Op: "read", Path: "x.sst", Err: syscall.EIO} },
-		"bit":      func(p []byte) error { p[len(p)/2] ^= 4; return nil },
-		"checksum": func(p []byte) error { p[len(p)-1] ^= 1; return nil },
-	}
-	for name, damage := range bad {
-		for _, times := range []int{1, readTries, math.MaxInt} {
-			for _, at := range []int{0, 1, 3, 10, 100, 300} {
-				t.Run(fmt.Sprint(name, "/", times, "/", at), func(t *testing.T) {
+	for i, bad := range []struct {
+		name   string
+		damage func(p []byte) error
+	}{
+		{"error", func([]byte) error { return &os.PathError{Op: "read", Path: "x.sst", Err: syscall.EIO} }},
+		{"bit", func(p []byte) error { p[len(p)/2] ^= 4; return nil }},
+		{"checksum", func(p []byte) error { p[len(p)-1] ^= 1; return nil }},
+	} {
+		for j, times := range []int{1, readTries, math.MaxInt} {
+			for k, at := range []int{0, 1, 3, 10, 100, 300} {
+				if !testdb.Sampled(3, i, j, k) {
+					continue
+				}
+				t.Run(fmt.Sprint(bad.name, "/", times, "/", at), func(t *testing.T) {
 					t.Parallel()
 					testdb.Watchdog(t, 2*time.Minute)
 					disk, engine, db := newBadDB(t)
@@ -153,7 +160,7 @@ func TestUnreadableBlockInCompaction(t *testing.T) {
 							return nil
 						}
 						times--
-						return damage(p)
+						return bad.damage(p)
 					})
 					_ = db.pebble().Compact(firstKey, lastKey, false)
 					disk.setRead(nil)
@@ -202,7 +209,7 @@ func TestFlippedBits(t *testing.T) {
 		t.Fatalf("the compaction has read %d blocks, want more", len(reads))
 	}
 	rng := rand.New(rand.NewPCG(2, 2))
-	for range 12 {
+	for range testdb.Rounds(6, 12) {
 		disk, engine, db := newBadDB(t)
 		target, n := rng.IntN(len(reads)), 0
 		var place string
@@ -293,10 +300,14 @@ func TestReadsThatFailInATransaction(t *testing.T) {
 		})
 		return n, sum
 	}
-	for name, change := range writes {
-		for _, ending := range []string{"commit", "rollback"} {
-			for _, faultIn := range []string{"change", "end"} {
+	for n, name := range slices.Sorted(maps.Keys(writes)) {
+		change := writes[name]
+		for j, ending := range []string{"commit", "rollback"} {
+			for k, faultIn := range []string{"change", "end"} {
 				for i := range 16 {
+					if !testdb.Sampled(3, n, j, k, i/2, i%2) {
+						continue
+					}
 					after := []int{0, 1, 2, 3, 10, 40, 200, 700}[i/2] // reads that succeed first
 					times := []int{readTries, math.MaxInt}[i%2]       // once for Chai, or for good
 					t.Run(fmt.Sprint(name, "/", ending, "/", faultIn, "/", after, "/", times), func(t *testing.T) {

@@ -107,10 +107,8 @@ func TestFindsBesideBusyApplication(t *testing.T) {
 // rows into a table of its own.
 func TestRowsOfOtherTablesTakeNoRoom(t *testing.T) {
 	testdb.Slow(t)
-	sessions, rows, size := 2_000, 10_000, int64(4*2_000*1200) // a quarter is for copies
-	if *full {
-		sessions, rows, size = 20_000, 1_000_000, 0 // the default
-	}
+	sessions, rows := testdb.Rounds(2_000, 20_000), testdb.Rounds(10_000, 1_000_000)
+	size := int64(testdb.Rounds(4*2_000*1200, 0)) // a quarter is for copies; or the default
 	testdb.Watchdog(t, 10*time.Minute)
 	db := testdb.Disk(t)
 	s := newStore(t, db, chaistore.Config{Memory: size})

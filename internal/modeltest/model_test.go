@@ -22,7 +22,6 @@ import (
 var (
 	modelTime = flag.Duration("model", 2*time.Second, "how long TestFindsAreNeverStale runs, and TestOwners and TestContexts a quarter of it each")
 	inputs    = flag.Int("inputs", 10, "how many random inputs FuzzOperations gets, and FuzzSession 20 times as many")
-	full      = flag.Bool("full", false, "10 million finds and a million SessionsOf beside replaced tables, a million rows beside the cache")
 )
 
 // A history has what calls may see of one thing, such as a session, in the order in

@@ -19,10 +19,7 @@ import (
 
 // wantedCalls returns the numbers of calls that the tests of replaced tables make.
 func wantedCalls() (finds, sessionsOf int64) {
-	if *full {
-		return 10_000_000, 1_000_000
-	}
-	return 20_000, 2_000
+	return int64(testdb.Rounds(20_000, 10_000_000)), int64(testdb.Rounds(2_000, 1_000_000))
 }
 
 // An application renames the table of sessions, creates a new one, and changes the
@@ -173,10 +170,7 @@ func TestCallsBesideRebuilds(t *testing.T) {
 func TestCallsBesideRolledBackRebuild(t *testing.T) {
 	testdb.Watchdog(t, 10*time.Minute)
 	const sessions = 20
-	rounds := 20
-	if *full {
-		rounds = 2000
-	}
+	rounds := testdb.Rounds(20, 2000)
 	calls := new(atomic.Int64)
 	for round := 0; round < rounds && !t.Failed(); round++ {
 		db, err := chai.Open(":memory:")

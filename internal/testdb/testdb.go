@@ -6,6 +6,7 @@ package testdb
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"math"
@@ -95,6 +96,27 @@ func WithoutRace(t testing.TB) {
 	if ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
 		t.Skip("with the race detector")
 	}
+}
+
+var full = flag.Bool("full", false, "run tests as long as they are meant to, with all combinations of what they vary")
+
+// Rounds returns how often a test repeats something: a few times, or many with -full.
+func Rounds(few, many int) int {
+	if *full {
+		return many
+	}
+	return few
+}
+
+// Sampled reports whether a test tries a combination, of values with the given places in
+// their lists: one in n, in which each value still meets most of the others, or all with
+// -full.
+func Sampled(n int, places ...int) bool {
+	sum := 0
+	for _, place := range places {
+		sum += place
+	}
+	return *full || sum%n == 0
 }
 
 // Exec runs statements, and fails the test if one fails. It must not be used while a

@@ -208,7 +208,7 @@ func TestDataOutlastsTheCache(t *testing.T) {
 	testdb.Slow(t)
 	db := testdb.Disk(t)
 	s := newStore(t, db)
-	const sessions, size = 400, 100_000 // several times the cache of 8 MB
+	const sessions, size = 250, 100_000 // several times the cache of 8 MB
 	data := func(i int) string { return strings.Repeat(string(rune('a'+i%26)), size) }
 	for i := range sessions {
 		commit(t, s, fmt.Sprint(i), data(i), inAnHour())
@@ -825,7 +825,7 @@ func TestCallsAfterCloseFail(t *testing.T) {
 func TestCloseWhileInUse(t *testing.T) {
 	testdb.Slow(t)
 	testdb.Watchdog(t, time.Minute)
-	for range 50 {
+	for range testdb.Rounds(20, 50) {
 		db := testdb.Memory(t)
 		s := newStore(t, db)
 		commit(t, s, "alice", "one", inAnHour())
@@ -1341,18 +1341,19 @@ func TestFailedDeletionRemembersNothing(t *testing.T) {
 // TestConformance runs the suite for SCS stores, advice included, on each kind of
 // database and table, while the cleanup sweeps all the time.
 func TestConformance(t *testing.T) {
+	const custom = "Web_Sessions2"
 	for _, test := range []struct {
 		name string
 		open func(t testing.TB) *chai.DB
 		cfg  chaistore.Config
+		opts []storetest.Option
 	}{
-		{"memory", testdb.Memory, chaistore.Config{CreateTable: true}},
-		{"disk, custom table", testdb.Disk, chaistore.Config{CreateTable: true, TableName: "Web_Sessions2"}},
-		{"index", func(t testing.TB) *chai.DB {
-			db := testdb.Memory(t)
-			testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+		{"memory", testdb.Memory, chaistore.Config{CreateTable: true}, nil},
+		{"disk, custom table with an index", func(t testing.TB) *chai.DB {
+			db := testdb.Disk(t)
+			testdb.Exec(t, db, strings.Replace(testdb.CreateTable, "sessions", custom, 1), "CREATE INDEX by_expiry ON "+custom+"(expiry)")
 			return db
-		}, chaistore.Config{}},
+		}, chaistore.Config{TableName: custom}, []storetest.Option{withoutPlain}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if test.name != "memory" {
@@ -1361,17 +1362,20 @@ func TestConformance(t *testing.T) {
 			t.Parallel()
 			test.cfg.CleanupInterval = 50 * time.Millisecond
 			table := cmp.Or(test.cfg.TableName, "sessions")
-			runConformance(t, test.open, test.cfg, storetest.Count(func(store scs.Store) (n int, err error) {
+			runConformance(t, test.open, test.cfg, append(test.opts, storetest.Count(func(store scs.Store) (n int, err error) {
 				row, err := store.(storeOnDB).db.QueryRow("SELECT COUNT(*) FROM " + table)
 				if err != nil {
 					return 0, err
 				}
 				err = row.Scan(&n)
 				return n, err
-			}))
+			}))...)
 		})
 	}
 }
+
+// withoutPlain leaves out the methods that only call others, to save time.
+var withoutPlain = storetest.CtxOnly()
 
 // A storeOnDB is a store with its database.
 type storeOnDB struct {
@@ -1397,18 +1401,46 @@ func TestConformanceWithRememberEnded(t *testing.T) {
 	testdb.Slow(t)
 	t.Parallel()
 	cfg := chaistore.Config{CreateTable: true, RememberEnded: time.Hour, CleanupInterval: 50 * time.Millisecond}
-	runConformance(t, testdb.Memory, cfg, storetest.RefusesEnded())
+	runConformance(t, testdb.Memory, cfg, withoutPlain, storetest.RefusesEnded())
 }
 
 // TestConformanceWithStaleIndex runs the suite on a table of an older setup. A
-// program has renewed 10,000 sessions in it with ON CONFLICT REPLACE, which does not
+// program has renewed sessions in it with ON CONFLICT REPLACE, which does not
 // maintain the index. All of them have expired.
 func TestConformanceWithStaleIndex(t *testing.T) {
 	testdb.Slow(t)
 	t.Parallel()
 	testdb.WithoutRace(t)
-	const sessions = 10_000
-	dir := t.TempDir()
+	const sessions = 6000 // more than a sweep reads in one snapshot
+	some, many := t.TempDir(), t.TempDir()
+	makeStaleIndex(t, some, 500)
+	makeStaleIndex(t, many, sessions)
+	openCopy := func(t testing.TB, dir string) *chai.DB {
+		t.Helper()
+		copied := t.TempDir()
+		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		return testdb.Open(t, copied)
+	}
+	t.Run("repair", func(t *testing.T) {
+		db := openCopy(t, many)
+		s := newStore(t, db)
+		wantAll(t, s, map[string]string{})
+		commit(t, s, "alice", "one", inAnHour())
+		if n, err := s.DeleteExpired(t.Context()); n != sessions || err != nil {
+			t.Fatalf("DeleteExpired = %d, %v; want %d, nil", n, err, sessions)
+		}
+		if n := countByIndex(t, db, time.Unix(0, 0)); n != 1 {
+			t.Fatalf("got %d sessions in the index after the sweep, want 1", n)
+		}
+	})
+	runConformance(t, func(t testing.TB) *chai.DB { return openCopy(t, some) }, chaistore.Config{CleanupInterval: -1}, withoutPlain)
+}
+
+// makeStaleIndex makes a database with a stale index of expired sessions in dir.
+func makeStaleIndex(t *testing.T, dir string, sessions int) {
+	t.Helper()
 	db := testdb.Open(t, dir)
 	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
 	tx, err := db.Begin(true)
@@ -1437,29 +1469,6 @@ func TestConformanceWithStaleIndex(t *testing.T) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	openCopy := func(t testing.TB) *chai.DB {
-		t.Helper()
-		copied := t.TempDir()
-		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
-			t.Fatal(err)
-		}
-		return testdb.Open(t, copied)
-	}
-
-	t.Run("repair", func(t *testing.T) {
-		db := openCopy(t)
-		s := newStore(t, db)
-		wantAll(t, s, map[string]string{})
-		commit(t, s, "alice", "one", inAnHour())
-		if n, err := s.DeleteExpired(t.Context()); n != sessions || err != nil {
-			t.Fatalf("DeleteExpired = %d, %v; want %d, nil", n, err, sessions)
-		}
-		if n := countByIndex(t, db, time.Unix(0, 0)); n != 1 {
-			t.Fatalf("got %d sessions in the index after the sweep, want 1", n)
-		}
-	})
-	// Without the methods that only call others, to save time.
-	runConformance(t, openCopy, chaistore.Config{CleanupInterval: -1}, storetest.CtxOnly())
 }
 
 // countByIndex returns the number of sessions that expire after t0 according to the

@@ -651,7 +651,7 @@ func TestWritesGoOnWhileFlushesFail(t *testing.T) {
 	testdb.Slow(t)
 	former := maxUnflushed
 	defer func() { maxUnflushed = former }()
-	maxUnflushed = 24 << 20
+	maxUnflushed = 16 << 20
 	for _, mended := range []bool{false, true} {
 		t.Run(fmt.Sprint("mended=", mended), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -660,8 +660,8 @@ func TestWritesGoOnWhileFlushesFail(t *testing.T) {
 				db.disk.Break(&testdb.Fault{Op: "create", File: ".sst", Err: syscall.ENOSPC, Times: math.MaxInt})
 				n := 0
 				var err error
-				for ; err == nil && n < 1000; n++ {
-					if mended && n == 400 { // 16 MB, more than Pebble waits for
+				for ; err == nil && n < 600; n++ {
+					if mended && n == 300 { // 12 MB, more than Pebble waits for
 						wantError(t, db.BackgroundError(), syscall.ENOSPC)
 						db.disk.Mend()
 					}

@@ -43,7 +43,7 @@ func TestMemoryKeepsItsBudget(t *testing.T) {
 	testdb.Slow(t)
 	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 2*time.Minute)
-	const budget, rows, size = 32 << 20, 12_000, 4096
+	const budget, rows, size = 32 << 20, 9000, 4096
 	var process []int64
 	for range 2 {
 		heap := testdb.HeapInUse()
@@ -115,7 +115,7 @@ func TestMemoryOfManyDatabases(t *testing.T) {
 	testdb.Slow(t)
 	testdb.WithoutRace(t)
 	testdb.Watchdog(t, time.Minute)
-	const databases = 100
+	const databases = 60
 	used := func(budget int64) (tables, heap int64) {
 		heap = -testdb.HeapInUse()
 		for range databases {
@@ -146,7 +146,7 @@ func TestMemoryOfManyLives(t *testing.T) {
 	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 2*time.Minute)
 	const budget, rows, size = 8 << 20, 500, 8 << 10
-	databases := testdb.Rounds(50, 100)
+	databases := testdb.Rounds(30, 100)
 	row := make([]byte, size)
 	rand.NewChaCha8([32]byte{1}).Read(row)
 	var process, heap int64

@@ -20,7 +20,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-var absentFinds = flag.Int64("absent", 100_000, "how many finds the tests of absent sessions make")
+var absentFinds = flag.Int64("absent", 40_000, "how many finds the tests of absent sessions make")
 
 // A store with smallMemory has no room for copies of sessions with largeData. So the filter
 // is asked for each.

@@ -21,7 +21,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-var closes = flag.Int("closes", 40, "how often TestCloseBesideCalls closes a database in memory, and one on disk")
+var closes = flag.Int("closes", 15, "how often TestCloseBesideCalls closes a database in memory, and one on disk")
 
 // Close waits for calls under way, sweeps of a store that was not stopped among them, and
 // later calls return an error. None panics or hangs, and no goroutine is left.
@@ -132,7 +132,7 @@ func closeBesideCalls(t *testing.T, dir string, round int) {
 			}
 		})
 	}
-	for made.Load() < int64(round%50) {
+	for made.Load() < int64(7*round%50) {
 		runtime.Gosched()
 	}
 	if err := db.Close(); err != nil {

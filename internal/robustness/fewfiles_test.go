@@ -18,7 +18,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-const fewFilesGoroutines, fewFilesCommits = 8, 300 // enough for several logs
+const fewFilesGoroutines, fewFilesCommits = 8, 75 // enough for several logs
 
 // fewFilesChild commits while files with the given part in their name can't be
 // created for a moment. Then it opens what is left after a loss of power. It prints
@@ -29,7 +29,7 @@ func fewFilesChild(dir, file string) {
 	db, s := openStore(dir)
 	fault := &testdb.Fault{Op: "create", File: file, Err: syscall.EMFILE, After: 1, Lasts: 300 * time.Millisecond}
 	d.Break(fault)
-	data := make([]byte, 4000)
+	data := make([]byte, 16_000)
 	rand.NewChaCha8([32]byte{}).Read(data)
 	errs := make([]error, fewFilesGoroutines)
 	var wg sync.WaitGroup

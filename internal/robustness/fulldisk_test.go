@@ -92,19 +92,21 @@ func fullDiskChild(dir, task string) {
 // Once there is space, a reopened database works again.
 func TestFullDisk(t *testing.T) {
 	testdb.WithoutRace(t)
-	for _, size := range []int{0, 300, 4000} {
-		t.Run(fmt.Sprint(size), func(t *testing.T) {
+	for _, test := range []struct{ size, ballast int }{{0, 50}, {300, 49}, {4000, 47}} {
+		t.Run(fmt.Sprint(test.size), func(t *testing.T) {
 			t.Parallel() // it mostly waits for a child process
-			testFullDisk(t, size)
+			testFullDisk(t, test.size, test.ballast)
 		})
 	}
 }
 
-func testFullDisk(t *testing.T, size int) {
+// testFullDisk commits sessions of the given size to a disk of 56 MB, of which ballast are
+// taken.
+func testFullDisk(t *testing.T, size, ballast int) {
 	testdb.Watchdog(t, 2*time.Minute)
 	disk := mountSmallDisk(t)
-	ballast := filepath.Join(disk, "ballast")
-	if err := os.WriteFile(ballast, make([]byte, 47<<20), 0o600); err != nil {
+	ballastFile := filepath.Join(disk, "ballast")
+	if err := os.WriteFile(ballastFile, make([]byte, ballast<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(disk, "db")
@@ -134,7 +136,7 @@ func testFullDisk(t *testing.T, size int) {
 		t.Fatalf("got %d commits before the disk was full and %d refused writes after that, want some and 6", acknowledged, refused)
 	}
 
-	if err := os.Remove(ballast); err != nil {
+	if err := os.Remove(ballastFile); err != nil {
 		t.Fatal(err)
 	}
 	db, err := chai.Open(dir)

@@ -45,7 +45,7 @@ import (
 // closed, and Pebble may panic in its own goroutines.
 
 var (
-	historyRuns  = flag.Int("history-runs", 2, "how many histories of each kind TestHistory makes")
+	historyRuns  = flag.Int("history-runs", 1, "how many histories of each kind TestHistory makes")
 	historyFirst = flag.Uint64("history-first", rand.Uint64N(1e6), "the seed of the first history of each kind")
 	historyKind  = flag.String("history-kind", "", "the kinds of histories that TestHistory makes: those with this part in their name")
 	historyTime  = flag.Duration("history-reduce", 30*time.Second, "how long TestHistory tries to reduce a history that fails")

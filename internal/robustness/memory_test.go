@@ -13,7 +13,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-var renewals = flag.Int("renewals", 50_000, "how many sessions TestRenewalsLeaveNoMemory renews")
+var renewals = flag.Int("renewals", 20_000, "how many sessions TestRenewalsLeaveNoMemory renews")
 
 // Neither the store nor the engine keeps memory for renewals.
 func TestRenewalsLeaveNoMemory(t *testing.T) {
@@ -32,7 +32,7 @@ func TestRenewalsLeaveNoMemory(t *testing.T) {
 					commit(t, s, fmt.Sprintf("%043d", i%sessions), strings.Repeat("x", 300))
 				})
 			}
-			renew(20_000)
+			renew(10_000)
 			before := testdb.HeapInUse()
 			renew(*renewals)
 			grown := testdb.HeapInUse() - before

@@ -113,7 +113,7 @@ func wantOf(args []string) (patterns []string) {
 }
 
 // goIn returns the Go of the packages or the program that a command names, or else of
-// the directory that it is run in.
+// the directory that it is run in, and of testdb, which has a flag for all tests.
 func goIn(sources map[string]string, dir string, args []string) string {
 	pattern := dir
 	for _, arg := range args {
@@ -124,7 +124,7 @@ func goIn(sources map[string]string, dir string, args []string) string {
 	var text strings.Builder
 	below, all := strings.CutSuffix(pattern, "...")
 	for name, source := range sources {
-		if path.Dir(name) == path.Clean(pattern) || all && strings.HasPrefix(name, below) {
+		if in := path.Dir(name); in == path.Clean(pattern) || in == "internal/testdb" || all && strings.HasPrefix(name, below) {
 			text.WriteString("\n" + source)
 		}
 	}

@@ -418,7 +418,7 @@ func TestCompareMixedTexts(t *testing.T) {
 	dir := t.TempDir()
 	db := testdb.Open(t, dir)
 	Open(db, discard).UseMemory(256 << 20) // for the time of the test
-	rows := insertMixed(t, db, testdb.Rounds(6000, 60_000))
+	rows := insertMixed(t, db, testdb.Rounds(3000, 60_000))
 	pebbleDB := db.DB.Store.DB()
 	if err := errors.Join(pebbleDB.Flush(), pebbleDB.Compact([]byte{0}, []byte{0xff}, false)); err != nil {
 		t.Fatal(err)

@@ -165,7 +165,7 @@ func TestDiskFails(t *testing.T) {
 		{"MANIFEST sync", "sync", "MANIFEST", syscall.EIO},
 	} {
 		for i := range 2 * len(writers) {
-			if !testdb.Sampled(2, n, i/2, i%2) {
+			if !testdb.Sampled(3, n, i/2, i%2) {
 				continue
 			}
 			writer, times := slices.Sorted(maps.Keys(writers))[i/2], []int{1, math.MaxInt}[i%2]

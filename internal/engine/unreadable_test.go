@@ -209,7 +209,7 @@ func TestFlippedBits(t *testing.T) {
 		t.Fatalf("the compaction has read %d blocks, want more", len(reads))
 	}
 	rng := rand.New(rand.NewPCG(2, 2))
-	for range testdb.Rounds(6, 12) {
+	for range testdb.Rounds(4, 12) {
 		disk, engine, db := newBadDB(t)
 		target, n := rng.IntN(len(reads)), 0
 		var place string

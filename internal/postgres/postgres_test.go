@@ -56,11 +56,15 @@ func query(t *testing.T, server *Server, sql string) (result string) {
 	return strings.TrimSpace(string(out))
 }
 
+// Two servers run beside each other.
 func TestServer(t *testing.T) {
-	t.Parallel()
-	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 30))
-	server := start(t, dir)
+	server, other := start(t, filepath.Join(t.TempDir(), strings.Repeat("long", 30))), start(t, t.TempDir())
+	defer other.Stop()
 	defer server.Stop()
+	const identifier = "SELECT system_identifier::text FROM pg_control_system()"
+	if query(t, server, identifier) == query(t, other, identifier) {
+		t.Error("the two servers share a cluster")
+	}
 	// A commit must be on the disk when it returns.
 	for _, setting := range []string{"fsync", "synchronous_commit"} {
 		if got := query(t, server, "SHOW "+setting); got != "on" {
@@ -74,13 +78,12 @@ func TestServer(t *testing.T) {
 	if running := query(t, server, "SHOW server_version"); !strings.Contains(version, running) {
 		t.Errorf("the server has the version %q, but Version returns %q", running, version)
 	}
+	t.Run("password", func(t *testing.T) { testPassword(t, server) })
+	t.Run("stop", func(t *testing.T) { testStopDisconnects(t, server) })
 }
 
 // Users other than the superuser need a password.
-func TestPassword(t *testing.T) {
-	t.Parallel()
-	server := start(t, t.TempDir())
-	defer server.Stop()
+func testPassword(t *testing.T, server *Server) {
 	query(t, server, "CREATE ROLE web LOGIN PASSWORD 'right'")
 	for password, want := range map[string]bool{"right": true, "wrong": false} {
 		url := strings.Replace(server.URL(), "user=postgres", "user=web", 1)
@@ -92,9 +95,7 @@ func TestPassword(t *testing.T) {
 	}
 }
 
-func TestStopDisconnects(t *testing.T) {
-	t.Parallel()
-	server := start(t, t.TempDir())
+func testStopDisconnects(t *testing.T, server *Server) {
 	client := psql(t, server)
 	statements, err := client.StdinPipe()
 	if err != nil {
@@ -122,17 +123,6 @@ func TestStopDisconnects(t *testing.T) {
 	}
 	if err := client.Wait(); err == nil {
 		t.Error("the client did not notice Stop")
-	}
-}
-
-func TestTwoServers(t *testing.T) {
-	t.Parallel()
-	one, two := start(t, t.TempDir()), start(t, t.TempDir())
-	defer two.Stop()
-	defer one.Stop()
-	const identifier = "SELECT system_identifier::text FROM pg_control_system()"
-	if query(t, one, identifier) == query(t, two, identifier) {
-		t.Error("the two servers share a cluster")
 	}
 }
 

@@ -92,7 +92,7 @@ func fullDiskChild(dir, task string) {
 // Once there is space, a reopened database works again.
 func TestFullDisk(t *testing.T) {
 	testdb.WithoutRace(t)
-	for _, test := range []struct{ size, ballast int }{{0, 50}, {300, 49}, {4000, 47}} {
+	for _, test := range []struct{ size, ballast int }{{0, 51}, {300, 50}, {4000, 47}} {
 		t.Run(fmt.Sprint(test.size), func(t *testing.T) {
 			t.Parallel() // it mostly waits for a child process
 			testFullDisk(t, test.size, test.ballast)

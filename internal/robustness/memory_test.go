@@ -13,7 +13,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-var renewals = flag.Int("renewals", 20_000, "how many sessions TestRenewalsLeaveNoMemory renews")
+var renewals = flag.Int("renewals", 10_000, "how many sessions TestRenewalsLeaveNoMemory renews")
 
 // Neither the store nor the engine keeps memory for renewals.
 func TestRenewalsLeaveNoMemory(t *testing.T) {

@@ -41,11 +41,13 @@ race:
 e2e:
 	cd examples/webapp/e2e && go test -count=1 -timeout 300s ./...
 
-# Fuzz targets get random inputs, because building them for fuzzing takes longer than
-# running them.
+# All combinations and more rounds of what the other targets try a part of. Fuzz targets get
+# random inputs, because building them for fuzzing takes longer than running them.
 robustness:
-	go test ./internal/modeltest -run Fuzz -inputs 300 -count=1 -timeout 300s
-	go test ./internal/robustness -v -run 'Crash|History|Soak' -crash-rounds 20 -history-runs 20 -soak 10s -count=1 -timeout 600s
+	go test . ./internal/engine -full -count=1 -timeout 600s
+	go test ./internal/modeltest -run Statements -full -count=1 -timeout 300s
+	go test ./internal/modeltest -run 'Fuzz|NeverStale|Owners|LeftOut|Contexts' -inputs 300 -model 2s -leftout 2s -count=1 -timeout 300s
+	go test ./internal/robustness -v -run 'Crash|History|Soak|Close|Renewals' -crash-rounds 20 -history-runs 20 -soak 10s -closes 40 -renewals 50000 -count=1 -timeout 600s
 
 bench:
 	cd bench && go run ./cmd/compare -quick

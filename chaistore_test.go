@@ -207,7 +207,7 @@ func TestDataOutlastsTheCache(t *testing.T) {
 	testdb.Slow(t)
 	db := testdb.Disk(t)
 	s := newStore(t, db)
-	const sessions, size = 250, 100_000 // several times the cache of 8 MB
+	const sessions, size = 160, 100_000 // twice the cache of 8 MB
 	data := func(i int) string { return strings.Repeat(string(rune('a'+i%26)), size) }
 	for i := range sessions {
 		commit(t, s, fmt.Sprint(i), data(i), inAnHour())
@@ -1356,7 +1356,7 @@ func TestConformance(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if test.name != "memory" {
-				testdb.Slow(t)
+				testdb.Long(t)
 			}
 			t.Parallel()
 			test.cfg.CleanupInterval = 50 * time.Millisecond
@@ -1397,7 +1397,7 @@ func runConformance(t *testing.T, open func(t testing.TB) *chai.DB, cfg chaistor
 
 // A store that remembers ended sessions refuses them.
 func TestConformanceWithRememberEnded(t *testing.T) {
-	testdb.Slow(t)
+	testdb.Long(t)
 	t.Parallel()
 	cfg := chaistore.Config{CreateTable: true, RememberEnded: time.Hour, CleanupInterval: 50 * time.Millisecond}
 	runConformance(t, testdb.Memory, cfg, withoutPlain, storetest.RefusesEnded())
@@ -1423,6 +1423,7 @@ func TestConformanceWithStaleIndex(t *testing.T) {
 			t.Fatalf("got %d sessions in the index after the sweep, want 1", n)
 		}
 	})
+	testdb.Long(t)
 	runConformance(t, func(t testing.TB) *chai.DB { return staleIndex(t, 100) }, chaistore.Config{CleanupInterval: -1}, withoutPlain)
 }
 

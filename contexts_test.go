@@ -449,7 +449,7 @@ func TestSessionContextOfSessionPutAgain(t *testing.T) {
 
 // Contexts take little memory and no goroutines, and give back what they take.
 func TestSessionContextMemory(t *testing.T) {
-	testdb.Slow(t)
+	testdb.Long(t)
 	testdb.WithoutRace(t)
 	const contexts, sessions, mostBytes, mostGoroutines = 10_000, 100, 2000, 50
 	s := newStore(t, testdb.Memory(t))

@@ -156,7 +156,7 @@ func TestOpenWaits(t *testing.T) {
 			t.Fatal("Open logs nothing while it waits")
 		}
 	}
-	time.Sleep(1500 * time.Millisecond)
+	time.Sleep(time.Duration(testdb.Rounds(200, 1500)) * time.Millisecond)
 	release()
 	if db := <-opened; db != nil {
 		defer mustClose(t, db)

@@ -83,12 +83,12 @@ func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, er
 // integerOf returns an integer in decimal, which may have been written as 1e+21.
 func integerOf(n json.Number) (decimal string, ok bool) {
 	text := string(n)
-	const most = sessiontable.MaxKeyLen // digits; more would also take long to read
-	if len(text) > most || !json.Valid([]byte(text)) || strings.Trim(text, "+-.0123456789Ee") != "" {
+	const maxDigits = sessiontable.MaxKeyLen // more would also take long to read
+	if len(text) > maxDigits || !json.Valid([]byte(text)) || strings.Trim(text, "+-.0123456789Ee") != "" {
 		return "", false
 	}
 	if _, exponent, ok := strings.Cut(strings.ToLower(text), "e"); ok {
-		if size, err := strconv.Atoi(exponent); err != nil || size < -most || size > most {
+		if size, err := strconv.Atoi(exponent); err != nil || size < -maxDigits || size > maxDigits {
 			return "", false
 		}
 	}
@@ -125,19 +125,19 @@ type gobDecoder struct {
 }
 
 const (
-	mostGobTypes = 16
-	mostGobIdle  = 16
+	maxGobTypes = 16
+	maxGobIdle  = 16
 )
 
 // value returns the value of the key in a session.
 func (d *gobDecoders) value(data []byte) (value any, err error) {
 	types := data[:definitions(data)]
-	known, used := d.get(types)
-	if known != nil {
-		if err := known.decode(data[len(types):]); err == nil {
-			value = known.session.Values[d.key]
-			clear(known.session.Values)
-			d.put(types, known, false)
+	decoder, used := d.get(types)
+	if decoder != nil {
+		if err := decoder.decode(data[len(types):]); err == nil {
+			value = decoder.session.Values[d.key]
+			clear(decoder.session.Values)
+			d.put(types, decoder, false)
 			return value, nil
 		}
 	}
@@ -145,7 +145,7 @@ func (d *gobDecoders) value(data []byte) (value any, err error) {
 	if err != nil || !used {
 		return values[d.key], err
 	}
-	if known != nil {
+	if decoder != nil {
 		d.put(types, nil, true)
 		return values[d.key], nil
 	}
@@ -171,7 +171,7 @@ func (d *gobDecoders) get(definitions []byte) (decoder *gobDecoder, used bool) {
 	defer d.mu.Unlock()
 	t := d.types[string(definitions)]
 	if t == nil {
-		return nil, len(d.types) < mostGobTypes
+		return nil, len(d.types) < maxGobTypes
 	}
 	if n := len(t.idle); n > 0 {
 		decoder, t.idle = t.idle[n-1], t.idle[:n-1]
@@ -184,7 +184,7 @@ func (d *gobDecoders) put(definitions []byte, decoder *gobDecoder, more bool) {
 	defer d.mu.Unlock()
 	t := d.types[string(definitions)]
 	if t == nil {
-		if len(d.types) == mostGobTypes {
+		if len(d.types) == maxGobTypes {
 			return
 		}
 		if d.types == nil {
@@ -195,7 +195,7 @@ func (d *gobDecoders) put(definitions []byte, decoder *gobDecoder, more bool) {
 	}
 	if t.more = t.more || more; t.more {
 		t.idle = nil
-	} else if len(t.idle) < mostGobIdle {
+	} else if len(t.idle) < maxGobIdle {
 		t.idle = append(t.idle, decoder)
 	}
 }

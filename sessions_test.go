@@ -225,7 +225,7 @@ func TestSessionsYieldsAnErrorOnce(t *testing.T) {
 }
 
 func TestSessionsTakesLittleMemory(t *testing.T) {
-	testdb.Slow(t)
+	testdb.Long(t)
 	testdb.WithoutRace(t)
 	const sessions, size, limit = 30_000, 1000, 16 << 20
 	s := newStore(t, testdb.Disk(t))
@@ -859,7 +859,7 @@ func TestOwnerUsesTheStore(t *testing.T) {
 
 // Owner may commit large sessions, too: no call waits for memory that its caller holds.
 func TestOwnerCommitsLargeSessions(t *testing.T) {
-	testdb.Slow(t)
+	testdb.Long(t)
 	testdb.WithoutRace(t)
 	testdb.Watchdog(t, time.Minute)
 	const outer = 4 // which take all the memory that writes may take while they wait
@@ -984,7 +984,7 @@ func TestOwnerByKeyDecodesAsGobCodec(t *testing.T) {
 	// first ones.
 	for _, sessions := range [][][]byte{sessions, sessions[:8]} {
 		ownerOf := chaistore.OwnerByKey(codec, "user")
-		testdb.InParallel(8, 8000, func(rng *rand.Rand, i int) {
+		testdb.InParallel(8, testdb.Rounds(2000, 8000), func(rng *rand.Rand, i int) {
 			data := sessions[rng.IntN(len(sessions))]
 			switch rng.IntN(8) {
 			case 0: // of an unknown version

@@ -320,7 +320,7 @@ var million = flag.Bool("million", false, "TestCacheKeepsItsSize finds a million
 // Finding each of many sessions once grows the heap by the memory for copies, and at
 // most a tenth more.
 func TestCacheKeepsItsSize(t *testing.T) {
-	testdb.Slow(t)
+	testdb.Long(t)
 	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 10*time.Minute)
 	size, sessions := int64(4<<20), 30_000 // a quarter of Memory

@@ -3,6 +3,7 @@ package storetest_test
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"log"
 	"os"
 	"os/exec"
@@ -17,6 +18,8 @@ import (
 
 	"go.elara.ws/chaistore/storetest"
 )
+
+var full = flag.Bool("full", false, "run the suite on all stores, not on every second one")
 
 // A subject is a correct store.
 type subject struct {
@@ -94,7 +97,7 @@ const childEnv = "STORETEST_CHILD"
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if os.Getenv(childEnv) == "" {
-		if err := flag.Set("test.parallel", "12"); err != nil {
+		if err := flag.Set("test.parallel", "20"); err != nil {
 			log.Fatal(err)
 		}
 		skip := "^TestStore$" // which is as in the README: TestExamples runs it
@@ -182,8 +185,11 @@ func (c *child) parse(prefix string) {
 
 func TestCorrectStores(t *testing.T) {
 	t.Parallel()
-	for _, s := range subjects {
+	for i, s := range subjects {
 		t.Run(s.name, func(t *testing.T) {
+			if !*full && i%2 == 1 {
+				t.Skip("use -full")
+			}
 			t.Parallel()
 			c := start(t, s.name, "")
 			for _, name := range storetest.Cases() {
@@ -215,11 +221,14 @@ func match(pattern, name string) bool {
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	mustFail := make(map[string]bool)
-	for _, f := range faults {
+	for i, f := range faults {
 		for _, name := range f.fails {
 			mustFail[name] = true
 		}
 		t.Run(f.name, func(t *testing.T) {
+			if !*full && i%2 == 1 {
+				t.Skip("use -full")
+			}
 			t.Parallel()
 			var groups, names []string
 			for _, name := range f.fails {
@@ -256,14 +265,14 @@ func TestFaults(t *testing.T) {
 var examples = []struct {
 	name  string
 	run   func(t *testing.T)
-	flags []string
+	twice bool              // leftovers of the first run must not disturb the second
 	want  map[string]string // results of some cases
 	text  []string          // parts of the output
 }{
 	{
 		name:  "as documented",
 		run:   TestStore,
-		flags: []string{"-test.count=2"}, // leftovers of the first run must not disturb the second
+		twice: true,
 		want: map[string]string{
 			"Store/Commit": "PASS", "Manager/Iterate": "PASS", "Cleanup/StopEarly": "PASS", "Cleanup/StopInUse": "PASS",
 			"Cleanup/StopDuringSweep": "PASS", "Advice/FoundDataIsCopy": "PASS", "Advice/StopTwice": "SKIP", "Advice/StopAtOnce": "SKIP",
@@ -373,7 +382,11 @@ func TestExamples(t *testing.T) {
 	for _, e := range examples {
 		t.Run(e.name, func(t *testing.T) {
 			t.Parallel()
-			c := start(t, e.name, "", e.flags...)
+			runs := 1
+			if e.twice && *full {
+				runs = 2
+			}
+			c := start(t, e.name, "", fmt.Sprint("-test.count=", runs))
 			for name, want := range e.want {
 				if got := c.results[name]; got != want {
 					t.Errorf("%s: %q, want %q:\n%s", name, got, want, c.text[name])

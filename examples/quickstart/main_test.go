@@ -22,6 +22,7 @@ import (
 	"github.com/chaisql/chai"
 
 	"go.elara.ws/chaistore"
+	"go.elara.ws/chaistore/internal/testdb"
 )
 
 // A process is a running instance of the program.
@@ -229,14 +230,14 @@ func TestDirectoryStaysInUse(t *testing.T) {
 	p.stop()
 }
 
-// A client that does not send the body of its request keeps the program for five
+// A client that does not send the body of its request keeps the program for seven
 // seconds, and not beyond another interrupt.
 func TestSlowClient(t *testing.T) {
 	t.Parallel()
 	for name, interrupts := range map[string]int{"one interrupt": 1, "two interrupts": 2} {
 		t.Run(name, func(t *testing.T) {
-			if interrupts == 1 && testing.Short() {
-				t.Skip("waits for five seconds")
+			if interrupts == 1 {
+				testdb.Long(t) // waits for seven seconds
 			}
 			t.Parallel()
 			p := start(t, t.TempDir())
@@ -287,9 +288,7 @@ func TestSlowClient(t *testing.T) {
 
 // The connection of a client that does not send its request ends after ten seconds.
 func TestSlowClientIsCutOff(t *testing.T) {
-	if testing.Short() {
-		t.Skip("waits for ten seconds")
-	}
+	testdb.Long(t) // waits for ten seconds
 	t.Parallel()
 	p := start(t, t.TempDir())
 	slow, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))

@@ -692,7 +692,7 @@ func TestCacheCountsWhatRowsTake(t *testing.T) {
 // The cache takes as much of the heap as it counts, within a tenth, for rows of any
 // size. Some sizes waste much of what the allocator gives them.
 func TestCacheTakesItsSize(t *testing.T) {
-	testdb.Slow(t)
+	testdb.Long(t)
 	testdb.WithoutRace(t)
 	const size = 4 << 20
 	before := testdb.HeapInUse()

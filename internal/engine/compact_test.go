@@ -122,7 +122,8 @@ func TestCloseWhileCompacting(t *testing.T) {
 	testdb.Slow(t)
 	testdb.WithoutRace(t)
 	before := runtime.NumGoroutine()
-	for round := range 40 {
+	rounds := testdb.Rounds(15, 40)
+	for round := range rounds {
 		watchdog := time.AfterFunc(20*time.Second, func() { panic("hangs") })
 		db := newFaultDB(t)
 		for i := range 60 {
@@ -150,7 +151,7 @@ func TestCloseWhileCompacting(t *testing.T) {
 			}
 		})
 		<-began
-		time.Sleep(time.Duration(round) * 200 * time.Microsecond)
+		time.Sleep(8 * time.Millisecond * time.Duration(round) / time.Duration(rounds))
 		if err := db.engine.Close(); err != nil {
 			t.Errorf("Close = %v", err)
 		}

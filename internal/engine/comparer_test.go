@@ -195,6 +195,7 @@ func TestCompareOrder(t *testing.T) {
 
 // All bytes are ordered: in a sorted list, each key is less than all that follow.
 func TestCompareIsAnOrder(t *testing.T) {
+	testdb.WithoutRace(t)
 	short, long := newKeyMaker(shortTexts...), newKeyMaker(longTexts...)
 	makers := map[string]func() []byte{
 		"mixed texts":    func() []byte { return append([]byte{80, 101}, long.text(98)...) },
@@ -314,6 +315,7 @@ func TestCompareChaisSeparators(t *testing.T) {
 // A database that Chai alone has written has the same rows in the same order.
 func TestCompareReadsChaisFiles(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	dir := t.TempDir()
 	var want [][]byte
 	withChai(func() {

@@ -604,12 +604,15 @@ func TestManyWritesAfterAFailure(t *testing.T) {
 // A batch larger than half of a memory table fails in other places.
 func TestDiskFailsInLargeBatch(t *testing.T) {
 	testdb.Slow(t)
-	for _, fault := range []*testdb.Fault{
+	for i, fault := range []*testdb.Fault{
 		{Op: "sync", File: ".log", Err: syscall.EIO, Times: 1},
 		{Op: "write", File: ".log", Err: syscall.ENOSPC, Times: 1},
 		{Op: "create", File: ".log", Err: syscall.EIO, Times: 1},
 		{Op: "sync", File: "directory", Err: syscall.EIO, Times: 1},
 	} {
+		if !testdb.Sampled(2, i) {
+			continue
+		}
 		t.Run(fault.Op+fault.File, func(t *testing.T) {
 			testdb.Watchdog(t, time.Minute)
 			db := newFaultDB(t)
@@ -656,12 +659,12 @@ func TestWritesGoOnWhileFlushesFail(t *testing.T) {
 		t.Run(fmt.Sprint("mended=", mended), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				db := newFaultDB(t)
-				db.size = 40_000
+				db.size = 400_000
 				db.disk.Break(&testdb.Fault{Op: "create", File: ".sst", Err: syscall.ENOSPC, Times: math.MaxInt})
 				n := 0
 				var err error
-				for ; err == nil && n < 600; n++ {
-					if mended && n == 300 { // 12 MB, more than Pebble waits for
+				for ; err == nil && n < 60; n++ {
+					if mended && n == 30 { // 12 MB, more than Pebble waits for
 						wantError(t, db.BackgroundError(), syscall.ENOSPC)
 						db.disk.Mend()
 					}

@@ -94,7 +94,7 @@ func TestStress(t *testing.T) {
 	testdb.Watchdog(t, time.Minute)
 	engine := testdb.Disk(t)
 	createTable(t, engine)
-	end := time.Now().Add(time.Second)
+	end := time.Now().Add(time.Duration(testdb.Rounds(400, 1000)) * time.Millisecond)
 	var wg sync.WaitGroup
 	for g := range 48 {
 		wg.Go(func() {

@@ -40,7 +40,7 @@ func resident(t *testing.T) (bytes int64) {
 // Go's heap, and the process, which does not grow with the second database. (C's
 // allocator keeps some memory for itself.)
 func TestMemoryKeepsItsBudget(t *testing.T) {
-	testdb.Slow(t)
+	testdb.Long(t)
 	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 2*time.Minute)
 	const budget, rows, size = 32 << 20, 9000, 4096
@@ -116,10 +116,10 @@ func (c *cache) bytes() (n int) {
 
 // Many databases that are hardly used take no more memory with a budget than without.
 func TestMemoryOfManyDatabases(t *testing.T) {
-	testdb.Slow(t)
+	testdb.Long(t)
 	testdb.WithoutRace(t)
 	testdb.Watchdog(t, time.Minute)
-	const databases = 60
+	const databases = 100
 	used := func(budget int64) (tables, heap int64) {
 		heap = -testdb.HeapInUse()
 		for range databases {
@@ -146,11 +146,10 @@ func TestMemoryOfManyDatabases(t *testing.T) {
 // A process that opens one database after another, and uses up their budgets, keeps the
 // memory of none.
 func TestMemoryOfManyLives(t *testing.T) {
-	testdb.Slow(t)
+	testdb.Long(t)
 	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 2*time.Minute)
-	const budget, rows, size = 8 << 20, 500, 8 << 10
-	databases := testdb.Rounds(30, 100)
+	const databases, budget, rows, size = 100, 8 << 20, 500, 8 << 10
 	row := make([]byte, size)
 	rand.NewChaCha8([32]byte{1}).Read(row)
 	var process, heap int64

@@ -144,7 +144,7 @@ func TestUnreadableBlockInCompaction(t *testing.T) {
 	} {
 		for j, times := range []int{1, readTries, math.MaxInt} {
 			for k, at := range []int{0, 1, 3, 10, 100, 300} {
-				if !testdb.Sampled(3, i, j, k) {
+				if !testdb.Sampled(6, i, j, k) {
 					continue
 				}
 				t.Run(fmt.Sprint(bad.name, "/", times, "/", at), func(t *testing.T) {
@@ -209,7 +209,7 @@ func TestFlippedBits(t *testing.T) {
 		t.Fatalf("the compaction has read %d blocks, want more", len(reads))
 	}
 	rng := rand.New(rand.NewPCG(2, 2))
-	for range testdb.Rounds(4, 12) {
+	for range testdb.Rounds(2, 12) {
 		disk, engine, db := newBadDB(t)
 		target, n := rng.IntN(len(reads)), 0
 		var place string
@@ -305,7 +305,7 @@ func TestReadsThatFailInATransaction(t *testing.T) {
 		for j, ending := range []string{"commit", "rollback"} {
 			for k, faultIn := range []string{"change", "end"} {
 				for i := range 16 {
-					if !testdb.Sampled(3, n, j, k, i/2, i%2) {
+					if !testdb.Sampled(6, n, j, k, i/2, i%2) {
 						continue
 					}
 					after := []int{0, 1, 2, 3, 10, 40, 200, 700}[i/2] // reads that succeed first

@@ -126,7 +126,7 @@ func TestStatementsAfterAFailure(t *testing.T) {
 			t.Run(way+"/"+by, func(t *testing.T) {
 				t.Parallel()
 				for k, sql := range statements {
-					if !testdb.Sampled(2, i, j, k) {
+					if !testdb.Sampled(6, i, j, k) {
 						continue
 					}
 					testStatementAfterAFailure(t, way, by, sql)

@@ -20,7 +20,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-var leftOutTime = flag.Duration("leftout", 2*time.Second, "how long TestNoSessionIsLeftOut runs")
+var leftOutTime = flag.Duration("leftout", time.Second, "how long TestNoSessionIsLeftOut runs")
 
 // Stores with and without an Owner, and SQL, change the tables of sessions and owners in
 // every way: they insert, update and delete rows, roll that back, reindex, rebuild and

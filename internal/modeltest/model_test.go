@@ -20,7 +20,7 @@ import (
 )
 
 var (
-	modelTime = flag.Duration("model", 2*time.Second, "how long TestFindsAreNeverStale runs, and TestOwners and TestContexts a quarter of it each")
+	modelTime = flag.Duration("model", time.Second, "how long TestFindsAreNeverStale runs, and TestOwners and TestContexts a quarter of it each")
 	inputs    = flag.Int("inputs", 10, "how many random inputs FuzzOperations gets, and FuzzSession 20 times as many")
 )
 

@@ -24,6 +24,7 @@ import (
 // A sweep lists all sessions, and no others, even if all are gone and others have come.
 func TestSweepOfOwners(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	t.Parallel()
 	forEachTable(t, func(t *testing.T, db *chai.DB, _ bool) {
 		s := newStore(t, db, chaistore.Config{Owner: ownerInData})

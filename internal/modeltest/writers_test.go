@@ -85,7 +85,7 @@ func deadlockInChai(db *chai.DB) {
 // When the application has deadlocked itself in Chai, finds still work, and writes
 // fail in time.
 func TestApplicationDeadlocksItself(t *testing.T) {
-	testdb.Slow(t)
+	testdb.Long(t)                   // waits for ten seconds
 	db, err := chai.Open(":memory:") // can't be closed any more
 	if err != nil {
 		t.Fatal(err)

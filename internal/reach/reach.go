@@ -22,9 +22,9 @@ import (
 
 // Err returns nil if the program has the versions of Chai and Pebble that this package
 // knows, or else an error that says which to require.
-func Err() error { return known.err }
+func Err() error { return offsets.err }
 
-var known = lookUp(reflect.TypeFor[chai.DB](), reflect.TypeFor[chai.Tx](), reflect.TypeFor[pebble.DB](), reflect.TypeFor[pebble.Snapshot]())
+var offsets = lookUp(reflect.TypeFor[chai.DB](), reflect.TypeFor[chai.Tx](), reflect.TypeFor[pebble.DB](), reflect.TypeFor[pebble.Snapshot]())
 
 // fields has the offset of each field in its struct.
 type fields struct {
@@ -147,22 +147,22 @@ func at[Field, Struct any](p *Struct, offset uintptr) *Field {
 }
 
 // Writetxmu returns the lock that a transaction of Chai holds while it writes.
-func Writetxmu(db *chai.DB) *sync.Mutex { return at[sync.Mutex](db.DB, known.writetxmu) }
+func Writetxmu(db *chai.DB) *sync.Mutex { return at[sync.Mutex](db.DB, offsets.writetxmu) }
 
 // SharedSnapshot returns the lock of the snapshot that reading sessions share while a
 // transaction is open that writes.
 func SharedSnapshot(db *chai.DB) *sync.RWMutex {
-	return at[sync.RWMutex](db.DB.Store, known.sharedSnapshot)
+	return at[sync.RWMutex](db.DB.Store, offsets.sharedSnapshot)
 }
 
 // Seen returns the keys of the rows that Chai has written to its rollback segment.
 func Seen(db *chai.DB) *map[string]struct{} {
-	return at[map[string]struct{}](*at[*byte](db.DB.Store, known.rollbackSegment), known.seen)
+	return at[map[string]struct{}](*at[*byte](db.DB.Store, offsets.rollbackSegment), offsets.seen)
 }
 
 // Snapshot returns what a *kv.snapshot contains.
 func Snapshot[T any](snapshot *T) *pebble.Snapshot {
-	return *at[*pebble.Snapshot](snapshot, known.snapshot)
+	return *at[*pebble.Snapshot](snapshot, offsets.snapshot)
 }
 
 // Batch returns the field for the batch of a transaction that writes, or nil if tx reads.
@@ -191,35 +191,35 @@ func ofTransaction[Field any](tx *chai.Tx, name string) *Field {
 
 // SeqNum returns the sequence number of a snapshot, which has all batches that end before
 // it.
-func SeqNum(s *pebble.Snapshot) uint64 { return *at[uint64](s, known.seqNum) }
+func SeqNum(s *pebble.Snapshot) uint64 { return *at[uint64](s, offsets.seqNum) }
 
 // Opts returns the options that a database uses. They must not be changed, except where
 // they are no pointer, and no goroutine but those of the tests may have changed them.
-func Opts(db *pebble.DB) *pebble.Options { return *at[*pebble.Options](db, known.opts) }
+func Opts(db *pebble.DB) *pebble.Options { return *at[*pebble.Options](db, offsets.opts) }
 
 // SetOpts makes a database use other options. Goroutines of Pebble that read them at the
 // same time get the former or the new ones.
 func SetOpts(db *pebble.DB, opts *pebble.Options) {
-	publish(at[*pebble.Options](db, known.opts), hidden(opts))
+	publish(at[*pebble.Options](db, offsets.opts), hidden(opts))
 }
 
 // Mu returns Pebble's mutex.
-func Mu(db *pebble.DB) *sync.Mutex { return at[sync.Mutex](db, known.mu) }
+func Mu(db *pebble.DB) *sync.Mutex { return at[sync.Mutex](db, offsets.mu) }
 
 // ClosedCh returns a channel that is closed when Close of the database has begun.
-func ClosedCh(db *pebble.DB) <-chan struct{} { return *at[chan struct{}](db, known.closedCh) }
+func ClosedCh(db *pebble.DB) <-chan struct{} { return *at[chan struct{}](db, offsets.closedCh) }
 
 // TableValidation returns whether files are being validated, which Close waits for, and
 // the condition that says that it has changed. [Mu] protects both.
 func TableValidation(db *pebble.DB) (validating *bool, cond *sync.Cond) {
-	return at[bool](db, known.validating), at[sync.Cond](db, known.validationCond)
+	return at[bool](db, offsets.validating), at[sync.Cond](db, offsets.validationCond)
 }
 
 // Flushed returns the channel of each memtable that has not been flushed, for those who
 // wait until it is. [Mu] must be locked.
 func Flushed(db *pebble.DB) (flushed []chan struct{}) {
-	for _, entry := range *at[[]*byte](db, known.queue) {
-		flushed = append(flushed, *at[chan struct{}](entry, known.flushed))
+	for _, entry := range *at[[]*byte](db, offsets.queue) {
+		flushed = append(flushed, *at[chan struct{}](entry, offsets.flushed))
 	}
 	return flushed
 }
@@ -227,34 +227,34 @@ func Flushed(db *pebble.DB) (flushed []chan struct{}) {
 // ManualDone returns the channel of each manual compaction that has not begun, for the
 // error that it ends with. [Mu] must be locked.
 func ManualDone(db *pebble.DB) (done []chan error) {
-	for _, manual := range *at[[]*byte](db, known.manual) {
-		done = append(done, *at[chan error](manual, known.done))
+	for _, manual := range *at[[]*byte](db, offsets.manual) {
+		done = append(done, *at[chan error](manual, offsets.done))
 	}
 	return done
 }
 
 // SetFilters sets the filters that are looked at in files that have them.
 func SetFilters(db *pebble.DB, filters map[string]pebble.FilterPolicy) {
-	publish(at[map[string]pebble.FilterPolicy](*at[*byte](db, known.tableCache), known.filters), filters)
+	publish(at[map[string]pebble.FilterPolicy](*at[*byte](db, offsets.tableCache), offsets.filters), filters)
 }
 
 // A CommitPipeline is Pebble's, which commits batches in the order of their numbers.
 type CommitPipeline struct{ p *byte }
 
 // Commit returns the commit pipeline of a database.
-func Commit(db *pebble.DB) CommitPipeline { return CommitPipeline{*at[*byte](db, known.commit)} }
+func Commit(db *pebble.DB) CommitPipeline { return CommitPipeline{*at[*byte](db, offsets.commit)} }
 
 // Mu returns the mutex that is locked while a batch gets its numbers and is written.
-func (c CommitPipeline) Mu() *sync.Mutex { return at[sync.Mutex](c.p, known.commitMu) }
+func (c CommitPipeline) Mu() *sync.Mutex { return at[sync.Mutex](c.p, offsets.commitMu) }
 
 // LogSyncQSem returns the semaphore that each batch holds until it is synced.
 func (c CommitPipeline) LogSyncQSem() chan struct{} {
-	return *at[chan struct{}](c.p, known.logSyncQSem)
+	return *at[chan struct{}](c.p, offsets.logSyncQSem)
 }
 
 // LogSeqNum returns the number that the next batch will get.
 func (c CommitPipeline) LogSeqNum() uint64 {
-	return (*at[*atomic.Uint64](c.p, known.commitLogSeqNum)).Load()
+	return (*at[*atomic.Uint64](c.p, offsets.commitLogSeqNum)).Load()
 }
 
 // A MemTable points to a memtable of Pebble, whose type can't be named here.
@@ -269,7 +269,7 @@ type Apply = func(b *pebble.Batch, mem MemTable) error
 // SetEnv replaces the functions with which batches are written and applied, and returns
 // the former ones. [CommitPipeline.Mu] must be locked.
 func (c CommitPipeline) SetEnv(write Write, apply Apply) (formerWrite Write, formerApply Apply) {
-	w, a := at[Write](c.p, known.commitWrite), at[Apply](c.p, known.commitApply)
+	w, a := at[Write](c.p, offsets.commitWrite), at[Apply](c.p, offsets.commitApply)
 	formerWrite, formerApply = *w, *a
 	publish(w, write)
 	publish(a, apply)
@@ -279,7 +279,7 @@ func (c CommitPipeline) SetEnv(write Write, apply Apply) (formerWrite Write, for
 // Forget makes the versions of Chai and Pebble unknown, until the function that it returns
 // is called. It is for tests. No other database may be open.
 func Forget() (remember func()) {
-	former := known
+	former := offsets
 	assign(fields{err: errUnknown})
 	return func() { assign(former) }
 }
@@ -288,7 +288,7 @@ func Forget() (remember func()) {
 // hanging may have read the former value before.
 //
 //go:norace
-func assign(f fields) { known = f }
+func assign(f fields) { offsets = f }
 
 // DefaultComparer returns the comparer of all databases of Chai, or nil if this program has
 // another version.

@@ -21,7 +21,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-var closes = flag.Int("closes", 15, "how often TestCloseBesideCalls closes a database in memory, and one on disk")
+var closes = flag.Int("closes", 8, "how often TestCloseBesideCalls closes a database in memory, and one on disk")
 
 // Close waits for calls under way, sweeps of a store that was not stopped among them, and
 // later calls return an error. None panics or hangs, and no goroutine is left.

@@ -24,7 +24,7 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-var crashRounds = flag.Int("crash-rounds", 4, "how often TestCrash kills a process for each kind of table")
+var crashRounds = flag.Int("crash-rounds", 2, "how often TestCrash kills a process for each kind of table")
 
 // Some tests run this test binary again, as a child process that is killed, or whose
 // disk fails. These variables tell the child its role, its directory, and what else

@@ -64,6 +64,9 @@ func TestFewFiles(t *testing.T) {
 	testdb.WithoutRace(t)
 	for name, file := range map[string]string{"logs": ".log", "rows": ".sst", "all": ""} {
 		t.Run(name, func(t *testing.T) {
+			if name != "logs" {
+				testdb.Long(t)
+			}
 			t.Parallel()
 			testdb.Watchdog(t, time.Minute)
 			cmd, out := startChild(t, "few files", t.TempDir(), file)

@@ -94,6 +94,9 @@ func TestFullDisk(t *testing.T) {
 	testdb.WithoutRace(t)
 	for _, test := range []struct{ size, ballast int }{{0, 51}, {300, 50}, {4000, 47}} {
 		t.Run(fmt.Sprint(test.size), func(t *testing.T) {
+			if test.size != 300 {
+				testdb.Long(t)
+			}
 			t.Parallel() // it mostly waits for a child process
 			testFullDisk(t, test.size, test.ballast)
 		})

@@ -13,10 +13,11 @@ import (
 	"go.elara.ws/chaistore/internal/testdb"
 )
 
-var renewals = flag.Int("renewals", 10_000, "how many sessions TestRenewalsLeaveNoMemory renews")
+var renewals = flag.Int("renewals", 50_000, "how many sessions TestRenewalsLeaveNoMemory renews")
 
 // Neither the store nor the engine keeps memory for renewals.
 func TestRenewalsLeaveNoMemory(t *testing.T) {
+	testdb.Long(t)
 	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 4*time.Minute)
 	const sessions, limit = 5000, 1 << 20

@@ -36,8 +36,8 @@ func (e *OwnerError) Error() string { return e.Text }
 // Unwrap is for [errors.Is] and [errors.As].
 func (e *OwnerError) Unwrap() error { return e.Err }
 
-// mostUnread is the number of unknown sessions for whose owners an answer asks in vain.
-const mostUnread = 1000
+// maxUnread is the number of unknown sessions for whose owners an answer asks in vain.
+const maxUnread = 1000
 
 // An answer is what a call knows about an owner's sessions.
 type answer struct {
@@ -154,7 +154,7 @@ func (x *ownerIndex) round(ctx context.Context, a *answer, unknown []Row) (err e
 
 // unknown returns unknown sessions that an answer does not know.
 func (x *ownerIndex) unknown(s *engine.Snapshot, l *layout, a *answer) ([]Row, error) {
-	if len(a.unread) < mostUnread {
+	if len(a.unread) < maxUnread {
 		rows, _, err := x.rowsOf(s, l, "", "", reconcilePart, a.unread)
 		return rows, err
 	}

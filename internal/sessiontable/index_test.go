@@ -429,6 +429,7 @@ func canceled() error { return context.Canceled }
 // If a sweep is interrupted at any point, the next one does the rest.
 func TestInterruptedRepairIsFinished(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	testdb.Watchdog(t, 3*time.Minute)
 	db, table := newStaleTable(t, repairLen, testdb.CreateIndex)
 	interrupted, fsyncs := 0, table.db.Fsyncs()

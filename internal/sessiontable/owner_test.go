@@ -430,7 +430,7 @@ func TestUnknownOwners(t *testing.T) {
 	}
 	// A bounded number is asked for in vain.
 	broken.Store(true)
-	const sessions = 2*mostUnread + 7
+	const sessions = 2*maxUnread + 7
 	for i := range sessions {
 		upsertData(t, table, fmt.Sprintf("%05d", i), "a")
 		upsertData(t, table, fmt.Sprintf("%05d", i), "a new")

@@ -138,14 +138,17 @@ func newTableInFiles(t *testing.T, sessions int, expiry time.Time) (db *chai.DB,
 func addInFiles(t *testing.T, db *chai.DB, table *Table, sessions int, expiry time.Time) (size int64) {
 	t.Helper()
 	rng := rand.NewChaCha8([32]byte{}) // can't be compressed
-	for i := range sessions {
-		row := Row{fmt.Sprintf("%03d", i), make([]byte, 4000), expiry}
-		rng.Read(row.Data)
-		if err := table.Upsert(t.Context(), row.Token, row.Data, row.Expiry); err != nil {
-			t.Fatal(err)
-		}
-		size += int64(len(encodeRow(row)))
+	rows := make([]Row, sessions)
+	for i := range rows {
+		rows[i] = Row{fmt.Sprintf("%03d", i), make([]byte, 4000), expiry}
+		rng.Read(rows[i].Data)
+		size += int64(len(encodeRow(rows[i])))
 	}
+	testdb.InParallel(64, sessions, func(_ *rand.Rand, i int) {
+		if err := table.Upsert(t.Context(), rows[i].Token, rows[i].Data, rows[i].Expiry); err != nil {
+			t.Error(err)
+		}
+	})
 	if err := db.DB.Store.DB().Flush(); err != nil {
 		t.Fatal(err)
 	}
@@ -186,6 +189,7 @@ func TestSweepFreesSpace(t *testing.T) {
 // did not finish. Later ones don't look for it.
 func TestFirstSweepFreesSpace(t *testing.T) {
 	testdb.Slow(t)
+	testdb.WithoutRace(t)
 	testdb.Watchdog(t, time.Minute)
 	const sessions = 5 * compactAfter / 4 / 4000
 	db, former, size := newTableInFiles(t, sessions, time.Now())

@@ -92,10 +92,14 @@ func Slow(t testing.TB) {
 // there than in other tests: it is about the disk, the heap, or processes that are killed.
 func WithoutRace(t testing.TB) {
 	t.Helper()
-	info, ok := debug.ReadBuildInfo()
-	if ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+	if race() {
 		t.Skip("with the race detector")
 	}
+}
+
+func race() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
 var full = flag.Bool("full", false, "run tests as long as they are meant to, with all combinations of what they vary")
@@ -108,13 +112,25 @@ func Rounds(few, many int) int {
 	return few
 }
 
+// Long skips a test that takes some seconds of CPU time, and looks for what other tests
+// would hardly miss, unless -full is set.
+func Long(t testing.TB) {
+	t.Helper()
+	if !*full {
+		t.Skip("long: use -full")
+	}
+}
+
 // Sampled reports whether a test tries a combination, of values with the given places in
 // their lists: one in n, in which each value still meets most of the others, or all with
-// -full.
+// -full. With the race detector, it is half as many.
 func Sampled(n int, places ...int) bool {
 	sum := 0
 	for _, place := range places {
 		sum += place
+	}
+	if race() {
+		n *= 2
 	}
 	return *full || sum%n == 0
 }

@@ -14,27 +14,27 @@
 //	sessionManager := scs.New()
 //	sessionManager.Store = store
 //
-// A commit is on disk when it returns. Concurrent commits share one fsync. Only one
-// process at a time can open a Chai database.
+// A commit that returns nil is on disk. Concurrent commits share one fsync. Only one process
+// at a time can open a Chai database.
 //
 // # Sharing the database
 //
 // The application may keep its own tables in the same database. The store does not use
-// Chai's transactions. Its reads never wait for one. Its writes wait while one that writes
-// is open, and can't be caught in a deadlock.
+// Chai's transactions. Its reads never wait for one. Its writes wait while a writable one is
+// open, but can't be caught in a deadlock.
 //
-// Goroutines that write with Chai deadlock each other, unless each uses [Update] or holds
-// the [WriteLock]. Each HTTP handler runs in a goroutine, so use Update there. A program in
+// Goroutines that write with Chai can deadlock, unless each uses [Update] or holds the
+// [WriteLock]. Each HTTP handler runs in a goroutine, so use Update there. A program in
 // which only one goroutine writes with Chai needs neither.
 //
 // # Shutting down
 //
-// Stop the server and all else that writes, call [ChaiStore.StopCleanup], and then close
-// the database.
+// Stop the server and everything else that writes, call [ChaiStore.StopCleanup], and then
+// close the database.
 //
-// Close waits for the transactions of the application. If goroutines have deadlocked in Chai,
-// Close never returns. So limit the time that it may take, and then end the program without
-// it: what was acknowledged is on disk.
+// Close waits for the transactions of the application. If goroutines have deadlocked in
+// Chai, it never returns. So limit its time, and then exit without it: acknowledged writes
+// are on disk.
 //
 //	time.AfterFunc(7*time.Second, func() { log.Fatal("a request or a transaction does not end") })
 //	server.Shutdown(context.Background())
@@ -74,21 +74,20 @@ const (
 // ErrClosed is returned by every call on a closed database.
 var ErrClosed = engine.ErrClosed
 
-// ErrBusy is returned by writes that wait when no write has ended for 10 seconds. From then
-// on, every write returns it at once, until the write that has the turn ends. What has
-// returned ErrBusy may or may not still happen.
+// ErrBusy is returned by waiting writes when no write has ended for 10 seconds. From then
+// on, every write returns it at once, until the current write ends. A write that returned
+// ErrBusy may still take effect.
 //
 // The usual reason: goroutines of the application, such as two HTTP handlers, have
-// deadlocked each other in Chai. Only the end of the process ends that: Close of the database
+// deadlocked in Chai. Only the end of the process ends the deadlock: closing the database
 // would never return. To avoid it, write with [Update] in handlers. Other reasons: a
-// transaction or the [WriteLock] was left open, a function passed to Update has written through
-// a store, or the disk is full or does not answer.
+// transaction or the [WriteLock] was left open, a function passed to Update has written
+// through a store, or the disk is full or does not answer.
 var ErrBusy = engine.ErrBusy
 
-// ErrReadOnly is returned by writes after the first failure of the disk, until the
-// database is opened again. It wraps the reason, such as [syscall.ENOSPC]. Finds go on, and
-// return what was acknowledged. Free space on the disk, or check it, and restart the
-// program.
+// ErrReadOnly is returned by writes after the first disk failure, until the database is
+// opened again. It wraps the reason, such as [syscall.ENOSPC]. Finds still return what was
+// acknowledged. Free space or check the disk, and restart the program.
 var ErrReadOnly = engine.ErrReadOnly
 
 // ErrTokenTooLong is returned when committing a session whose token is longer than
@@ -105,8 +104,8 @@ const maxDataLen = 16 << 20
 
 // ErrEnded is returned when committing a session that the store remembers as deleted:
 // see [Config.RememberEnded]. Have the ErrorFunc of the session manager send the visitor to
-// the sign-in page, and use [LoadAndSave], as in the example. ErrEnded is also the cause
-// with which the contexts from [ChaiStore.SessionContext] end.
+// the sign-in page, and use [LoadAndSave], as in the example. ErrEnded is also the cause of
+// a context from [ChaiStore.SessionContext] whose session has ended.
 var ErrEnded = sessiontable.ErrEnded
 
 // ErrOwnerTooLong is returned when committing a session whose owner, according to
@@ -114,12 +113,11 @@ var ErrEnded = sessiontable.ErrEnded
 // owner.
 var ErrOwnerTooLong = sessiontable.ErrOwnerTooLong
 
-// ErrOwnerUnreadable is returned by [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] when all
-// else is done, but there are sessions for which [Config.Owner] returns an error. Such a
-// session may be anybody's. SessionsOf has returned all other sessions of the owner, and
-// DeleteOf has deleted them. To find and end the unreadable ones, call
-// [ChaiStore.DeleteFunc] with a function that returns true where Owner returns an error, as
-// in its example.
+// ErrOwnerUnreadable is returned by [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf] if
+// [Config.Owner] returns an error for some sessions, each of which may belong to any owner.
+// All other sessions of the owner have been returned or deleted. To find and end the
+// unreadable ones, call [ChaiStore.DeleteFunc] with a function that returns true where Owner
+// returns an error, as in its example.
 //
 // The error wraps one of Owner's, for [errors.Is] and [errors.As]. The text of Owner's error
 // may quote the session, so only its type is named.
@@ -151,16 +149,15 @@ type Config struct {
 	// The filter takes a few bytes for each session. A small or new table has one at once, a
 	// large one after the first sweep.
 	//
-	// Memory is taken when it is needed: a database that is hardly used takes next to nothing.
-	// Closing the database gives it back; the copies and the filter go with the stores. With
+	// Memory is allocated when needed: a database that is hardly used takes almost none.
+	// Closing the database frees it; the copies and the filter are freed with the stores. With
 	// cgo, only the copies and the filter are on Go's heap. The rest may take twice as much,
-	// because C's allocator keeps what is freed.
+	// because C's allocator keeps freed memory.
 	//
-	// All stores on a database share the memory, which is the most that any of them asks
-	// for. A negative number asks for none beyond the 12 MB that Chai takes by itself. Less
-	// than a megabyte is refused. Default: 64 MiB, which has room for copies of 27,000
-	// sessions of 300 bytes. With many or large sessions, more memory makes finds and commits
-	// faster.
+	// All stores on a database share the memory: the largest Memory counts. A negative one asks
+	// for nothing beyond the 12 MB that Chai takes by itself. Less than a megabyte is refused.
+	// Default: 64 MiB, which has room for copies of 27,000 sessions of 300 bytes. With many or
+	// large sessions, more memory makes finds and commits faster.
 	Memory int64
 
 	// RememberEnded is how long the store remembers a session deleted by Delete,
@@ -170,15 +167,16 @@ type Config struct {
 	// minutes. A negative time, and less than a millisecond, are refused. Default: 0, nothing
 	// is remembered.
 	//
-	// The stores on a table that remember ended sessions share them until the process ends.
-	// Each takes about 60 bytes. A deletion by SQL counts once its transaction is committed,
-	// and its time begins at the DELETE. It does not count if the transaction puts the session
-	// again, or drops or replaces the table. The store does not remember what a sweep deletes,
-	// nor what is deleted by a transaction that was open when the first store was made.
+	// The stores on a table share the ended sessions that they remember, until the process
+	// ends. Each session takes about 60 bytes. A deletion with SQL counts once its transaction
+	// is committed, and its time begins at the DELETE. It does not count if the same
+	// transaction puts the session back, or drops or replaces the table. The store does not
+	// remember sessions deleted by a sweep, or by a transaction that was open when the first
+	// store was made.
 	//
-	// SCS's RenewToken deletes the session with the old token. So other requests that are
-	// still served with it get ErrEnded. A request that renews its token while its session
-	// is being ended goes on under the new token: to end a user's sessions for good, also
+	// SCS's RenewToken deletes the session under the old token, so other requests that still
+	// use that token get ErrEnded. A request that renews its token while its session is being
+	// ended keeps the session under the new token: to end a user's sessions for good, also
 	// refuse the user.
 	RememberEnded time.Duration
 
@@ -188,9 +186,9 @@ type Config struct {
 	// has renamed a type: see [ErrOwnerUnreadable]. [OwnerByKey] makes an Owner for the usual
 	// case.
 	//
-	// Owner is called in several goroutines. It must not change the data, nor call
+	// Owner is called from several goroutines. It must not change the data, nor call
 	// SessionsOf, DeleteOf, DeleteExpired or StopCleanup. All stores on a table that have an
-	// Owner must have the same. Default: nil, no owners.
+	// Owner must use the same one. Default: nil, no owners.
 	Owner func(data []byte) (owner string, err error)
 
 	// Logger gets
@@ -208,18 +206,17 @@ type Config struct {
 // ChaiStore is an SCS session store on a Chai database. Its methods are safe for
 // concurrent use.
 //
-// Find, Commit, Delete and All have variants that take a context. A call whose context
-// is done returns the context's error and writes nothing. So does a write whose context
-// ends while it waits for other writes, or for the application. A write that has begun is
-// finished. Deletions go on when their context ends: see [ChaiStore.DeleteCtx].
+// Find, Commit, Delete and All have variants that take a context. Deletions continue when
+// their context ends: see [ChaiStore.DeleteCtx]. Any other call whose context is done
+// returns the context's error and writes nothing. So does a write whose context ends while
+// it waits for other writes, or for the application. A write that has begun is finished.
 //
-// If no write has ended for 10 seconds, those that wait return [ErrBusy]. Find, All and
+// If no write has ended for 10 seconds, waiting writes return [ErrBusy]. Find, All and
 // Sessions don't wait for writes.
 //
-// The first failure of the disk makes the database read-only: see [ErrReadOnly]. Restart
-// the program. Or close the database, open it again, and make a new store on it. Close
-// waits for transactions that the application has begun and not ended. Calls on a closed
-// database return [ErrClosed].
+// The first disk failure makes the database read-only: see [ErrReadOnly]. Restart the
+// program, or close the database, open it again, and make a new store on it. Close waits for
+// the application's open transactions. Calls on a closed database return [ErrClosed].
 //
 // A copy of a store, even in another struct, works like the store. Calls of the zero
 // ChaiStore return errors.
@@ -231,16 +228,16 @@ type ChaiStore struct {
 // New returns a store that keeps sessions in the table "sessions" of db. It deletes
 // expired sessions every 5 minutes, until [ChaiStore.StopCleanup].
 //
-// New does not look at the table, so it may be created afterwards. Until then, calls of
-// the store return an error that says that it does not exist. New panics if db is nil;
+// New does not look at the table, which may be created later. Until then, calls of the store
+// return an error that says that the table does not exist. New panics if db is nil;
 // [NewWithConfig] returns an error instead.
 func New(db *chai.DB) *ChaiStore {
 	return NewWithCleanupInterval(db, defaultCleanupInterval)
 }
 
-// NewWithCleanupInterval is like [New], with another time between two sweeps. If it
-// is 0 or negative, only [ChaiStore.DeleteExpired] sweeps. If it is positive, but less
-// than a millisecond, NewWithCleanupInterval panics.
+// NewWithCleanupInterval is like [New], but sweeps at the given interval. If it is 0 or
+// negative, only [ChaiStore.DeleteExpired] sweeps. NewWithCleanupInterval panics if it is
+// positive but less than a millisecond.
 func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiStore {
 	err := Config{CleanupInterval: cleanupInterval}.check()
 	if isNil(db) {
@@ -262,12 +259,12 @@ func NewWithCleanupInterval(db *chai.DB, cleanupInterval time.Duration) *ChaiSto
 //     TEXT, data BLOB and expiry TIMESTAMP, in this order. The primary key must be token.
 //     NOT NULL is allowed, and so are indexes on token and expiry that are not unique.
 //     Nothing else is;
-//   - the table shares its rows with another table or index. That happens when the process
-//     is killed after Chai alone has made one, and Chai alone then makes the other. The
+//   - the table shares its rows with another table or index. That happens when Chai alone
+//     creates one of them, the process is killed, and Chai alone creates the other. The
 //     error says how to copy the table.
 //
-// Creating a table is a transaction of Chai, as in [Update]: if other goroutines write
-// with Chai, make the store before they start. The context of a handle from
+// NewWithConfig creates tables in a transaction of Chai, like that of [Update]: if other
+// goroutines write with Chai, make the store before they start. The context of a handle from
 // [chai.DB.WithContext] has no effect on the store.
 func NewWithConfig(db *chai.DB, cfg Config) (*ChaiStore, error) {
 	if isNil(db) {
@@ -359,12 +356,12 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 // the transaction. If f returns an error, Update rolls the transaction back and returns
 // the same error. If f panics, Update rolls back and panics on.
 //
-// It is not Chai's db.Update. Goroutines that call that, or db.Exec, at the same time
-// deadlock each other, and never return.
+// Don't confuse it with Chai's db.Update. Goroutines that call that, or db.Exec, at the same
+// time can deadlock and never return.
 //
-// Update waits for other calls of Update, for the [WriteLock], and for the stores on db.
-// If ctx ends meanwhile, Update returns its error. After 10 seconds, it returns [ErrBusy].
-// In both cases, f was not called. Once it is called, ctx has no effect.
+// Update waits for other calls of Update, for the [WriteLock], and for the stores on db. If
+// ctx ends while it waits, Update returns ctx's error. After 10 seconds, it returns
+// [ErrBusy]. In both cases, f was not called. Once f is called, ctx has no effect.
 //
 //	err := chaistore.Update(ctx, db, func(tx *chai.Tx) error {
 //		return tx.Exec("INSERT INTO visits (at) VALUES (?)", time.Now())
@@ -375,14 +372,13 @@ func newStore(db *chai.DB, cfg Config) *ChaiStore {
 // for f, and return an error after 10 seconds. The same goes for [ChaiStore.SessionsOf] and
 // [ChaiStore.DeleteOf], which may write.
 //
-// f must not commit or roll back tx. If it does, and returns nil, Update returns an error that
-// says so. What f has committed is kept, whatever it returns. Nobody may use tx after its end:
-// writing to it panics. If f uses tx in other goroutines, it must wait for them.
+// f must not commit or roll back tx. If it does, and returns nil, Update returns an error
+// that says so. What f has committed is kept, whatever f returns. Don't use tx after it has
+// ended: writing to it panics. If f uses tx in other goroutines, f must wait for them.
 //
-// A transaction that is rolled back leaves what was there. Chai alone loses index entries
-// of rows that were updated or deleted. When the disk fails while f runs, Chai panics in f.
-// Update rolls back what it can, and panics on. Stores go on reading what was committed
-// before.
+// A rollback restores what was there; Chai alone loses index entries of rows that were
+// updated or deleted. If the disk fails while f runs, Chai panics in f, and Update rolls
+// back what it can and re-panics. Stores still read what was committed before.
 func Update(ctx context.Context, db *chai.DB, f func(tx *chai.Tx) error) error {
 	switch {
 	case isNil(db):
@@ -429,21 +425,21 @@ func WriteLock(db *chai.DB) sync.Locker {
 // good as those in the database. On a file system without modes, such as FAT, Backup
 // returns an error at once, unless it is mounted for its user alone.
 //
-// When ctx ends, or the database is closed, Backup returns an error. After any error, it
-// leaves nothing. If the process ends meanwhile, dir keeps a part of the copy, in a
+// If ctx ends, or the database is closed, Backup returns an error. On any error, it leaves
+// nothing behind. If the process ends during a backup, dir keeps a part of the copy, in a
 // directory named incomplete. The copy shares no file with the database: to remove an old
 // copy, remove its directory.
 //
-// Only the process that has the database open can copy it: call Backup in a goroutine with
-// a ticker, as in the example, or in an HTTP handler for administrators. Don't copy the
+// Only the process that has the database open can copy it: call Backup in a goroutine with a
+// ticker, as in the example, or in an HTTP handler for administrators. Don't copy the
 // directory of an open database in any other way. Such a copy can't be opened. If this
-// process makes it, closing the file pebble/LOCK gives up the lock of the database. Then a
-// second process can open it, and both destroy it.
+// process makes it, closing the file pebble/LOCK gives up the lock. A second process can
+// then open the database, and the two destroy it.
 //
 // To restore a copy, stop the program, move the database away, move the copy to where it
-// was, and start the program. [Open] refuses a database into which a copy was moved instead.
-// Sessions that have ended since the copy are back: people who have signed out are signed in
-// again. If that must not be, delete all sessions with [ChaiStore.DeleteFunc].
+// was, and start the program. If the copy was moved into the database instead, [Open]
+// refuses it. Sessions that have ended since the backup are back: people who have signed out
+// are signed in again. To prevent that, delete all sessions with [ChaiStore.DeleteFunc].
 //
 // Backup can't copy a database that is in memory, closed or read-only. It may be called at
 // any time from many goroutines.
@@ -494,10 +490,10 @@ func (s *ChaiStore) Commit(token string, b []byte, expiry time.Time) error {
 // CommitCtx adds the session to the store, or overwrites its data and expiry. When it
 // returns nil, the session is on disk.
 //
-// The session is found until expiry, which is stored in microseconds and is at most
-// the end of the year 9999. Nil data is stored as empty data. A token of more than
-// 100 bytes is refused with [ErrTokenTooLong], data of more than 16 MiB with
-// [ErrDataTooLarge].
+// The session is found until expiry, which is stored in microseconds, and is at most the end
+// of the year 9999. An expiry before 1970 is stored as 1970. Nil data is stored as empty
+// data. A token of more than 100 bytes is refused with [ErrTokenTooLong], data of more than
+// 16 MiB with [ErrDataTooLarge].
 func (s *ChaiStore) CommitCtx(ctx context.Context, token string, b []byte, expiry time.Time) error {
 	if err := s.usable(); err != nil {
 		return fmt.Errorf("chaistore: commit: %w", err)
@@ -519,16 +515,16 @@ func (s *ChaiStore) Delete(token string) error {
 	return s.DeleteCtx(context.Background(), token)
 }
 
-// DeleteCtx deletes the session with the given token. If there is none, it returns
-// nil, mostly without waiting for anything. When it returns nil, the deletion is on disk.
+// DeleteCtx deletes the session with the given token. If there is none, it returns nil,
+// usually without waiting. When it returns nil, the deletion is on disk.
 //
-// The end of ctx does not stop it: a visitor who signs out and closes the tab, which
-// cancels the context of the request, is signed out. So it may wait beyond the deadline of ctx.
+// DeleteCtx continues when ctx ends, even beyond its deadline: a visitor who signs out and
+// closes the tab, which cancels the context of the request, is signed out.
 //
-// SCS's RenewToken deletes a session, and SCS commits it under a new token later, with the
-// context of the request. If the visitor goes away in between, the session is lost. Give
-// such requests a context from [context.WithoutCancel] before [LoadAndSave] gets them: SCS
-// commits with the context that they have then.
+// SCS's RenewToken deletes the session, and SCS commits it under a new token later, with the
+// context that the request had when it reached [LoadAndSave]. If the visitor goes away in
+// between, the session is lost. So give such requests a context from [context.WithoutCancel]
+// before LoadAndSave.
 func (s *ChaiStore) DeleteCtx(ctx context.Context, token string) error {
 	ctx = context.WithoutCancel(ctx)
 	if err := s.usable(); err != nil {

@@ -19,13 +19,13 @@ import (
 // DeleteExpired deletes expired sessions and returns the number deleted, even on
 // error. The cleanup calls it at each tick.
 //
-// It doesn't block other writers: it scans without a lock and deletes a few sessions
-// at a time. It stops between two of these steps when ctx ends. A session that is
-// renewed meanwhile stays. When much was deleted, DeleteExpired also merges the files of
-// the database, which frees disk space.
+// It doesn't block other writers: it scans without a lock and deletes a few sessions at a
+// time. When ctx ends, it stops between two of these steps. A session that is renewed
+// meanwhile is kept. When a lot was deleted, DeleteExpired also merges the files of the
+// database, which frees disk space.
 //
-// Each sweep makes the filter of tokens anew: see [Config.Memory]. Without a cleanup, a
-// large table has no filter before the first call.
+// Each sweep rebuilds the filter of tokens: see [Config.Memory]. Without a cleanup, a large
+// table has no filter before the first call.
 func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
 	if s.table == nil {
 		return 0, fmt.Errorf("chaistore: delete expired sessions: %w", errZeroStore)

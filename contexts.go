@@ -20,16 +20,16 @@ import (
 //
 // The cause, which [context.Cause] returns, is [ErrEnded] when the session
 //
-//   - was deleted by a store on the database, by a sweep, or with SQL. When the method that
-//     deletes returns, the context is done. After a commit of SQL, it is a moment later.
-//     Transactions that are open or rolled back have no effect;
+//   - was deleted by a store on the database, by a sweep, or with SQL. The context is done
+//     when the deleting method returns, or a moment after SQL is committed. Transactions
+//     that are open or rolled back have no effect;
 //   - has expired. A commit that moves the expiry moves the end of the context;
 //   - was in a table that was dropped, or replaced by one without it.
 //
-// If there is no such session, the context is done at once. The session may have been
-// deleted after the request has loaded it. A context that is done stays done, even if a
-// request that is still being served commits the session again. RenewToken ends the
-// contexts of the old token, and clients should connect again.
+// If there is no such session, the context is done at once: the session may have been
+// deleted since the request loaded it. A context that is done stays done, even if a request
+// that is still running commits the session again. RenewToken ends the contexts of the old
+// token; clients should connect again.
 //
 // When the database is closed, the cause wraps [ErrClosed]. When the session can't be read,
 // the cause says why. When the database is read-only, the context ends when the session
@@ -46,9 +46,9 @@ func (s *ChaiStore) SessionContext(parent context.Context, token string) (ctx co
 	return s.table.Context(parent, token)
 }
 
-// StoredToken returns the token under which the store has the session of a request, for
-// [ChaiStore.SessionContext]. It is the token in the cookie, or, if the session manager has
-// HashTokenInStore, the hash of that. A session that was not committed yet has the token "".
+// StoredToken returns the token under which the store keeps the session of a request, for
+// [ChaiStore.SessionContext]. It is the token in the cookie, or its hash if the session
+// manager has HashTokenInStore. A session that was not committed yet has the token "".
 //
 // ctx is the context of a request inside [LoadAndSave], or inside the session manager's
 // own. StoredToken panics if ctx has no session data, as all methods of the session manager

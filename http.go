@@ -9,13 +9,13 @@ import (
 )
 
 // LoadAndSave is like the session manager's own LoadAndSave, but sends nothing after the
-// answer of its ErrorFunc.
+// response of its ErrorFunc.
 //
-// SCS commits the session when next begins its answer. If the commit fails, for example
-// with [ErrEnded], SCS calls ErrorFunc, and then sends the answer of next, too: the redirect
-// to the sign-in page is followed by a page that only a signed-in user should see.
+// SCS commits the session when next begins its response. If the commit fails, for example
+// with [ErrEnded], SCS calls ErrorFunc, and then still sends the response of next: the
+// redirect to the sign-in page is followed by a page that only a signed-in user should see.
 //
-// LoadAndSave drops the answer of next instead: its calls of Write return the error that
+// LoadAndSave drops the response of next instead: its calls of Write return the error that
 // ErrorFunc got. Headers that next has set stay, except for Content-Length and
 // Content-Encoding.
 func LoadAndSave(sessionManager *scs.SessionManager, next http.Handler) http.Handler {

@@ -20,25 +20,25 @@ import (
 	"github.com/chaisql/chai"
 )
 
-// Open opens the database in a directory, and makes both if they do not exist. Only its
-// owner can enter a directory that Open makes.
+// Open opens the database in dir, and creates both if they do not exist. Only the owner can
+// enter a directory that Open creates.
 //
 // To close the database, stop the server and all else that writes, call
 // [ChaiStore.StopCleanup], and then Close. After [ErrBusy], Close may never return: end the
 // program without it. What was acknowledged is on disk.
 //
-// Only one process at a time can have a database open. If another one has, such as one that
-// this process replaces, Open waits until that closes the database, or ctx ends. After a
-// second, it logs that it waits, with [slog.Default]. Once the database is open, ctx has no
-// effect.
+// Only one process at a time can have a database open. If another process has it open, such
+// as one that this process replaces, Open waits until that process closes it, or ctx ends.
+// After a second, Open logs with [slog.Default] that it is waiting. Once the database is
+// open, ctx has no effect.
 //
 // dir may be relative: the database stays where it is when the working directory changes.
 // It must be on a local file system, with file locks and fsync for directories, and not
 // where old files are removed, such as in /tmp. With ":memory:", the database is in memory.
 //
-// Open refuses a directory that has files but no database. It also refuses one with a
-// database in a directory in it: a restored copy may be one level too deep, and mv moves a
-// copy into the old database, if that is still there.
+// Open refuses a directory that has files but no database. It also refuses one that has a
+// database in a subdirectory: a restored copy may be one level too deep, or mv may have
+// moved it into the old database.
 //
 // [chai.Open] works, too, but without all this.
 func Open(ctx context.Context, dir string) (*chai.DB, error) {

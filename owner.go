@@ -29,10 +29,9 @@ import (
 //
 //	Owner: chaistore.OwnerByKey(sessionManager.Codec, "userID")
 //
-// Some codecs decode integers as float64 numbers. These count as integers if they are below
-// 2^53: from there on, one may have been another integer. A [json.Number] may be an integer
-// in any notation. For all other values, the function returns an error: see
-// [ErrOwnerUnreadable].
+// Some codecs decode integers as float64. These count as integers if they are below 2^53:
+// from there on, they may have been rounded. A [json.Number] may be an integer in any
+// notation. For all other values, the function returns an error: see [ErrOwnerUnreadable].
 //
 // If the codec returns an error, the function returns one that wraps it, for [errors.Unwrap].
 // Its text has only the type of the codec's error, whose own text may quote the session.

@@ -15,8 +15,8 @@ import (
 )
 
 // A Session is a session in the store. Printing or logging one shows neither its token nor
-// its data, which are as good as a password. Encoding one does, as JSON for example. So
-// does a JSON log of a slice of sessions, or of a struct that has one.
+// its data, which are as good as a password. Encoding one, for example as JSON, shows both.
+// So does a JSON log of a slice of sessions, or of a struct that has one.
 type Session struct {
 	Token  string    // as stored: with HashTokenInStore, a hash
 	Data   []byte    // as encoded by the session manager's Codec
@@ -76,33 +76,33 @@ func (s *ChaiStore) converted(rows func() iter.Seq2[sessiontable.Row, error]) it
 // sessions.
 //
 // It reads only the sessions of the owner, and those that SQL, or a store without an Owner,
-// has put since the last call. If these are more than 10,000, it reads all sessions. So it
-// does the first time in a process, unless a sweep of a store with an Owner has done so.
-// That takes 1 to 3 seconds for 200,000 sessions in gob. Meanwhile, other such calls wait,
-// for up to 10 seconds.
+// has put since the last call. If there are more than 10,000 of the latter, it reads all
+// sessions. It also does so the first time in a process, unless a sweep of a store with an
+// Owner has done it. Reading 200,000 sessions in gob takes 1 to 3 seconds. Meanwhile, other
+// such calls wait, for up to 10 seconds.
 //
-// If Owner is another function than the one that has listed the sessions, the store logs
-// that, and reads all sessions again. The sequence ends with an error if others keep
-// changing the second table for 10 seconds, or if a table is replaced while it goes through
-// many sessions.
+// If another Owner function has listed the sessions, the store logs that, and reads all
+// sessions again. The sequence ends with an error if others keep changing the table of
+// owners for 10 seconds, or if a table is replaced while the sequence goes through many
+// sessions.
 //
 // SessionsOf may write, so it must not be called in a function passed to [Update].
 //
-// A session whose data Owner can't read is committed all the same, and may be anybody's. If
-// there are any, the sequence has the owner's other sessions, and then ends with
-// [ErrOwnerUnreadable], which says how to end them. Those that have expired go with the next
-// sweep.
+// A session whose data Owner can't read is committed all the same, and may belong to anyone.
+// If there are such sessions, the sequence has the owner's other sessions, and then ends
+// with [ErrOwnerUnreadable], which says how to end them. The next sweep deletes the expired
+// ones.
 //
-// The owners are in a second table, which [NewWithConfig] creates. Its name is that of the
-// table of sessions, followed by "_owners". Its columns are owner and token. It may have
-// rows that are out of date.
+// The table of owners, which [NewWithConfig] creates, has the name of the table of sessions
+// followed by "_owners". Its columns are owner and token. It may have rows that are out of
+// date.
 func (s *ChaiStore) SessionsOf(ctx context.Context, owner string) iter.Seq2[Session, error] {
 	return s.converted(func() iter.Seq2[sessiontable.Row, error] { return s.table.SessionsOf(ctx, owner, time.Now()) })
 }
 
 // DeleteFunc deletes every active session for which del returns true, and returns their
-// number, even on error. Those that somebody else deletes meanwhile count, too. DeleteFunc
-// reads all sessions; [ChaiStore.DeleteOf] reads only those of an owner. Both work with
+// number, even on error. Sessions that others delete meanwhile count, too. DeleteFunc reads
+// all sessions; [ChaiStore.DeleteOf] reads only those of an owner. Both work with
 // HashTokenInStore, where Destroy would hash the stored token again and find nothing.
 //
 // DeleteFunc goes through [ChaiStore.Sessions], so del may do whatever a loop body may do
@@ -126,8 +126,8 @@ func (s *ChaiStore) DeleteFunc(ctx context.Context, del func(Session) bool) (int
 	return n, nil
 }
 
-// DeleteOf deletes the active sessions of an owner, which are those of
-// [ChaiStore.SessionsOf]. It returns their number, even on error. It also deletes
+// DeleteOf deletes the active sessions of an owner, as [ChaiStore.SessionsOf] returns them,
+// and returns their number, even on error. It also deletes
 //
 //   - sessions that have expired but are not swept yet, without counting them, since a
 //     request that is being served could renew one;

@@ -53,9 +53,9 @@ type Stats struct {
 //   - After [ErrReadOnly], free space on the disk or check it, and restart the program.
 //   - [ErrClosed] should not come before the program ends.
 //
-// Other errors name the remedy, too: for example, the table may not exist. Err never waits
-// for the database. It begins a write of nothing: if that hangs, calls of Err return
-// ErrBusy 10 seconds later.
+// Other errors, such as that the table does not exist, name the remedy, too. Err never waits
+// for the database. It starts an empty write: if that hangs, Err returns ErrBusy from 10
+// seconds later on.
 func (s *ChaiStore) Err() error {
 	if s.table == nil {
 		return fmt.Errorf("chaistore: %w", errZeroStore)

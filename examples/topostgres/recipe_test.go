@@ -20,7 +20,6 @@ import (
 
 	"github.com/alexedwards/scs/pgxstore"
 	"github.com/alexedwards/scs/v2"
-	"github.com/chaisql/chai"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"go.elara.ws/chaistore"
@@ -29,8 +28,8 @@ import (
 // An application before its sessions are moved, in two variants, and afterwards.
 // README.md shows the differences.
 
-func withChai(_ context.Context, serve func(*scs.SessionManager) error) error {
-	db, err := chai.Open("chai_db")
+func withChai(ctx context.Context, serve func(*scs.SessionManager) error) error {
+	db, err := chaistore.Open(ctx, "chai_db")
 	if err != nil {
 		return err
 	}
@@ -42,8 +41,8 @@ func withChai(_ context.Context, serve func(*scs.SessionManager) error) error {
 	return serve(sessionManager)
 }
 
-func withConfig(_ context.Context, serve func(*scs.SessionManager) error) error {
-	db, err := chai.Open("chai_db")
+func withConfig(ctx context.Context, serve func(*scs.SessionManager) error) error {
+	db, err := chaistore.Open(ctx, "chai_db")
 	if err != nil {
 		return err
 	}

@@ -32,9 +32,9 @@
 // Stop the server and everything else that writes, call [ChaiStore.StopCleanup], and then
 // close the database.
 //
-// Close waits for the transactions of the application. If goroutines have deadlocked in
-// Chai, it never returns. So limit its time, and then exit without it: acknowledged writes
-// are on disk.
+// Close waits for the application's transactions that write, and not for its other reads: end
+// those first. If goroutines have deadlocked in Chai, it never returns. So limit its time,
+// and then exit without it: acknowledged writes are on disk.
 //
 //	time.AfterFunc(7*time.Second, func() { log.Fatal("a request or a transaction does not end") })
 //	server.Shutdown(context.Background())
@@ -80,7 +80,7 @@ var ErrClosed = engine.ErrClosed
 //
 // The usual reason: goroutines of the application, such as two HTTP handlers, have
 // deadlocked in Chai. Only the end of the process ends the deadlock: closing the database
-// would never return. To avoid it, write with [Update] in handlers. Other reasons: a
+// would never return. To avoid it, write with [Update] in all handlers. Other reasons: a
 // transaction or the [WriteLock] was left open, a function passed to Update has written
 // through a store, or the disk is full or does not answer.
 var ErrBusy = engine.ErrBusy
@@ -156,7 +156,7 @@ type Config struct {
 	//
 	// All stores on a database share the memory: the largest Memory counts. A negative one asks
 	// for nothing beyond the 12 MB that Chai takes by itself. Less than a megabyte is refused.
-	// Default: 64 MiB, which has room for copies of 27,000 sessions of 300 bytes. With many or
+	// Default: 64 MiB, which has room for copies of 26,000 sessions of 300 bytes. With many or
 	// large sessions, more memory makes finds and commits faster.
 	Memory int64
 
@@ -187,8 +187,9 @@ type Config struct {
 	// case.
 	//
 	// Owner is called from several goroutines. It must not change the data, nor call
-	// SessionsOf, DeleteOf, DeleteExpired or StopCleanup. All stores on a table that have an
-	// Owner must use the same one. Default: nil, no owners.
+	// SessionsOf, DeleteOf, DeleteExpired or StopCleanup. If it panics, so does each call that
+	// reads the session: return an error instead, which is logged, at most once a minute. All
+	// stores on a table that have an Owner must use the same one. Default: nil, no owners.
 	Owner func(data []byte) (owner string, err error)
 
 	// Logger gets
@@ -216,7 +217,7 @@ type Config struct {
 //
 // The first disk failure makes the database read-only: see [ErrReadOnly]. Restart the
 // program, or close the database, open it again, and make a new store on it. Close waits for
-// the application's open transactions. Calls on a closed database return [ErrClosed].
+// the application's open transactions that write. Calls on a closed database return [ErrClosed].
 //
 // A copy of a store, even in another struct, works like the store. Calls of the zero
 // ChaiStore return errors.

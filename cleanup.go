@@ -41,8 +41,10 @@ func (s *ChaiStore) DeleteExpired(ctx context.Context) (int, error) {
 func sweep(ctx context.Context, table *sessiontable.Table) (deleted int, err error) {
 	start := time.Now()
 	done, err := table.DeleteExpired(ctx, start)
-	table.Logger().LogAttrs(ctx, slog.LevelDebug, "chaistore: swept expired sessions",
-		slog.Int("scanned", done.Scanned), slog.Int("deleted", done.Deleted), slog.Int("active", done.Active), slog.Duration("duration", time.Since(start)))
+	if err == nil {
+		table.Logger().LogAttrs(ctx, slog.LevelDebug, "chaistore: swept expired sessions",
+			slog.Int("scanned", done.Scanned), slog.Int("deleted", done.Deleted), slog.Int("active", done.Active), slog.Duration("duration", time.Since(start)))
+	}
 	return done.Deleted, err
 }
 

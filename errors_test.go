@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/http"
 	"net/http/httptest"
 	"path/filepath"
 	"slices"
@@ -130,8 +131,10 @@ func TestErrBusy(t *testing.T) {
 			t.Errorf("BusySince = %v, want %v", got, want)
 		}
 		for name, write := range writes {
-			if err := write(); !errors.Is(err, chaistore.ErrBusy) || !strings.HasPrefix(err.Error(), "chaistore: ") {
-				t.Errorf("%s = %v, want %v", name, err, chaistore.ErrBusy)
+			began := time.Now()
+			err := write()
+			if d := time.Since(began); !errors.Is(err, chaistore.ErrBusy) || !strings.HasPrefix(err.Error(), "chaistore: ") || d > 0 {
+				t.Errorf("%s = %v after %v, want %v at once", name, err, d, chaistore.ErrBusy)
 			}
 		}
 		wantFound(t, s, "alice", "alice|")
@@ -211,6 +214,8 @@ func TestNilArguments(t *testing.T) {
 		t.Errorf("DeleteFunc with a nil function = %d, %v; want 0 and an error that says so", n, err)
 	}
 	wantPanic(t, "chaistore: the codec is nil: ", func() { chaistore.OwnerByKey(nil, "user") })
+	wantPanic(t, "chaistore: the session manager is nil: ", func() { chaistore.LoadAndSave(nil, http.NotFoundHandler()) })
+	wantPanic(t, "chaistore: the handler is nil: ", func() { chaistore.LoadAndSave(scs.New(), nil) })
 	wantPanic(t, "chaistore: the codec is nil: ", func() { chaistore.OwnerByKey(new(scs.SessionManager).Codec, "user") })
 }
 

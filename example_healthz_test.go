@@ -14,9 +14,9 @@ import (
 	"go.elara.ws/chaistore"
 )
 
-// healthz answers 200 while the program may go on, and 503 when it must be restarted. A
-// database that is busy gets a minute. For one that is read-only, free space on its disk
-// before the restart.
+// healthz answers 503 when a restart helps. A database that is busy gets a minute. One that
+// is read-only still finds sessions, and can't be opened again while its disk is full: so
+// somebody must free space first, whom the metrics and the logs tell.
 func healthz(store *chaistore.ChaiStore) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		err := store.Err()
@@ -25,6 +25,8 @@ func healthz(store *chaistore.ChaiStore) http.HandlerFunc {
 			fmt.Fprintln(w, "ok")
 		case errors.Is(err, chaistore.ErrBusy) && time.Since(store.Stats().BusySince) < time.Minute:
 			fmt.Fprintln(w, "busy")
+		case errors.Is(err, chaistore.ErrReadOnly):
+			fmt.Fprintln(w, err)
 		default:
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		}

@@ -550,9 +550,12 @@ func ExampleChaiStore_Stats_prometheus() {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
 		stats := store.Stats()
-		writable := 1
+		writable, merges := 1, 1
 		if store.Err() != nil {
 			writable = 0
+		}
+		if stats.BackgroundError != "" {
+			merges = 0
 		}
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
 		for _, metric := range []struct {
@@ -565,8 +568,10 @@ func ExampleChaiStore_Stats_prometheus() {
 			{"sessions_deletes_total", "counter", stats.Deletes},
 			{"sessions_swept_total", "counter", stats.Swept},
 			{"sessions_fsyncs_total", "counter", stats.Fsyncs},
+			{"sessions_active", "gauge", stats.Active},
 			{"sessions_last_sweep_timestamp_seconds", "gauge", max(0, stats.LastSweep.Unix())},
 			{"sessions_writable", "gauge", writable},
+			{"sessions_merges", "gauge", merges},
 		} {
 			fmt.Fprintf(w, "# TYPE %s %s\n%[1]s %[3]v\n", metric.name, metric.kind, metric.value)
 		}
@@ -598,8 +603,12 @@ func ExampleChaiStore_Stats_prometheus() {
 	// sessions_swept_total 0
 	// # TYPE sessions_fsyncs_total counter
 	// sessions_fsyncs_total 1
+	// # TYPE sessions_active gauge
+	// sessions_active 0
 	// # TYPE sessions_last_sweep_timestamp_seconds gauge
 	// sessions_last_sweep_timestamp_seconds 0
 	// # TYPE sessions_writable gauge
 	// sessions_writable 1
+	// # TYPE sessions_merges gauge
+	// sessions_merges 1
 }

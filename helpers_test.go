@@ -2,6 +2,7 @@ package chaistore_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -131,11 +132,12 @@ func inAnHour() time.Time { return time.Now().Add(time.Hour) }
 
 func anHourAgo() time.Time { return time.Now().Add(-time.Hour) }
 
-// newStoreWith returns a store configured by cfg that logs nothing and sweeps only on
-// demand.
+// newStoreWith returns a store configured by cfg that logs nothing, unless cfg has a Logger,
+// and sweeps only on demand.
 func newStoreWith(t testing.TB, db *chai.DB, cfg chaistore.Config) *chaistore.ChaiStore {
 	t.Helper()
-	cfg.CleanupInterval, cfg.CreateTable, cfg.Logger = -1, true, slog.New(slog.DiscardHandler)
+	cfg.CleanupInterval, cfg.CreateTable = -1, true
+	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
 	s, err := chaistore.NewWithConfig(db, cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -18,7 +18,15 @@ import (
 // LoadAndSave drops the response of next instead: its calls of Write return the error that
 // ErrorFunc got. Headers that next has set stay, except for Content-Length and
 // Content-Encoding.
+//
+// LoadAndSave panics if the session manager or next is nil.
 func LoadAndSave(sessionManager *scs.SessionManager, next http.Handler) http.Handler {
+	switch {
+	case sessionManager == nil:
+		panic("chaistore: the session manager is nil: pass one from scs.New")
+	case next == nil:
+		panic("chaistore: the handler is nil: pass the one that serves the requests")
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer := &answer{ResponseWriter: w}
 		manager := *sessionManager // with the key of its values in contexts

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/chaisql/chai"
+
+	"go.elara.ws/chaistore/internal/engine"
 )
 
 // Open opens the database in dir, and creates both if they do not exist. Only the owner can
@@ -65,7 +67,9 @@ func openDir(ctx context.Context, dir string) (*chai.DB, error) {
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); errors.Is(err, fs.ErrNotExist) { // in /proc, for example
+		return nil, fmt.Errorf("pass a directory that can be made: %w", err)
+	} else if err != nil {
 		return nil, remedied(err)
 	}
 	// One process may open a directory twice if it has two names, and destroy it: what
@@ -103,7 +107,11 @@ func tryOpen(dir string) (db *chai.DB, err error) {
 	defer opening.Unlock()
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("use a local file system, with locks and fsync for directories: chai panicked: %v", r)
+			if cause, ok := r.(runtime.Error); ok { // a file is missing
+				err = fmt.Errorf("chai panicked: %w", cause)
+			} else {
+				err = fmt.Errorf("%w: chai panicked: %v", errors.ErrUnsupported, r)
+			}
 		}
 	}()
 	return chai.Open(dir)
@@ -131,7 +139,7 @@ func remedied(err error) error {
 	case errors.Is(err, syscall.EROFS):
 		remedy = "pass a directory that can be written"
 	case errors.Is(err, syscall.ENOLCK), errors.Is(err, errors.ErrUnsupported):
-		remedy = "use a local file system"
+		remedy = "use a local file system, with locks and fsync for directories"
 	case strings.Contains(err.Error(), "lock held by current process"): // vfs/file_lock_unix.go
 		remedy = "open it once in a program, and share it"
 	}
@@ -145,6 +153,9 @@ const pebbleDir = "pebble" // in a database: Chai makes nothing else there, and 
 func checkDir(dir string) error {
 	files, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(dir); err == nil {
+			return errDangling
+		}
 		return nil
 	}
 	if err != nil {
@@ -157,7 +168,9 @@ func checkDir(dir string) error {
 		name := filepath.Join(dir, file.Name())
 		switch hidden := strings.HasPrefix(file.Name(), "."); {
 		case name == own:
-			if _, err := os.Stat(own); err != nil { // a link to what is not mounted, for example
+			if _, err := os.Stat(own); errors.Is(err, fs.ErrNotExist) {
+				return errDangling
+			} else if err != nil {
 				return remedied(err)
 			}
 		case strings.HasPrefix(file.Name(), manifest):
@@ -187,17 +200,25 @@ func checkDir(dir string) error {
 		case !isDatabase(second):
 		case there:
 			return fmt.Errorf("move %s out of this database: it is another one; if it is the copy to restore, also move this one away, and then the copy to where this one was", second)
-		case filepath.Base(second) == "incomplete":
-			return errors.New("use another copy: this one is incomplete")
+		case filepath.Base(second) == engine.IncompleteDir:
+			return errIncomplete
 		default:
 			return fmt.Errorf("move %s one level up, or pass %s: the database is too deep", filepath.Join(second, pebbleDir), second)
 		}
 	}
 	if _, err := os.Stat(own); err != nil && other != "" {
+		if other == engine.IncompleteDir {
+			return errIncomplete
+		}
 		return fmt.Errorf("pass a directory for the database alone: this one has no database, but other files, such as %s", other)
 	}
 	return nil
 }
+
+var (
+	errIncomplete = errors.New("use another copy: this one is incomplete")
+	errDangling   = errors.New("make or mount what the link points to: it is missing")
+)
 
 // manifest is what the name of a file begins with that only Pebble makes, in each database.
 const manifest = "MANIFEST-"

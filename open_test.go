@@ -242,13 +242,25 @@ func TestOpenRefuses(t *testing.T) {
 			file(t, filepath.Join(dir, "uploads", "pebble", "cat.jpg"))
 			mkdir(t, filepath.Join(dir, "pebble", "pebble"))
 		}, ""},
-		"deeper":         {func(t *testing.T, dir string) { database(t, filepath.Join(dir, "pebble")) }, filepath.Join("pebble", "pebble") + " one level up"},
-		"deeper, too":    {func(t *testing.T, dir string) { database(t, dir); database(t, filepath.Join(dir, "pebble")) }, filepath.Join("sessions", "pebble") + " out of this database"},
-		"in its files":   {func(t *testing.T, dir string) { database(t, dir); database(t, filepath.Join(dir, "pebble", "copy")) }, filepath.Join("pebble", "copy") + " out of this database"},
-		"too high":       {func(t *testing.T, dir string) { file(t, filepath.Join(dir, "MANIFEST-000001")) }, "move its files into a directory pebble"},
-		"incomplete":     {func(t *testing.T, dir string) { database(t, filepath.Join(dir, "incomplete")) }, "use another copy"},
-		"dangling":       {func(t *testing.T, dir string) { mkdir(t, filepath.Dir(dir)); link(t, dir) }, "pass the path of a directory"},
-		"dangling files": {func(t *testing.T, dir string) { mkdir(t, dir); link(t, filepath.Join(dir, "pebble")) }, "check the disk"},
+		"deeper":        {func(t *testing.T, dir string) { database(t, filepath.Join(dir, "pebble")) }, filepath.Join("pebble", "pebble") + " one level up"},
+		"deeper, too":   {func(t *testing.T, dir string) { database(t, dir); database(t, filepath.Join(dir, "pebble")) }, filepath.Join("sessions", "pebble") + " out of this database"},
+		"in its files":  {func(t *testing.T, dir string) { database(t, dir); database(t, filepath.Join(dir, "pebble", "copy")) }, filepath.Join("pebble", "copy") + " out of this database"},
+		"too high":      {func(t *testing.T, dir string) { file(t, filepath.Join(dir, "MANIFEST-000001")) }, "move its files into a directory pebble"},
+		"incomplete":    {func(t *testing.T, dir string) { database(t, filepath.Join(dir, "incomplete")) }, "use another copy"},
+		"killed backup": {func(t *testing.T, dir string) { file(t, filepath.Join(dir, "incomplete", "000001.log")) }, "use another copy"},
+		"files missing": {func(t *testing.T, dir string) {
+			database(t, dir)
+			for _, pattern := range []string{"CURRENT", "marker.*"} {
+				names, _ := filepath.Glob(filepath.Join(dir, "pebble", pattern))
+				for _, name := range names {
+					if err := os.Remove(name); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}, "check the disk, or restore a backup: chai"},
+		"dangling":       {func(t *testing.T, dir string) { mkdir(t, filepath.Dir(dir)); link(t, dir) }, "make or mount what the link points to"},
+		"dangling files": {func(t *testing.T, dir string) { mkdir(t, dir); link(t, filepath.Join(dir, "pebble")) }, "make or mount what the link points to"},
 		"NUL":            {nil, "pass the path of a directory"},
 		"a file":         {file, "pass the path of a directory"},
 		"in a file":      {func(t *testing.T, dir string) { file(t, filepath.Dir(dir)) }, "pass the path of a directory"},

@@ -36,6 +36,10 @@ import (
 // If the codec returns an error, the function returns one that wraps it, for [errors.Unwrap].
 // Its text has only the type of the codec's error, whose own text may quote the session.
 //
+// Pass the same text to [ChaiStore.SessionsOf] and [ChaiStore.DeleteOf]. For a float64 from
+// the session manager's Get, it is that of strconv.FormatInt(int64(id), 10): GetInt returns
+// 0, and fmt.Sprint a text such as 1e+06.
+//
 // OwnerByKey panics if codec is nil.
 func OwnerByKey(codec scs.Codec, key string) func(data []byte) (owner string, err error) {
 	if codec == nil {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"log/slog"
 	"time"
@@ -28,8 +29,8 @@ func (s Session) String() string {
 	return fmt.Sprintf("session of %d bytes until %s", len(s.Data), s.Expiry.Format(time.RFC3339))
 }
 
-// GoString is String, for the verb %#v.
-func (s Session) GoString() string { return s.String() }
+// Format prints String, for every verb.
+func (s Session) Format(f fmt.State, _ rune) { io.WriteString(f, s.String()) }
 
 // LogValue returns the size of the data and the expiry.
 func (s Session) LogValue() slog.Value {

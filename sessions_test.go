@@ -1009,9 +1009,9 @@ func TestOwnerByKeyDecodesAsGobCodec(t *testing.T) {
 // DeleteOf finds the sessions of every ID, though a JSON codec decodes IDs as
 // floating-point numbers.
 func TestOwnerByKeyWithJSON(t *testing.T) {
-	s := newStoreWith(t, testdb.Memory(t), chaistore.Config{Owner: chaistore.OwnerByKey(jsonCodec{}, "user")})
+	s := newStoreWith(t, testdb.Memory(t), chaistore.Config{Owner: chaistore.OwnerByKey(bareJSONCodec{}, "user")})
 	for _, id := range []int64{0, 1, 7, 42, 999_999, 1_000_000, 1_000_001, 12_345_678, 1 << 31, 1e12, 1e15, 1<<53 - 1, -1_000_000} {
-		data, err := jsonCodec{}.Encode(inAnHour(), map[string]any{"user": id})
+		data, err := bareJSONCodec{}.Encode(inAnHour(), map[string]any{"user": id})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -1031,7 +1031,7 @@ func TestErrOwnerUnreadable(t *testing.T) {
 		owner func(data []byte) (string, error)
 		want  string
 	}{
-		"codec": {chaistore.OwnerByKey(jsonCodec{}, "user"), ": the codec has returned a *json.SyntaxError"},
+		"codec": {chaistore.OwnerByKey(bareJSONCodec{}, "user"), ": the codec has returned a *json.SyntaxError"},
 		"owner": {func(data []byte) (string, error) {
 			if data[0] == 'Q' {
 				return "", fmt.Errorf("parse: %w", secret)
@@ -1096,7 +1096,7 @@ func TestErrOwnerUnreadable(t *testing.T) {
 func TestNotErrOwnerUnreadable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := testdb.Memory(t)
-		s := newStoreWith(t, db, chaistore.Config{Owner: chaistore.OwnerByKey(jsonCodec{}, "user")})
+		s := newStoreWith(t, db, chaistore.Config{Owner: chaistore.OwnerByKey(bareJSONCodec{}, "user")})
 		commit(t, s, "1", `{"user":"alice"}`, inAnHour())
 		commit(t, s, "2", "Q", inAnHour())
 		if n, err := s.DeleteOf(t.Context(), "bob"); n != 0 || !errors.Is(err, chaistore.ErrOwnerUnreadable) {
@@ -1113,14 +1113,34 @@ func TestNotErrOwnerUnreadable(t *testing.T) {
 	})
 }
 
-// A jsonCodec encodes sessions as JSON.
-type jsonCodec struct{}
+// While sessions are committed whose owner can't be read, a line a minute says so, without
+// what Owner's error quotes.
+func TestUnreadableOwnersAreLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var logged testdb.Log
+		s := newStoreWith(t, testdb.Memory(t), chaistore.Config{
+			Owner:  func(data []byte) (string, error) { return "", fmt.Errorf("%s: %w", data, errors.ErrUnsupported) },
+			Logger: logged.Logger(slog.LevelInfo),
+		})
+		for i := range 10 {
+			commit(t, s, fmt.Sprint(i), "secret", inAnHour())
+			time.Sleep(15 * time.Second)
+		}
+		const want = "Config.Owner can't read a session"
+		if n, text := strings.Count(logged.String(), want), logged.String(); n != 3 || strings.Count(text, "\n") != 3 || strings.Contains(text, "secret") || strings.Count(text, "*fmt.wrapError") != 3 {
+			t.Errorf("got %d lines with %q in two and a half minutes, want 3, with the type of the error alone:\n%s", n, want, text)
+		}
+	})
+}
 
-func (jsonCodec) Encode(_ time.Time, values map[string]any) ([]byte, error) {
+// A bareJSONCodec encodes sessions as JSON.
+type bareJSONCodec struct{}
+
+func (bareJSONCodec) Encode(_ time.Time, values map[string]any) ([]byte, error) {
 	return json.Marshal(values)
 }
 
-func (jsonCodec) Decode(data []byte) (_ time.Time, values map[string]any, err error) {
+func (bareJSONCodec) Decode(data []byte) (_ time.Time, values map[string]any, err error) {
 	err = json.Unmarshal(data, &values)
 	return time.Time{}, values, err
 }
@@ -1139,7 +1159,7 @@ func TestSessionIsNotPrinted(t *testing.T) {
 	session := chaistore.Session{Token: "secret-token", Data: []byte("secret-data"), Expiry: time.Date(2026, time.January, 2, 3, 4, 5, 0, time.UTC)}
 	var text strings.Builder
 	for _, value := range []any{session, &session, []chaistore.Session{session}, struct{ S chaistore.Session }{session}, map[string]chaistore.Session{"": session}} {
-		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d", "%t"} {
 			fmt.Fprintf(&text, verb+"\n", value)
 		}
 	}

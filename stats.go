@@ -46,11 +46,13 @@ type Stats struct {
 	BackgroundError string
 }
 
-// Err returns nil if a commit would work now, and otherwise its error, for health checks:
+// Err returns nil if a commit would work now, as far as is known, and otherwise its error,
+// for health checks:
 //
 //   - [ErrBusy] may go away by itself. If [Stats.BusySince] is a minute ago, restart the
 //     program. Don't wait for Close of the database, which may never return.
-//   - After [ErrReadOnly], free space on the disk or check it, and restart the program.
+//   - After [ErrReadOnly], free space on the disk or check it, and then restart the program.
+//     Not before: finds still work, and a database can't be opened while its disk is full.
 //   - [ErrClosed] should not come before the program ends.
 //
 // Other errors, such as that the table does not exist, name the remedy, too. Err never waits

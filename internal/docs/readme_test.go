@@ -22,7 +22,7 @@ var _ = func(ctx context.Context, sessionManager *scs.SessionManager, store *cha
 	if err := sessionManager.RenewToken(ctx); err != nil {
 		return err
 	}
-	_, err := store.DeleteOf(ctx, userID)
+	_, err := store.DeleteOf(ctx, userID) // a string; an integer in decimal
 	return err
 }
 

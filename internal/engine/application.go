@@ -44,10 +44,14 @@ func (l *appLock) Unlock() {
 // Update calls f with a writable transaction of Chai, in a turn of its own. It
 // commits the transaction if f returns nil, and rolls it back if f returns an error
 // or panics. If ctx ends before the transaction begins, Update returns the context's
-// error and does not call f. If it has to wait for too long, it returns [ErrBusy].
+// error and does not call f. If it has to wait for too long, or a turn hangs, it returns
+// [ErrBusy].
 func (db *DB) Update(ctx context.Context, f func(tx *chai.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if !db.BusySince().IsZero() {
+		return ErrBusy
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, db.hangLimit, ErrBusy)
 	defer cancel()

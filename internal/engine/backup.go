@@ -94,7 +94,10 @@ type copying struct {
 	renamed bool     // whether the copy has its final name
 }
 
-func (c *copying) incomplete() string { return filepath.Join(c.dir, "incomplete") }
+// IncompleteDir is the directory in which a copy is made. A copy that has it has not ended.
+const IncompleteDir = "incomplete"
+
+func (c *copying) incomplete() string { return filepath.Join(c.dir, IncompleteDir) }
 func (c *copying) unnamed() string    { return filepath.Join(c.incomplete(), "pebble") }
 func (c *copying) named() string      { return filepath.Join(c.dir, "pebble") }
 

@@ -14,7 +14,7 @@ import (
 const HangLimit = 10 * time.Second
 
 // ErrBusy is returned by writes while a turn hangs.
-var ErrBusy = errors.New("the database is busy: in handlers, write with chaistore.Update, not with db.Exec or db.Update, and never through a store inside that; no write has ended for 10 seconds, because goroutines have deadlocked each other in Chai, a transaction or the write lock was left open, or the disk is full or hangs")
+var ErrBusy = errors.New("the database is busy: in handlers, write with chaistore.Update, not with db.Exec, db.Update or INSERT RETURNING, and never through a store inside that; if this lasts a minute, restart the program; no write has ended for 10 seconds, because goroutines have deadlocked in Chai, a transaction or the write lock was left open, or the disk is full or hangs")
 
 // The requests of one turn are limited, to bound how long it takes. Pebble treats a
 // batch larger than half of its memory table of 4 MB as a memory table of its own.

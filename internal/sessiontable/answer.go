@@ -36,6 +36,14 @@ func (e *OwnerError) Error() string { return e.Text }
 // Unwrap is for [errors.Is] and [errors.As].
 func (e *OwnerError) Unwrap() error { return e.Err }
 
+// ownerError returns an error of Config.Owner with a text that quotes nothing.
+func ownerError(err error) error {
+	if _, ok := err.(*OwnerError); ok {
+		return err
+	}
+	return &OwnerError{fmt.Sprintf("it has returned a %T", err), err}
+}
+
 // maxUnread is the number of unknown sessions for whose owners an answer asks in vain.
 const maxUnread = 1000
 
@@ -55,10 +63,7 @@ func (a *answer) err() error {
 		if err == nil {
 			continue
 		}
-		if _, ok := err.(*OwnerError); !ok {
-			err = &OwnerError{fmt.Sprintf("it has returned a %T", err), err}
-		}
-		return fmt.Errorf("%w: %w", ErrOwnerUnreadable, err)
+		return fmt.Errorf("%w: %w", ErrOwnerUnreadable, ownerError(err))
 	}
 	if a.more {
 		return ErrOwnerUnreadable

@@ -8,6 +8,7 @@ import (
 	"hash/maphash"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.elara.ws/chaistore/internal/engine"
 )
@@ -43,11 +44,12 @@ import (
 // snapshot, and in the notes.
 type ownerIndex struct {
 	*ownerNotes
-	table   *Table
-	ownerOf func(data []byte) (owner string, err error) // nil in a table without owners
-	seed    maphash.Seed
-	logged  sync.Once
-	sampled atomic.Bool // see compareOwners
+	table        *Table
+	ownerOf      func(data []byte) (owner string, err error) // nil in a table without owners
+	seed         maphash.Seed
+	logged       sync.Once
+	loggedUnread atomic.Int64 // when logUnread did so, in nanoseconds
+	sampled      atomic.Bool  // see compareOwners
 }
 
 // The columns of a table of owners.
@@ -108,11 +110,23 @@ func (x *ownerIndex) prepare(token string, data []byte) (n listing, err error) {
 	if unread == nil && len(owner) > MaxKeyLen {
 		return n, ErrOwnerTooLong
 	}
+	if unread != nil {
+		x.logUnread(unread)
+	}
 	n.owner, n.known = owner, unread == nil
 	if !n.known {
 		n.owner = ""
 	}
 	return n, nil
+}
+
+// logUnread logs that the owner of a session that is committed can't be read, at most once a
+// minute.
+func (x *ownerIndex) logUnread(err error) {
+	last, now := x.loggedUnread.Load(), time.Now().UnixNano()
+	if now-last >= int64(time.Minute) && x.loggedUnread.CompareAndSwap(last, now) {
+		x.table.Logger().Error("chaistore: Config.Owner can't read a session that is committed; while there are such sessions, SessionsOf and DeleteOf return ErrOwnerUnreadable: end them with DeleteFunc", "error", ownerError(err).Error())
+	}
 }
 
 // claim makes a turn known to the notes, if they follow its tables.

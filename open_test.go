@@ -266,6 +266,9 @@ func TestOpenRefuses(t *testing.T) {
 		"in a file":      {func(t *testing.T, dir string) { file(t, filepath.Dir(dir)) }, "pass the path of a directory"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if name == "files missing" && runtime.GOOS == "windows" {
+				t.Skip("Chai panics with files open, which can't be removed there")
+			}
 			dir := filepath.Join(t.TempDir(), "above", "sessions")
 			if test.in != nil {
 				test.in(t, dir)

@@ -30,8 +30,8 @@ var timestampEpoch = time.Date(2000, time.January, 1, 0, 0, 0, 0, time.UTC).Unix
 
 // appendKey appends the key of a row: the table's namespace and the primary key.
 func appendKey(dst []byte, namespace int64, token string) []byte {
-	const mostForNamespaceAndLength = 20
-	dst = slices.Grow(dst, len(token)+mostForNamespaceAndLength)
+	const maxNamespaceAndLength = 20
+	dst = slices.Grow(dst, len(token)+maxNamespaceAndLength)
 	return appendText(appendInt(dst, namespace), token)
 }
 
@@ -51,8 +51,8 @@ func tokenIn(key, beginning []byte) []byte {
 
 // encodeRow returns the encoded columns of a row, in the order of the table.
 func encodeRow(row Row) []byte {
-	const mostForLengthsAndExpiry = 20
-	dst := make([]byte, 0, len(row.Token)+len(row.Data)+mostForLengthsAndExpiry)
+	const maxLengthsAndExpiry = 20
+	dst := make([]byte, 0, len(row.Token)+len(row.Data)+maxLengthsAndExpiry)
 	dst = appendText(dst, row.Token)
 	dst = appendBlob(dst, row.Data)
 	return appendInt(dst, row.Expiry.UnixMicro()-timestampEpoch)

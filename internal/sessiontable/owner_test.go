@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -1232,4 +1233,98 @@ func TestEntriesDeletedAllTheTime(t *testing.T) {
 		}
 		wantAllOf(t, table, "a", 1)
 	})
+}
+
+// A snapshot is current just as long as no note is on what it needs: its number, and that of
+// the first snapshot of an answer, are compared with the ends of batches.
+func TestNotesAtTheirBatch(t *testing.T) {
+	at, other := tables{1, 2}, tables{3, 4}
+	const end = 10 // of the batch
+	for name, test := range map[string]struct {
+		note          func(n *ownerNotes)
+		begun, number uint64 // of the latest snapshots for which an answer is current
+	}{
+		"put":             {func(n *ownerNotes) { n.note("a", end, false) }, end - 1, math.MaxUint64},
+		"entry deleted":   {func(n *ownerNotes) { n.note("a", end, true) }, end - 1, end - 1},
+		"all put":         {func(n *ownerNotes) { n.noteAll(end, false) }, end - 1, math.MaxUint64},
+		"entries deleted": {func(n *ownerNotes) { n.noteAll(end, true) }, end - 1, end - 1},
+		"put twice": {func(n *ownerNotes) {
+			n.note("a", end, false)
+			n.note("a", end+5, false)
+		}, end - 1, math.MaxUint64},
+		"listed": {func(n *ownerNotes) {
+			n.note("a", end, true)
+			n.settled(at, []string{"a"}, end, end)
+			n.noted(at, end, 1)
+		}, math.MaxUint64, math.MaxUint64},
+		"listed in part": {func(n *ownerNotes) {
+			n.note("a", end, true)
+			n.note("a", end+5, true)
+			n.settled(at, []string{"a"}, end, end)
+			n.noted(at, end, 1)
+		}, end, end},
+		"all compared": {func(n *ownerNotes) {
+			n.noteAll(end, true)
+			n.compared(at, end, end)
+		}, math.MaxUint64, math.MaxUint64},
+		"compared too early": {func(n *ownerNotes) {
+			n.noteAll(end, true)
+			n.compared(at, end-1, end-1)
+		}, end - 1, end - 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newOwnerNotes()
+			n.followed.Store(&followed{tables: at})
+			test.note(n)
+			for begun := uint64(end - 2); begun <= end+2; begun++ {
+				for number := max(begun, n.listed); number <= end+2; number++ {
+					want := begun <= test.begun && number <= test.number
+					if got := n.current(at, begun, number); got != want {
+						t.Errorf("current for an answer from %d in %d = %v, want %v", begun, number, got, want)
+					}
+				}
+			}
+			if n.listed > 0 && n.current(at, 0, n.listed-1) {
+				t.Error("a snapshot from before what was listed is current")
+			}
+			if n.current(other, 0, end-1) {
+				t.Error("a snapshot of other tables is current")
+			}
+		})
+	}
+}
+
+// A token and an owner of 100 bytes are the longest ones.
+func TestLongestTokensAndOwners(t *testing.T) {
+	db := testdb.Memory(t)
+	testdb.Exec(t, db, testdb.CreateTable, testdb.CreateIndex)
+	table := newTableWithOwner(t, db, func(data []byte) (string, error) { return string(data), nil })
+	plain := New(db, Options{Name: "sessions", Logger: table.Logger})
+	owner := strings.Repeat("o", MaxKeyLen)
+	var tokens []string
+	for i := range 3 {
+		tokens = append(tokens, strings.Repeat("t", MaxKeyLen-1)+fmt.Sprint(i))
+	}
+	upsertData(t, plain, tokens[0], owner) // listed by the first answer
+	wantTokensOf(t, table, owner, tokens[:1]...)
+	upsertData(t, table, tokens[1], owner)
+	upsertData(t, plain, tokens[2], owner) // noted
+	wantTokensOf(t, table, owner, tokens...)
+	testdb.Exec(t, db, "DELETE FROM sessions_owners") // the entries are noted
+	wantTokensOf(t, table, owner, tokens...)
+	if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	wantTokensOf(t, table, owner, tokens...)
+	if n, err := table.DeleteOf(t.Context(), owner, time.Now()); n != len(tokens) || err != nil {
+		t.Errorf("DeleteOf = %d, %v; want %d, nil", n, err, len(tokens))
+	}
+	if err := table.Upsert(t.Context(), "a", []byte(owner+"o"), time.Now().Add(time.Hour)); !errors.Is(err, ErrOwnerTooLong) {
+		t.Errorf("Upsert with an owner of %d bytes = %v, want %v", MaxKeyLen+1, err, ErrOwnerTooLong)
+	}
+	for _, err := range table.SessionsOf(t.Context(), owner+"o", time.Now()) {
+		if !errors.Is(err, ErrOwnerTooLong) {
+			t.Errorf("SessionsOf an owner of %d bytes: %v, want %v", MaxKeyLen+1, err, ErrOwnerTooLong)
+		}
+	}
 }

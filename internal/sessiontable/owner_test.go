@@ -1267,6 +1267,11 @@ func TestNotesAtTheirBatch(t *testing.T) {
 			n.noteAll(end, true)
 			n.compared(at, end, end)
 		}, math.MaxUint64, math.MaxUint64},
+		"compared in part": {func(n *ownerNotes) {
+			n.noteAll(end-5, true)
+			n.noteAll(end+5, true)
+			n.compared(at, end, end)
+		}, end, end},
 		"compared too early": {func(n *ownerNotes) {
 			n.noteAll(end, true)
 			n.compared(at, end-1, end-1)
@@ -1316,8 +1321,16 @@ func TestLongestTokensAndOwners(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantTokensOf(t, table, owner, tokens...)
+	ctx, cancel := table.Context(t.Context(), tokens[0])
+	defer cancel()
+	if ctx.Err() != nil {
+		t.Errorf("the context of a session has ended: %v", context.Cause(ctx))
+	}
 	if n, err := table.DeleteOf(t.Context(), owner, time.Now()); n != len(tokens) || err != nil {
 		t.Errorf("DeleteOf = %d, %v; want %d, nil", n, err, len(tokens))
+	}
+	if !errors.Is(context.Cause(ctx), ErrEnded) {
+		t.Errorf("the context of the deleted session: %v, want %v", context.Cause(ctx), ErrEnded)
 	}
 	if err := table.Upsert(t.Context(), "a", []byte(owner+"o"), time.Now().Add(time.Hour)); !errors.Is(err, ErrOwnerTooLong) {
 		t.Errorf("Upsert with an owner of %d bytes = %v, want %v", MaxKeyLen+1, err, ErrOwnerTooLong)

@@ -1332,6 +1332,16 @@ func TestLongestTokensAndOwners(t *testing.T) {
 	if !errors.Is(context.Cause(ctx), ErrEnded) {
 		t.Errorf("the context of the deleted session: %v, want %v", context.Cause(ctx), ErrEnded)
 	}
+	upsertData(t, table, tokens[0], owner)
+	if err := plain.Delete(t.Context(), tokens[0]); err != nil { // leaves the entry to the next sweep
+		t.Fatal(err)
+	}
+	if _, err := table.DeleteExpired(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if n := testdb.Count(t, db, "SELECT COUNT(*) FROM sessions_owners"); n != 0 {
+		t.Errorf("got %d entries without sessions after a sweep, want 0", n)
+	}
 	if err := table.Upsert(t.Context(), "a", []byte(owner+"o"), time.Now().Add(time.Hour)); !errors.Is(err, ErrOwnerTooLong) {
 		t.Errorf("Upsert with an owner of %d bytes = %v, want %v", MaxKeyLen+1, err, ErrOwnerTooLong)
 	}

@@ -52,22 +52,22 @@ type layer struct {
 type block [8]uint64
 
 const (
-	blockSize  = 64
-	bitsOfKey  = 7    // that are set
-	sizeOfKey  = 16   // bits; then 2 in 1000 other keys have theirs set by chance
-	leastOfKey = 6    // where there is no more memory: 70 in 1000
-	leastRoom  = 512  // keys, in a kilobyte: there may be many databases
-	leastMore  = 4096 // keys in each further layer
+	blockSize = 64
+	bitsOfKey = 7    // that are set
+	sizeOfKey = 16   // bits; then 2 in 1000 other keys have theirs set by chance
+	minOfKey  = 6    // where there is no more memory: 70 in 1000
+	minRoom   = 512  // keys, in a kilobyte: there may be many databases
+	minMore   = 4096 // keys in each further layer
 
 	addedTogether = 512 // keys of a collection
 )
 
 // keyFilters has the filters of all tables of a database.
 type keyFilters struct {
-	list atomic.Pointer[[]*keyFilter]
-	size atomic.Int64 // in bytes, of all of them
-	most atomic.Int64 // bytes for each; all may take twice as much
-	mu   sync.Mutex   // held while list changes
+	list  atomic.Pointer[[]*keyFilter]
+	size  atomic.Int64 // in bytes, of all of them
+	limit atomic.Int64 // bytes for each; all may take twice as much
+	mu    sync.Mutex   // held while list changes
 }
 
 func (fs *keyFilters) all() []*keyFilter {
@@ -117,9 +117,9 @@ func (fs *keyFilters) addHashes(f *keyFilter, hashes ...uint64) bool {
 	complete := f.complete.Load()
 	for _, h := range hashes {
 		if last.keys >= last.room {
-			if further := fs.grow(f, max(f.keys.Load(), leastMore)); further != nil {
+			if further := fs.grow(f, max(f.keys.Load(), minMore)); further != nil {
 				last = further
-			} else if last.room = most(last.blocks); last.keys >= last.room {
+			} else if last.room = maxKeys(last.blocks); last.keys >= last.room {
 				return false
 			}
 		}
@@ -133,14 +133,14 @@ func (fs *keyFilters) addHashes(f *keyFilter, hashes ...uint64) bool {
 // grow adds a layer for a number of keys, or for as many as there is memory for, and
 // returns it, or nil. f.mu must be locked, or nobody else knows f.
 func (fs *keyFilters) grow(f *keyFilter, keys int64) *layer {
-	size, limit := f.size(), fs.most.Load()
+	size, limit := f.size(), fs.limit.Load()
 	room := min(limit-size, 2*limit-fs.size.Load()) / blockSize // in blocks
 	n := min((keys*sizeOfKey/8+blockSize-1)/blockSize, room)
-	if n < leastRoom*leastOfKey/8/blockSize || f.gone {
+	if n < minRoom*minOfKey/8/blockSize || f.gone {
 		return nil
 	}
 	added := &layer{blocks: make([]block, n)}
-	added.room = min(keys, most(added.blocks))
+	added.room = min(keys, maxKeys(added.blocks))
 	var layers []*layer
 	if former := f.layers.Load(); former != nil {
 		layers = slices.Clone(*former)
@@ -151,8 +151,8 @@ func (fs *keyFilters) grow(f *keyFilter, keys int64) *layer {
 	return added
 }
 
-// most returns the greatest number of keys in a layer.
-func most(blocks []block) int64 { return int64(len(blocks)) * blockSize * 8 / leastOfKey }
+// maxKeys returns the greatest number of keys in a layer.
+func maxKeys(blocks []block) int64 { return int64(len(blocks)) * blockSize * 8 / minOfKey }
 
 // size returns how many bytes f takes.
 func (f *keyFilter) size() (n int64) {
@@ -219,7 +219,7 @@ func (fs *keyFilters) begin(f *keyFilter, keys int64) bool {
 			keys = other.keys.Load()
 		}
 	}
-	if fs.grow(f, max(keys+keys/4, leastRoom)) == nil {
+	if fs.grow(f, max(keys+keys/4, minRoom)) == nil {
 		return false
 	}
 	fs.set(append(slices.Clone(fs.all()), f))

@@ -153,7 +153,7 @@ func TestFilterErrs(t *testing.T) {
 	}{"made for its keys": {keys, 5}, "grown": {0, 15}} {
 		t.Run(name, func(t *testing.T) {
 			fs := new(keyFilters)
-			fs.most.Store(1 << 20)
+			fs.limit.Store(1 << 20)
 			f := &keyFilter{table: "table", seed: maphash.MakeSeed()}
 			if !fs.begin(f, test.estimate) {
 				t.Fatal("no memory")
@@ -190,7 +190,7 @@ func TestFilterErrs(t *testing.T) {
 func TestFilterMemory(t *testing.T) {
 	e := newAbsentDB(t)
 	fs := &e.filters
-	fs.most.Store(64 << 10)
+	fs.limit.Store(64 << 10)
 	room := e.cache.room()
 	collected(t, e)
 	if got := e.cache.room(); got != room-int(e.FilterSize("table"))/len(e.cache.shards) {
@@ -227,7 +227,7 @@ func TestFilterMemory(t *testing.T) {
 	}
 
 	none := newAbsentDB(t)
-	none.filters.most.Store(0)
+	none.filters.limit.Store(0)
 	collected(t, none)
 	wantAbsent(t, none, cacheKey, false)
 }
@@ -236,10 +236,10 @@ func TestFilterMemory(t *testing.T) {
 func TestFilterOfRenewedRow(t *testing.T) {
 	e := newAbsentDB(t)
 	collected(t, e)
-	for range 10 * leastMore {
+	for range 10 * minMore {
 		e.filters.follow(Change{Key: cacheKey, End: 1})
 	}
-	if got, want := e.FilterSize("table"), int64(leastRoom*sizeOfKey/8); got != want {
+	if got, want := e.FilterSize("table"), int64(minRoom*sizeOfKey/8); got != want {
 		t.Errorf("the filter takes %d bytes, want %d", got, want)
 	}
 }

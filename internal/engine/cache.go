@@ -51,7 +51,7 @@ func (db *DB) GrowCache(bytes int64) {
 	defer db.growing.Unlock()
 	c := &db.cache
 	c.limit.Store(max(c.limit.Load(), bytes))
-	c.filters.most.Store(c.limit.Load() / 4)
+	c.filters.limit.Store(c.limit.Load() / 4)
 }
 
 // room returns the limit of a shard.
@@ -148,13 +148,13 @@ func (c *cache) shard(key []byte) (s *shard, mark *uint64) {
 // A shard is a part of the cache, with a limit of its own. It first removes entries
 // that were not used since the hand last passed them (CLOCK).
 type shard struct {
-	mu      sync.Mutex
-	marks   [128]uint64 // of keys, by their hash
-	entries map[string]*entry
-	clock   []*entry // the same entries, in any order
-	most    int      // the greatest number of entries since the map was made
-	hand    int
-	size    int
+	mu         sync.Mutex
+	marks      [128]uint64 // of keys, by their hash
+	entries    map[string]*entry
+	clock      []*entry // the same entries, in any order
+	maxEntries int      // the greatest number of entries since the map was made
+	hand       int
+	size       int
 }
 
 type entry struct {
@@ -191,7 +191,7 @@ func (s *shard) put(key string, row []byte, limit int) {
 		e = &entry{key: key, place: len(s.clock)}
 		s.entries[key] = e
 		s.clock = append(s.clock, e)
-		s.most = max(s.most, len(s.clock))
+		s.maxEntries = max(s.maxEntries, len(s.clock))
 	}
 	e.row = row
 	s.size += e.size()
@@ -220,11 +220,11 @@ func (s *shard) remove(key string) {
 	s.clock[e.place].place = e.place
 	s.clock[last] = nil
 	s.clock = s.clock[:last]
-	if last < s.most/4 { // neither a map nor a slice shrinks by itself
+	if last < s.maxEntries/4 { // neither a map nor a slice shrinks by itself
 		entries := make(map[string]*entry, last)
 		for _, e := range s.clock {
 			entries[e.key] = e
 		}
-		s.entries, s.clock, s.most = entries, append([]*entry(nil), s.clock...), last
+		s.entries, s.clock, s.maxEntries = entries, append([]*entry(nil), s.clock...), last
 	}
 }

@@ -171,8 +171,8 @@ func (x *ownerIndex) listable(owner string) string {
 	return owner
 }
 
-// rowsOf returns listed sessions of an owner, beginning at a token, but for known ones.
-func (x *ownerIndex) rowsOf(s *engine.Snapshot, l *layout, owner, from string, most int, known map[string]error) (rows []Row, next string, err error) {
+// rowsOf returns listed sessions of an owner, beginning at a token, but for unread ones.
+func (x *ownerIndex) rowsOf(s *engine.Snapshot, l *layout, owner, from string, limit int, unread map[string]error) (rows []Row, next string, err error) {
 	size := 0
 	prefix := appendText(appendInt(nil, l.owners.namespace), owner)
 	end := append(bytes.Clone(prefix), 0xff) // greater than the type of any value
@@ -185,10 +185,10 @@ func (x *ownerIndex) rowsOf(s *engine.Snapshot, l *layout, owner, from string, m
 			x.skip("its token")
 			return true, nil
 		}
-		if _, ok := known[string(token)]; ok {
+		if _, ok := unread[string(token)]; ok {
 			return true, nil
 		}
-		if len(rows) == most || size >= pageBytes {
+		if len(rows) == limit || size >= pageBytes {
 			next = after(rows[len(rows)-1].Token)
 			return false, nil
 		}

@@ -168,7 +168,7 @@ func (n *ownerNotes) current(t tables, begun, number uint64) bool {
 
 // noted returns sessions of the given tables that are noted for the snapshot with the given
 // number. It reports false if the notes are on other tables.
-func (n *ownerNotes) noted(t tables, number uint64, most int) (tokens []string, ok bool) {
+func (n *ownerNotes) noted(t tables, number uint64, limit int) (tokens []string, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.follows(t) {
@@ -176,7 +176,7 @@ func (n *ownerNotes) noted(t tables, number uint64, most int) (tokens []string, 
 	}
 	n.least, n.hidden = math.MaxUint64, math.MaxUint64
 	for token, span := range n.tokens {
-		if span.first <= number && len(tokens) < most {
+		if span.first <= number && len(tokens) < limit {
 			tokens = append(tokens, token)
 		}
 		n.least = min(n.least, span.first)

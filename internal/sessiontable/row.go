@@ -75,10 +75,10 @@ func (t *Table) Page(ctx context.Context, from string) (rows []Row, next string,
 }
 
 // page is [Table.Page] in a snapshot, with another limit.
-func (l *layout) page(s *engine.Snapshot, from string, most int) (rows []Row, next string, err error) {
+func (l *layout) page(s *engine.Snapshot, from string, limit int) (rows []Row, next string, err error) {
 	size := 0
 	err = scan(s, l, from, func(_, _ []byte, row Row) (more bool, err error) {
-		if len(rows) == most || size >= pageBytes {
+		if len(rows) == limit || size >= pageBytes {
 			next = after(rows[len(rows)-1].Token)
 			return false, nil
 		}

@@ -440,7 +440,7 @@ func (t *Table) read(ctx context.Context, f func(s *engine.Snapshot, l *layout) 
 		if err != nil || same {
 			return err
 		}
-		if tries < mostTries {
+		if tries < maxTries {
 			runtime.Gosched() // Chai is about to make the new catalog known
 			continue
 		}
@@ -451,7 +451,7 @@ func (t *Table) read(ctx context.Context, f func(s *engine.Snapshot, l *layout) 
 	}
 }
 
-const mostTries = 100
+const maxTries = 100
 
 // errOtherCatalog is returned when the database has another table than Chai, outside
 // of any transaction. That is so when a transaction that replaced the table was open
